@@ -1,0 +1,1 @@
+"""The minds: networks, the policies they play, and their checkpoints. Torch only."""

@@ -1,0 +1,100 @@
+"""An agent on disk: `model.safetensors` and `card.json`. Nothing is ever unpickled.
+
+The digest covers what decides the agent's behaviour: architecture, heads and every weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pipeline.agents.networks import NETWORKS, NetworkSpec, QNetwork, count_parameters
+
+FORMAT: Final = 1
+WEIGHTS: Final = "model.safetensors"
+CARD: Final = "card.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A network with the card that says where it comes from."""
+
+    network: QNetwork
+    card: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return str(self.card["digest"])
+
+
+def digest(network: QNetwork) -> str:
+    """SHA-256 over architecture, heads and weights, independent of file layout."""
+    spec = json.dumps({"network": network.spec.as_json(), "heads": network.actions}, sort_keys=True)
+    sha = hashlib.sha256(spec.encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def network_name(spec: NetworkSpec) -> str:
+    """The architecture's name in `NETWORKS`, or "custom"."""
+    return next((name for name, known in NETWORKS.items() if known == spec), "custom")
+
+
+def save_agent(folder: Path, network: QNetwork, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the agent into `folder`; the card gains format, architecture, heads, parameter count and digest. Returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(contiguous, folder / WEIGHTS)
+    complete = dict(card) | {
+        "format": FORMAT,
+        "network": network_name(network.spec),
+        "architecture": network.spec.as_json(),
+        "heads": network.actions,
+        "parameters": count_parameters(network),
+        "digest": digest(network),
+    }
+    (folder / CARD).write_text(json.dumps(complete, indent=2, sort_keys=True) + "\n")
+    return complete
+
+
+def load_card(folder: Path) -> dict[str, Any]:
+    """The card of the agent in `folder`. ValueError says what is missing and how to get it."""
+    path = folder / CARD
+    if not path.is_file():
+        raise ValueError(f"no agent at {folder}: {CARD} is missing (run `dvc repro` to make it or `dvc pull` to fetch it)")
+    try:
+        card = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}): restore it with `git checkout` or `dvc pull`") from None
+    if not isinstance(card, dict) or not {"format", "architecture", "heads", "digest"} <= card.keys():
+        raise ValueError(f"{path} is not an agent card: it lacks format, architecture, heads or digest")
+    if card["format"] != FORMAT:
+        raise ValueError(f"{path} has format {card['format']}, this version reads {FORMAT}: update pd-pipeline")
+    return card
+
+
+def load_agent(folder: Path, device: torch.device) -> Agent:
+    """Read and verify an agent. ValueError names the file that is missing, damaged or does not match its card."""
+    card = load_card(folder)
+    try:
+        network = QNetwork(NetworkSpec.from_json(card["architecture"]), {str(k): int(v) for k, v in card["heads"].items()})
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except FileNotFoundError:
+        raise ValueError(f"{folder / WEIGHTS} is missing: `dvc pull` or `git lfs pull` it, or run `dvc repro`") from None
+    except (SafetensorError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{folder} is damaged ({first}): restore it with `git checkout` or `dvc pull`") from None
+    if digest(network) != card["digest"]:
+        raise ValueError(f"{folder / WEIGHTS} does not match the digest in its card: restore both from one source")
+    network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return Agent(network, card)

@@ -1,0 +1,115 @@
+"""One Q-network for every role: a convolutional trunk and one head per game.
+
+The paper's ladder (Rusu et al. 2015, Section 4 and Table 3) differs only in its `NetworkSpec`. Under NLL and KL the outputs are
+logits of a policy, under MSE and for teachers they are Q-values; the network does not know which.
+
+Dimensions: B batch, C stacked frames, H W pixels (84), A actions, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkSpec:
+    """Channels of the three convolutions (8x8/4, 4x4/2, 3x3/1), units of the shared layer, and two options.
+
+    `layer_norm` normalises after every layer (PQN); `controller` gives each game a private hidden layer of that many
+    units before its output (multi-game students), 0 for none. `stack` is the number of input frames.
+    """
+
+    channels: tuple[int, int, int]
+    hidden: int
+    layer_norm: bool = False
+    controller: int = 0
+    stack: int = 4
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"channels": list(self.channels)}
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> NetworkSpec:
+        channels = fields["channels"]
+        if len(channels) != 3:
+            raise ValueError(f"a network has three convolutions, this one lists {len(channels)}")
+        first, second, third = (int(c) for c in channels)
+        return NetworkSpec(
+            channels=(first, second, third),
+            hidden=int(fields["hidden"]),
+            layer_norm=bool(fields["layer_norm"]),
+            controller=int(fields["controller"]),
+            stack=int(fields["stack"]),
+        )
+
+
+NETWORKS: Final = {
+    "dqn": NetworkSpec(channels=(32, 64, 64), hidden=512),
+    "net1": NetworkSpec(channels=(16, 32, 32), hidden=256),
+    "net2": NetworkSpec(channels=(16, 16, 16), hidden=128),
+    "net3": NetworkSpec(channels=(16, 16, 16), hidden=64),
+    "pqn": NetworkSpec(channels=(32, 64, 64), hidden=512, layer_norm=True),
+    "multi3": NetworkSpec(channels=(32, 64, 64), hidden=512, controller=128),
+    "multi10": NetworkSpec(channels=(64, 64, 64), hidden=1500, controller=128),
+}
+"""The paper's four single-game networks, PQN's teacher, and the paper's two multi-game students."""
+
+
+class QNetwork(nn.Module):
+    """Maps uint8 states to one value per action of one game. `heads`: game -> number of actions."""
+
+    def __init__(self, spec: NetworkSpec, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        if not heads:
+            raise ValueError("a network needs at least one head: give {game: number of actions}")
+        self.spec = spec
+        self.actions = dict(heads)
+        first, second, third = spec.channels
+
+        def normalised(layer: nn.Module, features: int) -> list[nn.Module]:
+            # One group: LayerNorm over channels and positions, in the memory format that the convolutions run fastest in.
+            return [layer, nn.GroupNorm(1, features), nn.ReLU(inplace=True)] if spec.layer_norm else [layer, nn.ReLU(inplace=True)]
+
+        self.trunk = nn.Sequential(
+            *normalised(nn.Conv2d(spec.stack, first, 8, stride=4), first),
+            *normalised(nn.Conv2d(first, second, 4, stride=2), second),
+            *normalised(nn.Conv2d(second, third, 3, stride=1), third),
+            nn.Flatten(),
+            *normalised(nn.Linear(third * 7 * 7, spec.hidden), spec.hidden),
+        )
+        self.heads = nn.ModuleDict(
+            {
+                game: nn.Sequential(nn.Linear(spec.hidden, spec.controller), nn.ReLU(), nn.Linear(spec.controller, n))
+                if spec.controller
+                else nn.Sequential(nn.Linear(spec.hidden, n))
+                for game, n in heads.items()
+            }
+        )
+
+    def head(self, game: str | None) -> nn.Module:
+        """The head of `game`; None picks the only one."""
+        if game is None:
+            if len(self.heads) != 1:
+                raise ValueError(f"this network plays {', '.join(self.heads)}: name one of them")
+            game = next(iter(self.heads))
+        if game not in self.heads:
+            raise ValueError(f"this network has no head for {game}: it plays {', '.join(self.heads)}")
+        return self.heads[game]
+
+    def forward(self, obs_BCHW: Tensor, game: str | None = None) -> Tensor:
+        """uint8 (B, stack, 84, 84) -> float32 q_BA. The precision inside is the caller's (`device.Compute.autocast`)."""
+        dtype = torch.get_autocast_dtype(obs_BCHW.device.type) if torch.is_autocast_enabled(obs_BCHW.device.type) else torch.float32
+        # torch.channels_last keeps oneDNN and cuDNN on their fast kernels; converting bytes is 4x cheaper than floats.
+        scaled_BCHW = obs_BCHW.contiguous(memory_format=torch.channels_last).to(dtype).mul_(1.0 / 255.0)
+        q_BA: Tensor = self.head(game)(self.trunk(scaled_BCHW))
+        return q_BA.float()
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trainable numbers in the network."""
+    return sum(p.numel() for p in network.parameters())

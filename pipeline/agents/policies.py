@@ -1,0 +1,82 @@
+"""How Q-values become actions.
+
+Dimensions: B batch (slots), C stacked frames, H W pixels, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.agents.device import Compute
+from pipeline.agents.networks import QNetwork
+from pipeline.seeding import uniform
+
+QFunction = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+"""States (B, C, H, W) -> Q-values (B, A)."""
+
+
+PAD: Final = 8
+"""Forward passes for labels and scores come in multiples of this many states."""
+
+
+class Decision(NamedTuple):
+    """Executed actions, the Q-values they were chosen from, and where chance chose instead."""
+
+    action_B: npt.NDArray[np.int64]
+    q_BA: npt.NDArray[np.float32]
+    random_B: npt.NDArray[np.bool_]
+
+
+def q_function(network: QNetwork, compute: Compute, game: str | None = None) -> QFunction:
+    """The network as a plain function from numpy states to numpy Q-values, without gradients.
+
+    Batches are padded to a multiple of 8: the matrix kernels differ in the last bit below that, and a state's Q-values
+    must not depend on how many others were asked about at once.
+    """
+
+    def q_values(obs_BCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        count = len(obs_BCHW)
+        if count % PAD:
+            padding = np.zeros((PAD - count % PAD, *obs_BCHW.shape[1:]), dtype=np.uint8)
+            obs_BCHW = np.concatenate([obs_BCHW, padding])
+        with torch.inference_mode(), compute.autocast():
+            q_BA = network(torch.from_numpy(obs_BCHW).to(compute.device), game)
+        return np.asarray(q_BA[:count].cpu().numpy(), dtype=np.float32)
+
+    return q_values
+
+
+def explore(
+    epsilon: float | npt.NDArray[np.float64], actions: int, seed_B: npt.NDArray[np.int64], step_B: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Where the seeded epsilon-greedy policy takes a random action at these steps, and which: a pure function of the seeds."""
+    random_B = uniform(seed_B, step_B, 0) < epsilon
+    return random_B, (uniform(seed_B, step_B, 1) * actions).astype(np.int64)
+
+
+class EpsilonGreedy:
+    """With probability `epsilon` a uniform action, else the one of maximal Q (ties: the lowest index).
+
+    `epsilon` may be one number or one per slot, and may be changed between steps (annealing). Zero is the greedy policy.
+    """
+
+    def __init__(self, q_values: QFunction, epsilon: float | npt.NDArray[np.float64]) -> None:
+        self.q_values = q_values
+        self.epsilon = epsilon
+
+    def __call__(
+        self, obs_BCHW: npt.NDArray[np.uint8], seed_B: npt.NDArray[np.int64], step_B: npt.NDArray[np.int64]
+    ) -> Decision:
+        q_BA = self.q_values(obs_BCHW)
+        random_B, chance_B = explore(self.epsilon, q_BA.shape[1], seed_B, step_B)
+        return Decision(np.where(random_B, chance_B, q_BA.argmax(axis=1)), q_BA, random_B)
+
+
+def uniform_random(actions: int) -> QFunction:
+    """The random agent: indifferent Q-values; play it with epsilon = 1."""
+    return lambda obs_BCHW: np.zeros((len(obs_BCHW), actions), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""The world: the only package that imports gymnasium and ale_py."""

@@ -1,0 +1,160 @@
+"""EnvConfig -> a world of emulators, every argument explicit, and the fingerprint that says which world data or a score came from.
+
+The vector environment's defaults are traps: rewards clipped, sticky actions that differ between constructors, whole-game
+resets at every lost life (`episodic_life=True`). We always take raw rewards and whole games; a learner that wants
+clipping or life-loss terminals derives them from `reward` and `lives`.
+
+Two worlds with one behaviour: `VectorWorld` steps all its slots together, fastest while all of them play (learning);
+`SlotWorld` steps only the slots that play, so a finite set of whole episodes costs no idle emulation (data, scores).
+
+Dimensions: B slots, C stacked frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import ale_py
+import numpy as np
+import numpy.typing as npt
+from ale_py import AtariVectorEnv
+
+from pipeline.atari.games import GameSpec, find_game, rom_md5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvConfig:
+    """The world as the agent meets it.
+
+    `frame_skip` emulator frames per agent step; `stack` frames per state; `noop_max` null-op actions at most at the
+    start; `max_episode_frames` emulator frames before truncation (108,000 = 30 minutes at 60 Hz);
+    `sticky` probability that the emulator repeats the last action; `fire_reset` presses FIRE after a reset;
+    `full_action_space` 18 actions instead of the game's minimal set.
+    """
+
+    frame_skip: int
+    stack: int
+    noop_max: int
+    max_episode_frames: int
+    sticky: float
+    fire_reset: bool
+    full_action_space: bool
+
+
+def _arguments(game: GameSpec, config: EnvConfig) -> dict[str, Any]:
+    return dict(
+        game=game.rom,
+        max_num_frames_per_episode=config.max_episode_frames,
+        repeat_action_probability=config.sticky,
+        full_action_space=config.full_action_space,
+        continuous=False,
+        continuous_action_threshold=0.5,
+        autoreset_mode="NextStep",
+        img_height=84,
+        img_width=84,
+        grayscale=True,
+        stack_num=config.stack,
+        frameskip=config.frame_skip,
+        maxpool=True,
+        noop_max=config.noop_max,
+        episodic_life=False,
+        life_loss_info=False,
+        reward_clipping=False,
+        use_fire_reset=config.fire_reset,
+    )
+
+
+class WorldStep(NamedTuple):
+    """What every slot shows after a step; rows of slots that rested are stale. `reward_B` is raw."""
+
+    obs_BCHW: npt.NDArray[np.uint8]
+    reward_B: npt.NDArray[np.float32]
+    terminated_B: npt.NDArray[np.bool_]
+    truncated_B: npt.NDArray[np.bool_]
+    lives_B: npt.NDArray[np.int32]
+
+
+class VectorWorld:
+    """`width` emulators of one game stepped together by `threads` threads (0: one per core). Resting slots are stepped too."""
+
+    def __init__(self, game: str, config: EnvConfig, *, width: int, threads: int = 0) -> None:
+        self.width = width
+        self._env = AtariVectorEnv(**_arguments(find_game(game), config), num_envs=width, batch_size=0, num_threads=threads)
+        self._started = False
+
+    def reset(
+        self, seed_B: npt.NDArray[np.int64], mask_B: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """Start the episode of `seed_B` in each slot of `mask_B`; returns all slots' states and lives."""
+        if not self._started:  # the emulators want one full reset first
+            self._env.reset(seed=seed_B)
+            self._started = True
+        obs_BCHW, info = self._env.reset(seed=seed_B[mask_B], options={"reset_mask": mask_B})
+        return obs_BCHW, info["lives"].copy()
+
+    def step(self, action_B: npt.NDArray[np.int64], playing_B: npt.NDArray[np.bool_]) -> WorldStep:
+        """One agent step in every slot."""
+        del playing_B
+        obs_BCHW, reward_B, terminated_B, truncated_B, info = self._env.step(action_B)
+        return WorldStep(obs_BCHW, reward_B.astype(np.float32), terminated_B, truncated_B, info["lives"].copy())
+
+
+class SlotWorld:
+    """`width` emulators of one game, each with a thread of its own, of which only the playing ones are stepped."""
+
+    def __init__(self, game: str, config: EnvConfig, *, width: int) -> None:
+        self.width = width
+        arguments = _arguments(find_game(game), config)
+        self._slots = [AtariVectorEnv(**arguments, num_envs=1, batch_size=0, num_threads=1) for _ in range(width)]
+        self._obs_BCHW = np.zeros((width, config.stack, 84, 84), dtype=np.uint8)
+        self._reward_B = np.zeros(width, dtype=np.float32)
+        self._terminated_B = np.zeros(width, dtype=np.bool_)
+        self._truncated_B = np.zeros(width, dtype=np.bool_)
+        self._lives_B = np.zeros(width, dtype=np.int32)
+
+    def reset(
+        self, seed_B: npt.NDArray[np.int64], mask_B: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """Start the episode of `seed_B` in each slot of `mask_B`; returns all slots' states and lives."""
+        self._obs_BCHW = self._obs_BCHW.copy()  # what was handed out stays as it was
+        for slot in np.flatnonzero(mask_B):
+            obs_1CHW, info = self._slots[slot].reset(seed=seed_B[slot : slot + 1])
+            self._obs_BCHW[slot] = obs_1CHW[0]
+            self._lives_B[slot] = info["lives"][0]
+        return self._obs_BCHW, self._lives_B.copy()
+
+    def step(self, action_B: npt.NDArray[np.int64], playing_B: npt.NDArray[np.bool_]) -> WorldStep:
+        """One agent step in every playing slot."""
+        playing = np.flatnonzero(playing_B)
+        for slot in playing:
+            self._slots[slot].send(action_B[slot : slot + 1])
+        self._obs_BCHW = np.empty_like(self._obs_BCHW)
+        for slot in playing:
+            obs_1CHW, reward_1, terminated_1, truncated_1, info = self._slots[slot].recv()
+            self._obs_BCHW[slot] = obs_1CHW[0]
+            self._reward_B[slot] = reward_1[0]
+            self._terminated_B[slot], self._truncated_B[slot] = terminated_1[0], truncated_1[0]
+            self._lives_B[slot] = info["lives"][0]
+        return WorldStep(
+            self._obs_BCHW, self._reward_B.copy(), self._terminated_B.copy(), self._truncated_B.copy(), self._lives_B.copy()
+        )
+
+
+def action_meanings(game: str, config: EnvConfig) -> list[str]:
+    """What each action index means, e.g. ["NOOP", "FIRE", "RIGHT", ...]; its length is the number of actions."""
+    env = AtariVectorEnv(**_arguments(find_game(game), config), num_envs=1, batch_size=0, num_threads=1)
+    return [action.name for action in env.ale.get_action_set()]
+
+
+def fingerprint(game: str, config: EnvConfig) -> dict[str, Any]:
+    """Everything that decides what an agent sees, as plain JSON: two equal fingerprints are the same world."""
+    spec = find_game(game)
+    return {
+        "game": spec.name,
+        "rom_md5": rom_md5(spec),
+        "ale_py": ale_py.__version__,
+        "actions": action_meanings(game, config),
+        "config": asdict(config),
+        "vector_env": {k: v for k, v in _arguments(spec, config).items() if k != "game"},
+    }

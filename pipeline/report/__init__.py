@@ -1,0 +1,1 @@
+"""Episodes -> claims. No gymnasium, no zarr, no torch."""

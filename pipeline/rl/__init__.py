@@ -1,0 +1,1 @@
+"""Learning from reward: how teachers and multi-task baselines come to be."""

@@ -1,0 +1,230 @@
+"""PQN: Q-learning on a vector environment, with LayerNorm in place of replay and target network (Gallici et al. 2024).
+
+Each iteration plays `horizon` steps in every environment, computes Q(lambda) targets, and makes `epochs` passes over them.
+It trains a Pong teacher on two CPU cores in well under an hour.
+
+Dimensions: T horizon, B environments, N = T*B, C stacked frames, H W pixels, A actions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.agents.device import Compute
+from pipeline.agents.networks import NetworkSpec, QNetwork
+from pipeline.agents.policies import EpsilonGreedy
+from pipeline.atari.rollout import World, rollout
+from pipeline.progress import Progress
+from pipeline.seeding import episode_seeds, integer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PqnConfig:
+    """Settings of PQN; the step budget is given apart.
+
+    `learning_rate` falls linearly to `learning_rate_end`. Epsilon falls linearly from 1 over the first
+    `exploration_fraction` of the steps to a ladder over the environments, log-spaced from `epsilon_low` to
+    `epsilon_high`: data and scores are taken at epsilon = 0.05, so the teacher must have met its own mistakes.
+    """
+
+    envs: int
+    horizon: int
+    epochs: int
+    minibatch: int
+    learning_rate: float
+    learning_rate_end: float
+    gamma: float
+    trace_lambda: float
+    max_grad_norm: float
+    epsilon_low: float
+    epsilon_high: float
+    exploration_fraction: float
+    clip_rewards: bool
+    life_loss_ends: bool
+
+    def __post_init__(self) -> None:
+        if (self.envs * self.horizon) % self.minibatch:
+            raise ValueError(
+                f"minibatch {self.minibatch} does not divide envs x horizon = {self.envs * self.horizon}: choose a divisor"
+            )
+
+
+def lambda_targets(
+    reward_TB: Tensor, done_TB: Tensor, next_value_TB: Tensor, gamma: float, trace_lambda: float
+) -> Tensor:
+    """Q(lambda) targets (Gallici et al. 2024, eq. 10): G_t = r_t + gamma (lambda G_{t+1} + (1 - lambda) max_a Q(s_{t+1}, a)).
+
+    `next_value_TB[t]` is max_a Q(s_{t+1}, a); a `done` step's target is its reward alone.
+    """
+    assert reward_TB.shape == done_TB.shape == next_value_TB.shape
+    target_TB = torch.empty_like(reward_TB)
+    following_B = next_value_TB[-1]
+    for t in reversed(range(len(reward_TB))):
+        mixed_B = trace_lambda * following_B + (1.0 - trace_lambda) * next_value_TB[t]
+        following_B = reward_TB[t] + gamma * (1.0 - done_TB[t]) * mixed_B
+        target_TB[t] = following_B
+    return target_TB
+
+
+class PqnLearner:
+    """A learning PQN agent: network, optimiser, counters. Its environments live in `train`.
+
+    `budget` is the number of steps (agent decisions over all environments) that the schedules span.
+    """
+
+    def __init__(
+        self, config: PqnConfig, budget: int, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int
+    ) -> None:
+        self.config, self.budget, self.compute, self.seed = config, budget, compute, seed
+        torch_seed = integer(seed, "pqn", "weights")
+        with torch.random.fork_rng():
+            torch.manual_seed(torch_seed)
+            self.network = QNetwork(spec, heads).to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.RAdam(self.network.parameters(), lr=config.learning_rate, foreach=True)
+        self.shuffle = torch.Generator().manual_seed(integer(seed, "pqn", "minibatches"))
+        self.steps = 0
+        self.updates = 0
+        self.episodes = 0
+        self.recent_returns: deque[float] = deque(maxlen=100)
+        self._obs_TBCHW = torch.empty((config.horizon + 1, config.envs, spec.stack, 84, 84), dtype=torch.uint8, device=compute.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs; plain tensors and numbers, so it loads with `weights_only=True`."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "shuffle": self.shuffle.get_state(),
+            "counters": [self.steps, self.updates, self.episodes],
+            "recent_returns": list(self.recent_returns),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.shuffle.set_state(state["shuffle"])
+        self.steps, self.updates, self.episodes = state["counters"]
+        self.recent_returns.extend(state["recent_returns"])
+
+    def remaining(self) -> float:
+        """Fraction of the step budget still ahead."""
+        return max(0.0, 1.0 - self.steps / self.budget)
+
+    def epsilon_B(self) -> npt.NDArray[np.float64]:
+        """This moment's exploration rate of each environment."""
+        c = self.config
+        final_B = np.geomspace(c.epsilon_low, c.epsilon_high, c.envs)
+        annealed = min(1.0, self.steps / max(1.0, c.exploration_fraction * self.budget))
+        return np.asarray(1.0 + annealed * (final_B - 1.0))
+
+    def q_values(self, obs_BCHW: npt.NDArray[np.uint8], t: int) -> Tensor:
+        """Q-values of the states of step t of the horizon; keeps the states on the device for `update`."""
+        self._obs_TBCHW[t].copy_(torch.from_numpy(obs_BCHW))
+        with torch.no_grad(), self.compute.autocast():
+            q_BA: Tensor = self.network(self._obs_TBCHW[t])
+        return q_BA
+
+    def update(self, action_TB: Tensor, target_TB: Tensor) -> dict[str, float]:
+        """`epochs` passes over the horizon in minibatches: mean of (Q(s, a) - target)^2 / 2."""
+        c = self.config
+        obs_NCHW = self._obs_TBCHW[:-1].flatten(0, 1)
+        action_N, target_N = action_TB.flatten(), target_TB.flatten()
+        for group in self.optimizer.param_groups:
+            group["lr"] = c.learning_rate_end + (c.learning_rate - c.learning_rate_end) * self.remaining()
+        losses = []
+        for _ in range(c.epochs):
+            order_N = torch.randperm(len(action_N), generator=self.shuffle).to(self.compute.device)
+            for pick_M in order_N.split(c.minibatch):
+                with self.compute.autocast():
+                    q_MA = self.network(obs_NCHW.index_select(0, pick_M))
+                chosen_M = q_MA.gather(1, action_N[pick_M].unsqueeze(1)).squeeze(1)
+                loss_M = 0.5 * (chosen_M - target_N[pick_M]).square()
+                self.optimizer.zero_grad(set_to_none=True)
+                loss = loss_M.mean()
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), c.max_grad_norm, foreach=True)
+                self.optimizer.step()
+                self.updates += 1
+                losses.append(loss.detach())
+        return {"loss": float(torch.stack(losses).mean())}
+
+
+def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
+    """Learn until the step budget is spent, yielding after every iteration.
+
+    Metrics: `return` (mean of the last 100 full episodes, raw reward, at the exploration rates of the ladder), `loss`, `q`,
+    `epsilon`, `learning_rate`, and the seconds this iteration spent in the environment, the forward pass and the updates.
+    """
+    c, device = learner.config, learner.compute.device
+    assert world.width == c.envs
+    seconds = {"environment": 0.0, "forward": 0.0, "update": 0.0}
+    first = episode_seeds("train", learner.seed) + learner.episodes
+    slot = 0  # position in the horizon
+
+    def q_values(obs_BCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        start = time.perf_counter()
+        q_BA = learner.q_values(obs_BCHW, slot).cpu().numpy()
+        seconds["forward"] += time.perf_counter() - start
+        return np.asarray(q_BA)
+
+    policy = EpsilonGreedy(q_values, learner.epsilon_B())
+    return_B = np.zeros(c.envs)
+    action_TB = torch.zeros((c.horizon, c.envs), dtype=torch.int64)
+    reward_TB = torch.zeros((c.horizon, c.envs))
+    done_TB = torch.zeros((c.horizon, c.envs))
+    value_TB = torch.zeros((c.horizon + 1, c.envs))
+    began = time.perf_counter()
+    for step in rollout(world, policy, itertools.count(first)):
+        over_B = step.terminated_B | step.truncated_B
+        return_B += step.reward_B
+        for finished in np.flatnonzero(over_B):
+            learner.recent_returns.append(float(return_B[finished]))
+            learner.episodes += 1
+        return_B[over_B] = 0.0
+
+        done_B = over_B | step.life_lost_B if c.life_loss_ends else over_B
+        action_TB[slot] = torch.from_numpy(step.action_B)
+        reward_TB[slot] = torch.from_numpy(np.sign(step.reward_B) if c.clip_rewards else step.reward_B)
+        done_TB[slot] = torch.from_numpy(done_B.astype(np.float32))
+        value_TB[slot] = torch.from_numpy(step.q_BA.max(axis=1))
+        learner.steps += c.envs
+        slot += 1
+        if slot < c.horizon:
+            continue
+
+        value_TB[-1] = torch.from_numpy(q_values(step.next_obs_BCHW).max(axis=1))
+        target_TB = lambda_targets(reward_TB, done_TB, value_TB[1:], c.gamma, c.trace_lambda)
+        start = time.perf_counter()
+        metrics = learner.update(action_TB.to(device), target_TB.to(device))
+        seconds["update"] = time.perf_counter() - start
+        seconds["environment"] = time.perf_counter() - began - seconds["forward"] - seconds["update"]
+        slot = 0
+        policy.epsilon = learner.epsilon_B()
+        yield Progress(
+            done=learner.steps,
+            total=learner.budget,
+            unit="steps",
+            metrics={
+                "return": float(np.mean(learner.recent_returns)) if learner.recent_returns else float("nan"),
+                "episodes": float(learner.episodes),
+                "updates": float(learner.updates),
+                **metrics,
+                "q": float(value_TB.mean()),
+                "epsilon": float(np.mean(policy.epsilon)),
+                "learning_rate": float(learner.optimizer.param_groups[0]["lr"]),
+                **{f"seconds_{name}": value for name, value in seconds.items()},
+            },
+        )
+        if learner.steps >= learner.budget:
+            return
+        seconds.update(environment=0.0, forward=0.0, update=0.0)
+        began = time.perf_counter()

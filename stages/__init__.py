@@ -1,0 +1,1 @@
+"""The shell around the library: reads params, resolves paths, calls one library function, publishes."""

@@ -1,0 +1,92 @@
+"""params.yaml, read as DVC reads it (YAML 1.2) and validated strictly: a missing, unknown or mistyped key is one clear line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.agents.networks import NETWORKS, NetworkSpec
+from pipeline.atari.envs import EnvConfig
+from pipeline.rl.pqn import PqnConfig
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TeacherPreset(Section):
+    algorithm: Literal["pqn"]
+    pqn: PqnConfig
+
+
+class TeacherParams(Section):
+    preset: str
+    network: str
+    steps: int = Field(gt=0)
+    seed: int = Field(ge=0, lt=100)
+    select_every: int = Field(gt=0)
+    select_episodes: int = Field(gt=0)
+    gate_return: float
+    gate_episodes: int = Field(gt=0)
+    recipe: int
+
+
+class EvaluationParams(Section):
+    episodes: int = Field(gt=0)
+    epsilon: float = Field(ge=0, le=1)
+    width: int = Field(gt=0)
+    seed: int = Field(ge=0, lt=100)
+    recipe: int
+
+
+class Params(Section):
+    zoo: str
+    environment: EnvConfig
+    teachers: dict[str, TeacherParams]
+    teacher_presets: dict[str, TeacherPreset]
+    evaluation: EvaluationParams
+
+
+def load(path: Path) -> Params:
+    """Read and validate; ValueError has one line per fault, naming the key, the fault and what is allowed."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: run this in the project's folder or give --params FILE")
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text())
+        return Params.model_validate_json(json.dumps(raw))
+    except YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{path}: {_fault(e)}" for e in error.errors(include_url=False))) from None
+
+
+def _fault(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    match error["type"]:
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            return f"{key} is missing"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"{key} is unknown: remove it or correct its name"
+        case "value_error":
+            return f"{key}: {error['ctx']['error']}"
+        case _:
+            return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def pick(section: dict[str, Any], key: str, name: str) -> Any:
+    """`section[key]`; ValueError lists what there is."""
+    if key not in section:
+        raise ValueError(f"params.yaml has no {name} {key!r}: it has {', '.join(section) or 'none'}")
+    return section[key]
+
+
+def network(name: str) -> NetworkSpec:
+    """The architecture of that name. ValueError lists them."""
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}: choose {', '.join(NETWORKS)}")
+    return NETWORKS[name]

@@ -1,0 +1,49 @@
+"""Where things lie: one layout under the folder that holds params.yaml, for the quick road and for every experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`root` holds params.yaml, data/ (DVC's) and .work/ (resumable, never versioned); `zoo` holds the teachers."""
+
+    root: Path
+    zoo: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    def teacher(self, name: str) -> Path:
+        return self.zoo / name
+
+    def dataset(self, name: str) -> Path:
+        return self.data / "datasets" / name
+
+    def mix(self, name: str) -> Path:
+        return self.data / "mixes" / f"{name}.json"
+
+    def student(self, name: str) -> Path:
+        return self.data / "students" / name
+
+    def episodes(self, agent: str) -> Path:
+        return self.data / "episodes" / f"{agent}.parquet"
+
+    def scores(self, agent: str) -> Path:
+        return self.data / "scores" / f"{agent}.json"
+
+    @property
+    def report(self) -> Path:
+        return self.data / "report"
+
+    def work(self, stage: str, key: str, settings: Mapping[str, Any]) -> Path:
+        """The folder a long stage resumes from: named by stage, key and a digest of everything that decides its result."""
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        return self.root / ".work" / stage / f"{key.replace('/', '-')}-{digest}"

@@ -1,0 +1,210 @@
+"""train-teacher: learn a game from reward, keep the best snapshot, and publish it only if it passes its gate."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.agents.checkpoints import CARD, save_agent
+from pipeline.agents.device import Compute, exact, pick_device
+from pipeline.agents.networks import QNetwork
+from pipeline.agents.policies import EpsilonGreedy, q_function
+from pipeline.atari.envs import SlotWorld, VectorWorld, action_meanings, fingerprint
+from pipeline.atari.games import find_game
+from pipeline.evaluate import Episode, play
+from pipeline.report.bootstrap import interval
+from pipeline.rl.pqn import PqnLearner, train
+from pipeline.seeding import episode_seeds
+from stages import params as settings
+from stages.paths import Layout
+from stages.publish import replace_folder, replaced_file
+from stages.runlog import duration, say, show
+from stages.versions import code_version
+
+CHECKPOINT_EVERY_SECONDS = 120.0
+CURVE_POINTS = 100
+
+
+def run(layout: Layout, params: settings.Params, game: str, device_name: str) -> Path:
+    """Train or go on training the teacher of `game`; returns the published folder."""
+    game = find_game(game).name
+    teacher: settings.TeacherParams = settings.pick(params.teachers, game, "teacher")
+    preset: settings.TeacherPreset = settings.pick(params.teacher_presets, teacher.preset, "teacher preset")
+    device = pick_device(device_name)
+    environment = fingerprint(game, params.environment)
+    spec = settings.network(teacher.network)
+    # A larger budget or another gate goes on from the same checkpoint; anything else is another run.
+    decides = {
+        "teacher": teacher.model_dump(exclude={"steps", "gate_return", "gate_episodes"}),
+        "preset": preset.model_dump(),
+        "environment": environment,
+    }
+    work = layout.work("train-teacher", game, decides)
+    work.mkdir(parents=True, exist_ok=True)
+
+    compute = Compute(device, "bfloat16")
+    heads = {game: len(action_meanings(game, params.environment))}
+    learner = PqnLearner(preset.pqn, teacher.steps, spec, heads, compute, teacher.seed)
+    run_state = _Run(work / "checkpoint.pt", learner)
+    if run_state.resume():
+        say(f"resuming {game} at {learner.steps:,} steps from {work}")
+
+    def select() -> float:
+        policy = EpsilonGreedy(q_function(learner.network, compute), params.evaluation.epsilon)
+        return mean_return(evaluate(game, params, policy, "select", teacher.seed, teacher.select_episodes))
+
+    next_select = (learner.steps // teacher.select_every + 1) * teacher.select_every
+    next_point = learner.steps
+    if learner.steps < teacher.steps:
+        world = VectorWorld(game, params.environment, width=preset.pqn.envs)
+        with closing(show(train(learner, world), f"train {game}", ("return", "loss", "q", "epsilon", "seconds_environment", "seconds_forward", "seconds_update"))) as progress:
+            try:
+                for p in progress:
+                    finished = p.done >= p.total
+                    evaluated = None
+                    if p.done >= next_select or finished:
+                        evaluated = select()
+                        run_state.offer(evaluated)
+                        next_select += teacher.select_every
+                        say(f"{game} at {p.done:,} steps: mean return {evaluated:.2f} over {teacher.select_episodes} episodes (best {run_state.best_return:.2f})")
+                    if p.done >= next_point or evaluated is not None:
+                        run_state.add_point(p.metrics, params.environment.frame_skip, evaluated)
+                        next_point = p.done + teacher.steps // CURVE_POINTS
+                    if evaluated is not None or run_state.due():
+                        run_state.save()
+            except KeyboardInterrupt:
+                run_state.save()
+                say(f"stopped at {learner.steps:,} steps; the same command goes on from there")
+                raise
+    best = QNetwork(spec, heads)
+    best.load_state_dict(run_state.best_weights)
+    best = best.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    policy = EpsilonGreedy(q_function(best, exact(device)), params.evaluation.epsilon)
+    say(f"gate: {teacher.gate_episodes} fresh episodes of the best snapshot ({run_state.best_steps:,} steps)")
+    episodes = evaluate(game, params, policy, "gate", teacher.seed, teacher.gate_episodes)
+    reached = mean_return(episodes)
+    if reached < teacher.gate_return:
+        raise ValueError(
+            f"{game} reached a mean return of {reached:.2f} over {len(episodes)} episodes, its gate is {teacher.gate_return:g}: "
+            f"raise teachers.{game}.steps (the run goes on from {learner.steps:,}) or lower teachers.{game}.gate_return"
+        )
+
+    finished_folder = work / "publish"
+    card = save_agent(
+        finished_folder,
+        best,
+        {
+            "role": "teacher",
+            "game": game,
+            "algorithm": preset.algorithm,
+            "steps": run_state.best_steps,
+            "frames": run_state.best_steps * params.environment.frame_skip,
+            "steps_trained": learner.steps,
+            "updates": learner.updates,
+            "seconds": round(run_state.seconds()),
+            "seed": teacher.seed,
+            "recipe": teacher.recipe,
+            "evaluation": {
+                "mean_return": reached,
+                "ci95": list(interval([e.episode_return for e in episodes])),
+                "min_return": min(e.episode_return for e in episodes),
+                "episodes": len(episodes),
+                "epsilon": params.evaluation.epsilon,
+                "protocol": f"up to {params.environment.noop_max} null-ops, raw full-game return, fresh seeds",
+            },
+            "settings": {"preset": teacher.preset, **asdict(preset.pqn)},
+            "environment": environment,
+            "code": code_version(),
+        },
+    )
+    with (finished_folder / "curve.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(run_state.curve[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(run_state.curve)
+    target = layout.teacher(game)
+    replace_folder(finished_folder, target)
+    say(f"published {target / CARD}: mean return {reached:.2f}, digest {card['digest'][:12]}, {duration(run_state.seconds())} of training")
+    return target
+
+
+def evaluate(
+    game: str, params: settings.Params, policy: EpsilonGreedy, purpose: str, seed: int, episodes: int
+) -> list[Episode]:
+    """`episodes` whole episodes on the seeds of `purpose`."""
+    world = SlotWorld(game, params.environment, width=min(episodes, params.evaluation.width))
+    first = episode_seeds(purpose, seed)
+    return list(play(world, policy, range(first, first + episodes)))
+
+
+def mean_return(episodes: list[Episode]) -> float:
+    return float(np.mean([e.episode_return for e in episodes]))
+
+
+class _Run:
+    """A training run's resumable state: the learner, the best snapshot so far, and the curve, in one file written by one rename."""
+
+    def __init__(self, path: Path, learner: PqnLearner) -> None:
+        self.path, self.learner = path, learner
+        self.curve: list[dict[str, Any]] = []
+        self.best_return = float("-inf")
+        self.best_steps = 0
+        self.best_weights: dict[str, torch.Tensor] = {}
+        self._seconds = 0.0
+        self._started = self._saved = time.monotonic()
+
+    def resume(self) -> bool:
+        if not self.path.exists():
+            return False
+        state = torch.load(self.path, weights_only=True)
+        self.learner.load_state_dict(state["learner"])
+        self.curve, self.best_return, self.best_steps = state["curve"], state["best_return"], state["best_steps"]
+        self.best_weights, self._seconds = state["best_weights"], state["seconds"]
+        return True
+
+    def save(self) -> None:
+        state = {
+            "learner": self.learner.state_dict(),
+            "curve": self.curve,
+            "best_return": self.best_return,
+            "best_steps": self.best_steps,
+            "best_weights": self.best_weights,
+            "seconds": self.seconds(),
+        }
+        with replaced_file(self.path) as part:
+            torch.save(state, part)
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved > CHECKPOINT_EVERY_SECONDS
+
+    def seconds(self) -> float:
+        """Wall time of all sittings."""
+        return self._seconds + time.monotonic() - self._started
+
+    def offer(self, mean_return: float) -> None:
+        """Keep the current weights if they evaluated best so far."""
+        if mean_return > self.best_return:
+            self.best_return, self.best_steps = mean_return, self.learner.steps
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.learner.network.state_dict().items()}
+
+    def add_point(self, metrics: Mapping[str, float], frame_skip: int, evaluated: float | None) -> None:
+        self.curve.append(
+            {
+                "steps": self.learner.steps,
+                "frames": self.learner.steps * frame_skip,
+                "updates": self.learner.updates,
+                "episodes": self.learner.episodes,
+                "seconds": round(self.seconds(), 1),
+                "train_return": round(metrics["return"], 3),
+                "eval_return": "" if evaluated is None else round(evaluated, 3),
+                **{name: round(metrics[name], 6) for name in ("loss", "q", "epsilon", "learning_rate")},
+            }
+        )
