@@ -1,0 +1,149 @@
+"""Blocks: fixed sets of whole episodes on their way into a dataset.
+
+A worker records a block's episodes and writes one Arrow file and one small JSON receipt, each by rename. A block is a pure
+function of its job, so it may be played anywhere, in any order, once or twice. Frames are compressed while the episode
+still runs: a stalled half-hour episode costs a megabyte or two.
+
+Dimensions: A actions, H W pixels, K steps of a chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numcodecs import Zstd
+
+from pipeline.datasets.schema import EpisodeRow, Records
+
+_CODEC: Final = Zstd(level=1)
+_CHUNK: Final = 256
+_SMALL: Final = (("q", np.float32), ("action", np.uint8), ("reward", np.float32), ("flags", np.uint8))
+_SCHEMA: Final = pa.schema(
+    [("frames", pa.list_(pa.binary())), *((name, pa.binary()) for name, _ in _SMALL), ("length", pa.int32()), ("actions", pa.int32())]
+)
+
+
+class Recorder:
+    """One episode while it is played; `add` each step, `finish` at its end."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.episode_return = 0.0
+        self._frames: list[npt.NDArray[np.uint8]] = []
+        self._compressed: list[bytes] = []
+        self._q: list[npt.NDArray[np.float32]] = []
+        self._action: list[int] = []
+        self._reward: list[float] = []
+        self._flags: list[int] = []
+        self._sha = hashlib.sha256()
+
+    def add(self, frame_HW: npt.NDArray[np.uint8], q_A: npt.NDArray[np.float32], action: int, reward: float, flags: int) -> None:
+        """One step: the newest frame of the state, the teacher's Q-values there, and what happened."""
+        self._frames.append(frame_HW.copy())
+        self._q.append(q_A)
+        self._action.append(action)
+        self._reward.append(reward)
+        self._flags.append(flags)
+        self.episode_return += reward
+        if len(self._frames) == _CHUNK:
+            self._compress()
+
+    def _compress(self) -> None:
+        frame_KHW = np.stack(self._frames)
+        self._sha.update(frame_KHW.data)
+        self._compressed.append(bytes(_CODEC.encode(frame_KHW)))
+        self._frames = []
+
+    def finish(self, *, terminated: bool, truncated: bool) -> tuple[EpisodeRow, dict[str, Any]]:
+        """The episode's row (its `start` still 0) and its record for `write_block`. The digest is `schema.episode_digest`'s."""
+        if self._frames:
+            self._compress()
+        arrays = {
+            "q": np.stack(self._q).astype(np.float32),
+            "action": np.array(self._action, dtype=np.uint8),
+            "reward": np.array(self._reward, dtype=np.float32),
+            "flags": np.array(self._flags, dtype=np.uint8),
+        }
+        for array in arrays.values():
+            self._sha.update(array.data)
+        length = len(self._action)
+        row = EpisodeRow(
+            seed=self.seed,
+            start=0,
+            length=length,
+            episode_return=self.episode_return,
+            terminated=terminated,
+            truncated=truncated,
+            complete=True,
+            sha256=self._sha.hexdigest(),
+        )
+        record = {"frames": self._compressed, "length": length, "actions": arrays["q"].shape[1]}
+        return row, record | {name: array.tobytes() for name, array in arrays.items()}
+
+
+def _data(folder: Path, block: int) -> Path:
+    return folder / f"{block:06}.arrow"
+
+
+def _receipt(folder: Path, block: int) -> Path:
+    return folder / f"{block:06}.json"
+
+
+def write_block(folder: Path, block: int, episodes: Sequence[tuple[EpisodeRow, dict[str, Any]]]) -> list[EpisodeRow]:
+    """Write a finished block, its receipt last; returns the receipt: one row per episode, in seed order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(episodes, key=lambda episode: episode[0].seed)
+    part = _data(folder, block).with_suffix(".part")
+    try:
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+            for _, record in ordered:
+                writer.write_batch(pa.RecordBatch.from_pylist([record], schema=_SCHEMA))
+        part.replace(_data(folder, block))
+    finally:
+        part.unlink(missing_ok=True)
+    rows = [row for row, _ in ordered]
+    part = _receipt(folder, block).with_suffix(".json.part")
+    part.write_text(json.dumps([row._asdict() for row in rows]))
+    part.replace(_receipt(folder, block))
+    return rows
+
+
+def read_receipt(folder: Path, block: int) -> list[EpisodeRow] | None:
+    """The rows of a finished block, or None."""
+    try:
+        return [EpisodeRow(**row) for row in json.loads(_receipt(folder, block).read_text())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def has_data(folder: Path, block: int) -> bool:
+    """Whether the block's records are still there (they are dropped once they lie in whole shards)."""
+    return _data(folder, block).exists()
+
+
+def drop_data(folder: Path, block: int) -> None:
+    _data(folder, block).unlink(missing_ok=True)
+
+
+def read_block(folder: Path, block: int) -> Iterator[Records]:
+    """The records of each episode, in receipt order."""
+    with pa.memory_map(str(_data(folder, block))) as source:
+        reader = pa.ipc.open_file(source)
+        for index in range(reader.num_record_batches):
+            (record,) = reader.get_batch(index).to_pylist()
+            small = {name: np.frombuffer(record[name], dtype=dtype) for name, dtype in _SMALL}
+            frames = b"".join(_CODEC.decode(chunk) for chunk in record["frames"])
+            yield Records(
+                frame_NHW=np.frombuffer(frames, dtype=np.uint8).reshape(record["length"], 84, 84),
+                q_NA=small["q"].reshape(record["length"], record["actions"]),
+                action_N=small["action"],
+                reward_N=small["reward"],
+                flags_N=small["flags"],
+            )

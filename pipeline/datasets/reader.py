@@ -1,0 +1,149 @@
+"""Opens a dataset: manifest, episode table, arrays, and the four-frame states rebuilt from single frames.
+
+Dimensions: N steps, C stacked frames, H W pixels, A actions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+
+from pipeline.datasets import schema
+from pipeline.datasets.schema import EpisodeRow, Manifest, Records
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """An open dataset. `arrays` are lazy Zarr arrays; nothing is read until it is indexed."""
+
+    folder: Path
+    manifest: Manifest
+    episodes: tuple[EpisodeRow, ...]
+    arrays: dict[str, zarr.Array[Any]]
+
+    def __len__(self) -> int:
+        return self.manifest.states
+
+    def records(self, start: int, stop: int) -> Records:
+        """Steps `start` to `stop`, decoded. ValueError names the array that cannot be read."""
+        return Records(*(self._read(name, start, stop) for name in schema.ARRAYS))
+
+    def _read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        try:
+            return np.asarray(self.arrays[name][start:stop])
+        except Exception as error:  # codecs raise many types
+            raise ValueError(
+                f"dataset {self.folder}: array {name} cannot be read between steps {start:,} and {stop:,} "
+                f"({type(error).__name__}: {error}): restore it with `dvc checkout --force` or `dvc pull`"
+            ) from None
+
+    def episode(self, index: int) -> Records:
+        """The records of one episode."""
+        row = self.episodes[index]
+        return self.records(row.start, row.start + row.length)
+
+    def stacks(self, steps: Sequence[int], depth: int = 4) -> npt.NDArray[np.uint8]:
+        """The states (n, depth, 84, 84) at these steps, as the agent saw them."""
+        wanted = np.asarray(steps, dtype=np.int64)
+        if len(wanted) == 0:
+            return np.zeros((0, depth, 84, 84), dtype=np.uint8)
+        start_N = episode_starts(self.episodes, wanted)
+        first = int(max(wanted.min() - depth + 1, 0))
+        frame_NHW = self._read("frame", first, int(wanted.max()) + 1)
+        return stack(frame_NHW, wanted - first, start_N - first, depth)
+
+
+def episode_starts(episodes: Sequence[EpisodeRow], step_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The first step of the episode that each step belongs to."""
+    starts = np.array([row.start for row in episodes], dtype=np.int64)
+    return starts[np.searchsorted(starts, step_N, side="right") - 1]
+
+
+def stack(
+    frame_NHW: npt.NDArray[np.uint8], step_B: npt.NDArray[np.int64], start_B: npt.NDArray[np.int64], depth: int
+) -> npt.NDArray[np.uint8]:
+    """States (B, depth, H, W), oldest frame first: frames before the episode's start are black, as the vector environment pads.
+
+    `start_B` is each step's episode start; it may lie before the frames at hand (negative).
+    """
+    wanted_BC = step_B[:, None] + np.arange(1 - depth, 1)
+    outside_BC = wanted_BC < start_B[:, None]
+    states_BCHW = frame_NHW[np.where(outside_BC, 0, wanted_BC)]
+    states_BCHW[outside_BC] = 0
+    return states_BCHW
+
+
+def open_dataset(folder: str | Path, *, check_files: bool = False) -> Dataset:
+    """Open the dataset in `folder`, read-only. ValueError says what is missing or wrong and how to mend it.
+
+    `check_files` compares every file's SHA-256 with the manifest (tens of milliseconds for half a million states).
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if check_files:
+        faults = file_faults(folder, manifest)
+        if faults:
+            raise ValueError("\n".join(faults))
+    try:
+        table = pq.read_table(folder / schema.EPISODES)
+    except FileNotFoundError:
+        raise ValueError(f"dataset {folder}: {schema.EPISODES} is missing: restore it with `dvc checkout` or `dvc pull`") from None
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"dataset {folder}: {schema.EPISODES} is damaged ({error}): restore it with `dvc pull`") from None
+    if not table.schema.equals(schema.EPISODE_SCHEMA):
+        raise ValueError(f"dataset {folder}: {schema.EPISODES} has other columns than format {schema.FORMAT_VERSION}")
+    rows = tuple(EpisodeRow(*values) for values in zip(*(column.to_pylist() for column in table.columns), strict=True))
+    if sum(row.length for row in rows) != manifest.states:
+        raise ValueError(f"dataset {folder}: the episode table covers other states than the manifest's {manifest.states:,}")
+    try:
+        group = zarr.open_group(folder / schema.STATES, mode="r")
+        arrays = {name: group[name] for name in schema.ARRAYS}
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise ValueError(f"dataset {folder}: {schema.STATES} is incomplete ({error}): restore it with `dvc pull`") from None
+    shapes = {name: array.shape for name, array in arrays.items() if isinstance(array, zarr.Array)}
+    n, a = manifest.states, manifest.actions
+    if shapes != {"frame": (n, 84, 84), "q": (n, a), "action": (n,), "reward": (n,), "flags": (n,)}:
+        raise ValueError(f"dataset {folder}: array shapes {shapes} do not fit {n:,} states and {a} actions")
+    return Dataset(folder, manifest, rows, arrays)  # type: ignore[arg-type]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone. ValueError where there is none: the dataset is incomplete."""
+    path = folder / schema.MANIFEST
+    if not path.is_file():
+        reason = f"has no {schema.MANIFEST}: its collection never finished (run it again to resume)" if folder.is_dir() else "does not exist"
+        raise ValueError(f"dataset {folder} {reason}; `dvc repro` makes it, `dvc pull` fetches it")
+    try:
+        fields = json.loads(path.read_text())
+        if fields["format_version"] != schema.FORMAT_VERSION:
+            raise ValueError(f"{path}: format {fields['format_version']}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline")
+        manifest = Manifest(**fields)
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a dataset manifest ({type(error).__name__}: {error}): restore it") from None
+    return manifest
+
+
+def file_faults(folder: Path, manifest: Manifest) -> list[str]:
+    """One line per file that is missing, damaged or foreign; empty when every byte is as the manifest says."""
+    faults = []
+    for name, expected in sorted(manifest.files.items()):
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            faults.append(f"dataset {folder}: the manifest names {name}, outside the dataset: do not trust it")
+        elif not path.is_file():
+            faults.append(f"dataset {folder}: {name} is missing: restore it with `dvc checkout --force` or `dvc pull`")
+        elif schema.file_digest(path) != expected:
+            faults.append(f"dataset {folder}: {name} is damaged (its SHA-256 is not the manifest's): restore it with `dvc checkout --force` or `dvc pull`")
+    known = {*manifest.files, schema.MANIFEST}
+    foreign = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+    faults += [f"dataset {folder}: {name} is not in the manifest: remove it" for name in foreign if name not in known]
+    return faults

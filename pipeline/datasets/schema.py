@@ -1,0 +1,145 @@
+"""What a dataset is: the arrays, the episode table and the manifest of one folder of (state, Q-value) records.
+
+    states.zarr/      Zarr v3 group: frame, q, action, reward, flags; first dimension `step`
+    episodes.parquet  one row per episode, in storage order
+    manifest.json     environment, teacher, settings, per-file digests and the dataset's digest; written last
+    README.md         the dataset card
+
+docs/dataset-format.md specifies it for readers in other languages.
+
+Dimensions: N steps, A actions, H W pixels (84).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+FORMAT_VERSION: Final = 1
+STATES: Final = "states.zarr"
+EPISODES: Final = "episodes.parquet"
+MANIFEST: Final = "manifest.json"
+CARD: Final = "README.md"
+
+SHARD: Final = 65_536
+"""Steps per shard file of every array: shard k of all five arrays holds the same steps, and has one writer."""
+FRAME_CHUNK: Final = 256
+SMALL_CHUNK: Final = 8_192
+ARRAYS: Final = ("frame", "q", "action", "reward", "flags")
+
+
+class Flag(enum.IntFlag):
+    """Bits of the `flags` array."""
+
+    EPISODE_START = 1
+    TERMINATED = 2
+    TRUNCATED = 4
+    RANDOM_ACTION = 8
+    LIFE_LOST = 16
+
+
+class Records(NamedTuple):
+    """Consecutive steps: `frame_NHW` newest frame of each state, `q_NA` teacher Q-values, executed action, raw reward, `Flag` bits."""
+
+    frame_NHW: npt.NDArray[np.uint8]
+    q_NA: npt.NDArray[np.float32]
+    action_N: npt.NDArray[np.uint8]
+    reward_N: npt.NDArray[np.float32]
+    flags_N: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return len(self.action_N)
+
+    def cut(self, start: int, stop: int) -> Records:
+        """Steps `start` to `stop`, as views."""
+        return Records(*(array[start:stop] for array in self))
+
+
+def join(parts: Iterable[Records]) -> Records:
+    """The parts one after another."""
+    return Records(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+class EpisodeRow(NamedTuple):
+    """One episode: where it lies, the environment seed it was played under, what it scored, and the digest of its records.
+
+    `complete` is False only for the last episode of a dataset cut at an exact number of states; its return is then what
+    was scored until the cut.
+    """
+
+    seed: int
+    start: int
+    length: int
+    episode_return: float
+    terminated: bool
+    truncated: bool
+    complete: bool
+    sha256: str
+
+
+EPISODE_SCHEMA: Final = pa.schema(
+    [
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+        pa.field("episode_return", pa.float64(), nullable=False),
+        pa.field("terminated", pa.bool_(), nullable=False),
+        pa.field("truncated", pa.bool_(), nullable=False),
+        pa.field("complete", pa.bool_(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """manifest.json. `teacher` is {"digest", "name", ...}; `collection` the settings that decide the bytes; `files` maps path to SHA-256."""
+
+    format_version: int
+    game: str
+    states: int
+    episodes: int
+    actions: int
+    teacher: dict[str, Any]
+    environment: dict[str, Any]
+    collection: dict[str, Any]
+    files: dict[str, str]
+    digest: str
+
+    def as_json(self) -> str:
+        fields = {name: getattr(self, name) for name in Manifest.__dataclass_fields__}
+        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+
+def episode_digest(records: Records) -> str:
+    """SHA-256 over one episode's decoded arrays, in `ARRAYS` order, C-contiguous little-endian: independent of chunking and codec."""
+    sha = hashlib.sha256()
+    for array in records:
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
+
+
+def dataset_digest(
+    game: str, teacher: dict[str, Any], environment: dict[str, Any], collection: dict[str, Any], rows: Iterable[EpisodeRow]
+) -> str:
+    """The dataset's identity: its provenance and every episode's seed, length, ending and digest."""
+    provenance = {"game": game, "teacher": teacher["digest"], "environment": environment, "collection": collection}
+    sha = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode())
+    for row in rows:
+        sha.update(json.dumps([row.seed, row.length, row.terminated, row.truncated, row.complete, row.sha256]).encode())
+    return sha.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

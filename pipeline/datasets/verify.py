@@ -1,0 +1,31 @@
+"""Does a dataset hold exactly what its manifest says: files, then every decoded episode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.datasets import schema
+from pipeline.datasets.reader import Dataset, file_faults
+from pipeline.progress import Progress
+
+
+def faults(dataset: Dataset) -> Iterator[Progress | str]:
+    """Yields progress per episode and one line per fault; no line means that everything agrees."""
+    manifest = dataset.manifest
+    yield from file_faults(dataset.folder, manifest)
+    expected = 0
+    for index, row in enumerate(dataset.episodes):
+        if row.start != expected:
+            yield f"dataset {dataset.folder}: episode {index} starts at step {row.start:,}, not at {expected:,}"
+        expected = row.start + row.length
+        try:
+            records = dataset.episode(index)
+        except ValueError as error:
+            yield str(error)
+        else:
+            if schema.episode_digest(records) != row.sha256:
+                yield f"dataset {dataset.folder}: episode {index} (seed {row.seed}, steps {row.start:,} to {expected:,}) has other records than its digest"
+        yield Progress(done=index + 1, total=manifest.episodes, unit="episodes", metrics={})
+    digest = schema.dataset_digest(manifest.game, manifest.teacher, manifest.environment, manifest.collection, dataset.episodes)
+    if digest != manifest.digest:
+        yield f"dataset {dataset.folder}: its digest is {digest[:12]}, the manifest says {manifest.digest[:12]}"

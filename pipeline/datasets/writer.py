@@ -1,0 +1,145 @@
+"""Appends records to a dataset under construction, one whole shard at a time, and finishes it with a manifest.
+
+Shards, the episode table and the manifest are each written by one atomic rename. A writer that was killed leaves whole
+shards; `packed()` says how many steps they hold. Only one process may write a dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from zarr.codecs import ZstdCodec
+
+from pipeline.datasets import schema
+from pipeline.datasets.describe import card
+from pipeline.datasets.schema import ARRAYS, SHARD, EpisodeRow, Manifest, Records
+
+LEVEL: Final = 7
+
+
+class Writer:
+    """Packs steps into the shards of `folder`. `append` in order; `finish` once."""
+
+    def __init__(self, folder: Path, actions: int) -> None:
+        self.folder = folder
+        self._group = _open_or_create(folder / schema.STATES, actions)
+        self._pending: list[Records] = []
+        self._pending_steps = 0
+        self.packed = self._whole_shards() * SHARD
+        """Steps that lie in shards on disk, from the start."""
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        array = self._group[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def _whole_shards(self) -> int:
+        """Shards that are on disk in every array: `flags` is written last, and a partial shard ends before its boundary."""
+        boundary = self._array("flags").shape[0] // SHARD
+        return next(k for k in range(boundary + 1) if k == boundary or not (self.folder / schema.STATES / f"flags/c/{k}").exists())
+
+    def append(self, records: Records) -> None:
+        """Add consecutive steps; writes every shard they complete."""
+        self._pending.append(records)
+        self._pending_steps += len(records)
+        if self._pending_steps >= SHARD:
+            waiting = schema.join(self._pending)
+            whole = len(waiting) // SHARD * SHARD
+            for start in range(0, whole, SHARD):
+                self._write(waiting.cut(start, start + SHARD))
+            rest = waiting.cut(whole, len(waiting))
+            self._pending = [Records(*(array.copy() for array in rest))]
+            self._pending_steps = len(rest)
+
+    def _write(self, records: Records) -> None:
+        start, stop = self.packed, self.packed + len(records)
+        # In the order of ARRAYS: `flags`, the last, tells a resumed writer that this shard is whole in all of them.
+        for name, values in zip(ARRAYS, records, strict=True):
+            array = self._array(name)
+            if array.shape[0] < stop:
+                array.resize((stop, *array.shape[1:]))
+            array[start:stop] = values
+        self.packed = stop
+
+    def finish(
+        self,
+        rows: Sequence[EpisodeRow],
+        *,
+        game: str,
+        teacher: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        collection: Mapping[str, Any],
+    ) -> Manifest:
+        """Write the last, partial shard, the episode table, the card, and at the very end the manifest."""
+        if self._pending_steps:
+            self._write(schema.join(self._pending))
+            self._pending, self._pending_steps = [], 0
+        states = sum(row.length for row in rows)
+        assert states == self.packed == self._array("frame").shape[0], (states, self.packed)
+        q = self._array("q")
+        write_episodes(self.folder / schema.EPISODES, rows)
+        draft = Manifest(
+            format_version=schema.FORMAT_VERSION,
+            game=game,
+            states=states,
+            episodes=len(rows),
+            actions=q.shape[1],
+            teacher=dict(teacher),
+            environment=dict(environment),
+            collection=dict(collection),
+            files={},
+            digest=schema.dataset_digest(game, dict(teacher), dict(environment), dict(collection), rows),
+        )
+        (self.folder / schema.CARD).write_text(card(draft, rows, np.asarray(q[: min(states, SHARD)])))
+        files = {
+            path.relative_to(self.folder).as_posix(): schema.file_digest(path)
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.name != schema.MANIFEST
+        }
+        manifest = Manifest(**{name: getattr(draft, name) for name in Manifest.__dataclass_fields__} | {"files": files})
+        part = self.folder / f".{schema.MANIFEST}.part"
+        part.write_text(manifest.as_json())
+        part.replace(self.folder / schema.MANIFEST)
+        return manifest
+
+
+def write_episodes(path: Path, rows: Iterable[EpisodeRow]) -> None:
+    """The episode table; pinned writer settings, so equal rows are equal bytes."""
+    columns = list(zip(*rows, strict=True))
+    table = pa.table(
+        [pa.array(values, type=field.type) for values, field in zip(columns, schema.EPISODE_SCHEMA, strict=True)],
+        schema=schema.EPISODE_SCHEMA,
+    )
+    pq.write_table(table, path, compression="zstd", row_group_size=1 << 20)
+
+
+def _open_or_create(path: Path, actions: int) -> zarr.Group:
+    if (path / "zarr.json").exists():
+        return zarr.open_group(path, mode="r+")
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    for name, trailing, dtype, dimensions in (
+        ("frame", (84, 84), "uint8", ("step", "height", "width")),
+        ("q", (actions,), "float32", ("step", "action")),
+        ("action", (), "uint8", ("step",)),
+        ("reward", (), "float32", ("step",)),
+        ("flags", (), "uint8", ("step",)),
+    ):
+        chunk = schema.FRAME_CHUNK if name == "frame" else schema.SMALL_CHUNK
+        group.create_array(
+            name,
+            shape=(0, *trailing),
+            chunks=(chunk, *trailing),
+            shards=(SHARD, *trailing),
+            dtype=dtype,
+            compressors=[ZstdCodec(level=LEVEL, checksum=True)],
+            fill_value=0,
+            dimension_names=dimensions,
+            config={"write_empty_chunks": True},  # an all-zero shard must still be a file: missing means damaged
+        )
+    return group
