@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ class Collection:
 
     def __init__(self, config: CollectConfig, teacher_folder: Path, teacher: Agent, work: Path) -> None:
         self.config, self.teacher_folder, self.teacher = config, teacher_folder, teacher
+        self.work = work
         self.dataset = work / "dataset"
         self.blocks = work / "blocks"
         self.writer = Writer(self.dataset, teacher.network.actions[config.game])
@@ -142,8 +144,7 @@ class Collection:
                 break
             self._pack(receipt)
             index += 1
-        if self._rows:
-            yield self._progress(0)
+        yield self._progress(0)
 
         pending = as_completed()
         submitted, flying = index, 0
@@ -162,7 +163,8 @@ class Collection:
 
         workers = max(1, sum(client.nthreads().values()))
         while not self._enough():
-            while flying < workers + 1 and not self._expected(receipts, flying):
+            # One block waits behind those that run, once the first ones tell how long blocks are.
+            while flying < workers + bool(self._rows) and not self._expected(receipts, flying):
                 submit()
             future = next(pending)
             flying -= 1
@@ -171,7 +173,7 @@ class Collection:
             while self._next in receipts and not self._enough():
                 self._pack(receipts.pop(self._next))
             yield self._progress(sum(row.length for rows in receipts.values() for row in rows))
-        for future in pending.futures:
+        for future in list(pending.futures):
             future.cancel()
 
     def _expected(self, waiting: dict[int, list[EpisodeRow]], flying: int) -> bool:
@@ -228,6 +230,10 @@ class Collection:
             return Progress(len(self._rows), self.config.episodes, "episodes", metrics)
         assert self.config.states is not None
         return Progress(min(self._states() + waiting, self.config.states), self.config.states, "states", metrics)
+
+    def discard(self) -> None:
+        """Drop the work files, once the dataset lies where it belongs."""
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def finish(self) -> Manifest:
         """Seal the dataset: last shard, episode table, card, manifest."""

@@ -1,14 +1,17 @@
 """Policy + world -> one row per episode.
 
 Episode i is played under seed i and all are played to their end: never "the first n to finish", which favours short ones.
+
+Dimensions: B slots, T steps of one episode, A actions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.atari.rollout import Policy, World, rollout
 
@@ -22,14 +25,31 @@ class Episode(NamedTuple):
     stalled: bool
 
 
-def play(world: World, policy: Policy, seeds: Iterable[int]) -> Iterator[Episode]:
-    """Yields every episode as it ends; sort by seed for a stable order."""
+class Trace(NamedTuple):
+    """The first steps of one episode, to be replayed for a clip: executed actions and the Q-values (or logits) behind them."""
+
+    seed: int
+    action_T: npt.NDArray[np.int64]
+    q_TA: npt.NDArray[np.float32]
+    random_T: npt.NDArray[np.bool_]
+
+
+def play(world: World, policy: Policy, seeds: Sequence[int], trace_steps: int = 0) -> Iterator[Episode | Trace]:
+    """Yields every episode as it ends (sort by seed for a stable order), and the trace of the first seed's episode before it."""
     return_B = np.zeros(world.width)
+    trace: list[tuple[int, npt.NDArray[np.float32], bool]] = []
     for step in rollout(world, policy, iter(seeds)):
-        return_B += step.reward_B
+        if trace_steps:
+            for slot in np.flatnonzero(step.active_B & (step.seed_B == seeds[0]) & (step.step_B < trace_steps)):
+                trace.append((int(step.action_B[slot]), step.q_BA[slot], bool(step.random_B[slot])))
+        return_B += step.reward_B * step.active_B
         for slot in np.flatnonzero(step.terminated_B | step.truncated_B):
+            seed = int(step.seed_B[slot])
+            if trace_steps and seed == seeds[0]:
+                action_T, q_TA, random_T = zip(*trace, strict=True)
+                yield Trace(seed, np.array(action_T), np.array(q_TA), np.array(random_T))
             yield Episode(
-                seed=int(step.seed_B[slot]),
+                seed=seed,
                 episode_return=float(return_B[slot]),
                 steps=int(step.step_B[slot]) + 1,
                 stalled=bool(step.truncated_B[slot]),

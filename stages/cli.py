@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,12 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, PermissionError) as error:
+        except ValueError as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
-            raise click.ClickException(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")) from None
+            remedy = "free some space and run the same command: finished work is kept" if error.errno == errno.ENOSPC else ""
+            told = ": ".join(str(part) for part in (error.strerror or error, error.filename, remedy) if part)
+            raise click.ClickException(told) from None
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
@@ -69,6 +72,137 @@ def train_teacher(session: Session, game: str, device: str) -> None:
 
     layout, params = session.load()
     click.echo(stage.run(layout, params, game, device))
+
+
+@main.command()
+@click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
+@click.option("--states", type=click.IntRange(min=1), help="Exactly this many states. [default: params.yaml]")
+@click.option("--episodes", type=click.IntRange(min=1), help="This many whole episodes, instead of --states.")
+@click.option("--epsilon", type=click.FloatRange(0, 1), help="Random-action probability. [default: params.yaml]")
+@click.option("--seed", type=click.IntRange(0, 99), help="Root seed. [default: params.yaml]")
+@click.option("--workers", type=click.IntRange(min=1), help="Local worker processes, one core each. [default: all cores]")
+@click.option("--scheduler", help="An existing Dask cluster, tcp://HOST:PORT, instead of local workers.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Dataset folder. [default: data/datasets/GAME]")
+@click.pass_obj
+def collect(session: Session, **options: Any) -> None:
+    """Let a teacher play; store every state with its Q-values."""
+    from stages import collect as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, **options))
+
+
+@main.command()
+@click.option("--mix", required=True, help="A name in params.yaml's `mixes`.")
+@click.pass_obj
+def mix(session: Session, mix: str) -> None:
+    """Freeze, by digest, which datasets a mix's students learn from."""
+    from stages import mix as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, mix))
+
+
+@main.command()
+@click.option("--student", required=True, metavar="MIX/VARIANT", help="A mix and a name in params.yaml's `students`.")
+@click.option("--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Weights, batches and held-out episodes.")
+@device_option
+@click.pass_obj
+def distill(session: Session, student: str, seed: int, device: str) -> None:
+    """Train a student from a mix's stored datasets alone."""
+    from stages import distill as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, student, seed, device))
+
+
+@main.command()
+@click.argument("agent")
+@device_option
+@click.pass_obj
+def evaluate(session: Session, agent: str, device: str) -> None:
+    """Play whole episodes on fresh seeds with AGENT: teachers/GAME, students/MIX/VARIANT-SEED or random/GAME."""
+    from stages import evaluate as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, agent, device))
+
+
+@main.command()
+@click.pass_obj
+def report(session: Session) -> None:
+    """Score every agent of params.yaml's grid and write data/report/index.html."""
+    from stages import report as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def games(as_json: bool) -> None:
+    """List every game that the installed ale-py can play, with reference scores."""
+    import json
+    from dataclasses import asdict
+
+    from pipeline.atari.games import games as known
+
+    if as_json:
+        click.echo(json.dumps([asdict(spec) for spec in known().values()], indent=2))
+        return
+    click.echo(f"{'game':22}{'random':>9}{'human':>9}{'DQN':>9}   Mnih et al. 2015, Extended Data Table 2")
+    for spec in known().values():
+        r = spec.reference
+        click.echo(f"{spec.name:22}{r.random:9.1f}{r.human:9.1f}{r.dqn:9.1f}" if r else spec.name)
+
+
+@main.group()
+def dataset() -> None:
+    """Look into and check datasets."""
+
+
+@dataset.command("info")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def dataset_info(path: Path, as_json: bool) -> None:
+    """What the dataset at PATH is: game, digest, states, size, teacher."""
+    import json
+
+    from pipeline.datasets.describe import info
+    from pipeline.datasets.reader import open_dataset
+
+    opened = open_dataset(path)
+    facts = info(path, opened.manifest)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{key:24}{shown:,}" if isinstance(shown, int) else f"{key:24}{shown}")
+
+
+@dataset.command("verify")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def dataset_verify(path: Path, as_json: bool) -> None:
+    """Check every file and every decoded episode of PATH against its digests; exit code 1 and the exact place on a fault."""
+    import json
+
+    from pipeline.datasets.reader import open_dataset
+    from pipeline.datasets.verify import verify
+    from stages.runlog import show
+
+    opened = open_dataset(path)
+    found: list[str] = []
+    for _ in show(verify(opened, found), f"verify {path.name}"):
+        pass
+    if as_json:
+        click.echo(json.dumps({"dataset": str(path), "digest": opened.manifest.digest, "ok": not found, "faults": found}, indent=2))
+    elif not found:
+        click.echo(f"{path}: {opened.manifest.states:,} states in {opened.manifest.episodes} episodes are as digest {opened.manifest.digest[:12]} says")
+    else:
+        click.echo("\n".join(found))
+    sys.exit(1 if found else 0)
 
 
 if __name__ == "__main__":

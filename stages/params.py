@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -12,6 +12,8 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.agents.networks import NETWORKS, NetworkSpec
 from pipeline.atari.envs import EnvConfig
+from pipeline.distill.losses import LossName
+from pipeline.distill.offline import DistillConfig
 from pipeline.rl.pqn import PqnConfig
 
 
@@ -36,6 +38,29 @@ class TeacherParams(Section):
     recipe: int
 
 
+class DatasetParams(Section):
+    states: int = Field(gt=0)
+    epsilon: float = Field(ge=0, le=1)
+    seed: int = Field(ge=0, lt=100)
+    recipe: int
+
+
+class StudentParams(Section):
+    loss: LossName
+    temperature: float = Field(gt=0)
+    network: str
+    preset: str
+    updates: int = Field(gt=0)
+    recipe: int
+
+
+class GridParams(Section):
+    """What the report shows for a mix: every student variant under every seed."""
+
+    students: list[str] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(min_length=1)
+
+
 class EvaluationParams(Section):
     episodes: int = Field(gt=0)
     epsilon: float = Field(ge=0, le=1)
@@ -49,6 +74,11 @@ class Params(Section):
     environment: EnvConfig
     teachers: dict[str, TeacherParams]
     teacher_presets: dict[str, TeacherPreset]
+    datasets: dict[str, DatasetParams]
+    mixes: dict[str, list[str]]
+    students: dict[str, StudentParams]
+    presets: dict[str, DistillConfig]
+    grid: dict[str, GridParams]
     evaluation: EvaluationParams
 
 

@@ -39,6 +39,9 @@ class Layout:
     def scores(self, agent: str) -> Path:
         return self.data / "scores" / f"{agent}.json"
 
+    def clip(self, agent: str) -> Path:
+        return self.data / "clips" / f"{agent}.mp4"
+
     @property
     def report(self) -> Path:
         return self.data / "report"

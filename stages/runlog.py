@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -32,33 +35,62 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
-def show(progress: Iterable[Progress], title: str, metrics: tuple[str, ...] = ()) -> Iterator[Progress]:
-    """Pass `progress` through, drawing it. `metrics` are the names to print beside the bar."""
-    started = time.monotonic()
-    first: int | None = None
-    last_line = started
+@contextmanager
+def stop_at_next_yield() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM wait for the next yield, where state is consistent and can be saved; a second Ctrl-C does not wait."""
+    asked = False
 
-    def text(p: Progress) -> tuple[float, str]:
-        elapsed = max(1e-9, time.monotonic() - started)
-        rate = (p.done - (first or 0)) / elapsed
-        shown = " ".join(f"{name} {p.metrics[name]:.4g}" for name in metrics if name in p.metrics)
-        return rate, f"{rate:,.0f} {p.unit}/s {shown}"
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        del frame
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+        say("stopping at the next safe point ...")
 
-    if sys.stderr.isatty():
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
-        with Bar(*columns, console=console) as bar:
-            task = bar.add_task(title, total=None, note="")
-            for p in progress:
-                first = p.done if first is None else first
-                bar.update(task, completed=p.done, total=p.total, note=text(p)[1])
-                yield p
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
         return
-    for p in progress:
-        first = p.done if first is None else first
-        now = time.monotonic()
-        if now - last_line >= LINE_EVERY_SECONDS or p.done >= p.total:
-            last_line = now
-            rate, note = text(p)
-            left = (p.total - p.done) / rate if rate > 0 else math.inf
-            say(f"{title}: {p.done:,}/{p.total:,} {p.unit}, {note}, {duration(left)} left")
-        yield p
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def show(progress: Iterable[Progress], title: str, metrics: tuple[str, ...] = ()) -> Iterator[Progress]:
+    """Pass `progress` through, drawing it. `metrics` are the names to print beside the bar.
+
+    Raises KeyboardInterrupt between two yields when the user asked to stop: the place to save and leave.
+    """
+    started = time.monotonic()
+    last_line = started
+    first: int | None = None
+    with stop_at_next_yield() as stopping, _bar() as bar:
+        task = bar.add_task(title, total=None, note="") if bar else None
+        for p in progress:
+            first = p.done if first is None else first
+            now = time.monotonic()
+            rate = (p.done - first) / max(1e-9, now - started)
+            numbers = " ".join(f"{name} {p.metrics[name]:.4g}" for name in metrics if name in p.metrics)
+            note = f"{rate:,.0f} {p.unit}/s {numbers}"
+            if bar and task is not None:
+                bar.update(task, completed=p.done, total=p.total, note=note)
+            elif now - last_line >= LINE_EVERY_SECONDS or p.done >= p.total:
+                last_line = now
+                left = (p.total - p.done) / rate if rate > 0 else math.inf
+                say(f"{title}: {p.done:,}/{p.total:,} {p.unit}, {note}, {duration(left)} left")
+            yield p
+            if stopping():
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def _bar() -> Iterator[Bar | None]:
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    with Bar(*columns, console=console) as bar:
+        yield bar

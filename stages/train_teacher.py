@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -10,23 +9,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.agents.checkpoints import CARD, save_agent
 from pipeline.agents.device import Compute, exact, pick_device
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
-from pipeline.atari.envs import SlotWorld, VectorWorld, action_meanings, fingerprint
+from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
-from pipeline.evaluate import Episode, play
 from pipeline.report.bootstrap import interval
 from pipeline.rl.pqn import PqnLearner, train
 from pipeline.seeding import episode_seeds
 from stages import params as settings
 from stages.paths import Layout
-from stages.publish import replace_folder, replaced_file
+from stages.publish import load_state, replace_folder, save_state, write_csv
 from stages.runlog import duration, say, show
+from stages.evaluate import Contestant, mean_return, played
 from stages.versions import code_version
 
 CHECKPOINT_EVERY_SECONDS = 120.0
@@ -59,7 +57,8 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
 
     def select() -> float:
         policy = EpsilonGreedy(q_function(learner.network, compute), params.evaluation.epsilon)
-        return mean_return(evaluate(game, params, policy, "select", teacher.seed, teacher.select_episodes))
+        contestant = Contestant(f"teachers/{game}", game, policy, {})
+        return mean_return(played(contestant, params, "select", teacher.seed, teacher.select_episodes))
 
     next_select = (learner.steps // teacher.select_every + 1) * teacher.select_every
     next_point = learner.steps
@@ -89,7 +88,7 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
     best = best.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     policy = EpsilonGreedy(q_function(best, exact(device)), params.evaluation.epsilon)
     say(f"gate: {teacher.gate_episodes} fresh episodes of the best snapshot ({run_state.best_steps:,} steps)")
-    episodes = evaluate(game, params, policy, "gate", teacher.seed, teacher.gate_episodes)
+    episodes = played(Contestant(f"teachers/{game}", game, policy, {}), params, "gate", teacher.seed, teacher.gate_episodes)
     reached = mean_return(episodes)
     if reached < teacher.gate_return:
         raise ValueError(
@@ -125,27 +124,11 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
             "code": code_version(),
         },
     )
-    with (finished_folder / "curve.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(run_state.curve[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(run_state.curve)
+    write_csv(finished_folder / "curve.csv", run_state.curve)
     target = layout.teacher(game)
     replace_folder(finished_folder, target)
     say(f"published {target / CARD}: mean return {reached:.2f}, digest {card['digest'][:12]}, {duration(run_state.seconds())} of training")
     return target
-
-
-def evaluate(
-    game: str, params: settings.Params, policy: EpsilonGreedy, purpose: str, seed: int, episodes: int
-) -> list[Episode]:
-    """`episodes` whole episodes on the seeds of `purpose`."""
-    world = SlotWorld(game, params.environment, width=min(episodes, params.evaluation.width))
-    first = episode_seeds(purpose, seed)
-    return list(play(world, policy, range(first, first + episodes)))
-
-
-def mean_return(episodes: list[Episode]) -> float:
-    return float(np.mean([e.episode_return for e in episodes]))
 
 
 class _Run:
@@ -161,9 +144,9 @@ class _Run:
         self._started = self._saved = time.monotonic()
 
     def resume(self) -> bool:
-        if not self.path.exists():
+        state = load_state(self.path)
+        if state is None:
             return False
-        state = torch.load(self.path, weights_only=True)
         self.learner.load_state_dict(state["learner"])
         self.curve, self.best_return, self.best_steps = state["curve"], state["best_return"], state["best_steps"]
         self.best_weights, self._seconds = state["best_weights"], state["seconds"]
@@ -178,8 +161,7 @@ class _Run:
             "best_weights": self.best_weights,
             "seconds": self.seconds(),
         }
-        with replaced_file(self.path) as part:
-            torch.save(state, part)
+        save_state(self.path, state)
         self._saved = time.monotonic()
 
     def due(self) -> bool:

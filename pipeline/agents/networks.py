@@ -102,12 +102,19 @@ class QNetwork(nn.Module):
         return self.heads[game]
 
     def forward(self, obs_BCHW: Tensor, game: str | None = None) -> Tensor:
-        """uint8 (B, stack, 84, 84) -> float32 q_BA. The precision inside is the caller's (`device.Compute.autocast`)."""
-        dtype = torch.get_autocast_dtype(obs_BCHW.device.type) if torch.is_autocast_enabled(obs_BCHW.device.type) else torch.float32
+        """uint8 (B, stack, 84, 84) -> float32 q_BA.
+
+        The trunk runs in the caller's precision (`device.Compute.autocast`), the head always in float32: gaps between
+        Q-values are hundredths of the values, below bfloat16's resolution.
+        """
+        device = obs_BCHW.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         # torch.channels_last keeps oneDNN and cuDNN on their fast kernels; converting bytes is 4x cheaper than floats.
         scaled_BCHW = obs_BCHW.contiguous(memory_format=torch.channels_last).to(dtype).mul_(1.0 / 255.0)
-        q_BA: Tensor = self.head(game)(self.trunk(scaled_BCHW))
-        return q_BA.float()
+        features_BF = self.trunk(scaled_BCHW)
+        with torch.autocast(device, enabled=False):
+            q_BA: Tensor = self.head(game)(features_BF.float())
+        return q_BA
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -12,6 +12,7 @@ Dimensions: B slots, C stacked frames, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class EnvConfig:
 
 
 def _arguments(game: GameSpec, config: EnvConfig) -> dict[str, Any]:
-    return dict(
+    return dict(  # every one of them, so that no default of ale-py can change a dataset
         game=game.rom,
         max_num_frames_per_episode=config.max_episode_frames,
         repeat_action_probability=config.sticky,
@@ -139,6 +140,20 @@ class SlotWorld:
         return WorldStep(
             self._obs_BCHW, self._reward_B.copy(), self._terminated_B.copy(), self._truncated_B.copy(), self._lives_B.copy()
         )
+
+
+def replay(game: str, config: EnvConfig, seed: int, actions: Iterable[int]) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
+    """Play stored actions under the stored seed again, in colour: yields (RGB frame (210, 160, 3) before the action, raw reward).
+
+    The emulator is deterministic, so this is the very episode that was played.
+    """
+    arguments = _arguments(find_game(game), config) | {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
+    env = AtariVectorEnv(**arguments, num_envs=1, batch_size=0, num_threads=1)
+    obs, _ = env.reset(seed=np.array([seed]))
+    for action in actions:
+        frame_HW3 = obs[0, -1]
+        obs, reward_1, *_ = env.step(np.array([action]))
+        yield frame_HW3, float(reward_1[0])
 
 
 def action_meanings(game: str, config: EnvConfig) -> list[str]:

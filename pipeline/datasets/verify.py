@@ -9,23 +9,24 @@ from pipeline.datasets.reader import Dataset, file_faults
 from pipeline.progress import Progress
 
 
-def faults(dataset: Dataset) -> Iterator[Progress | str]:
-    """Yields progress per episode and one line per fault; no line means that everything agrees."""
+def verify(dataset: Dataset, faults: list[str]) -> Iterator[Progress]:
+    """Appends one line per fault to `faults`, yielding per episode; none means that every file and record agrees."""
     manifest = dataset.manifest
-    yield from file_faults(dataset.folder, manifest)
+    faults += file_faults(dataset.folder, manifest)
     expected = 0
     for index, row in enumerate(dataset.episodes):
         if row.start != expected:
-            yield f"dataset {dataset.folder}: episode {index} starts at step {row.start:,}, not at {expected:,}"
+            faults.append(f"dataset {dataset.folder}: episode {index} starts at step {row.start:,}, not at {expected:,}")
         expected = row.start + row.length
         try:
             records = dataset.episode(index)
         except ValueError as error:
-            yield str(error)
+            faults.append(str(error))
         else:
             if schema.episode_digest(records) != row.sha256:
-                yield f"dataset {dataset.folder}: episode {index} (seed {row.seed}, steps {row.start:,} to {expected:,}) has other records than its digest"
+                place = f"episode {index} (seed {row.seed}, steps {row.start:,} to {expected:,})"
+                faults.append(f"dataset {dataset.folder}: {place} has other records than its digest")
         yield Progress(done=index + 1, total=manifest.episodes, unit="episodes", metrics={})
     digest = schema.dataset_digest(manifest.game, manifest.teacher, manifest.environment, manifest.collection, dataset.episodes)
     if digest != manifest.digest:
-        yield f"dataset {dataset.folder}: its digest is {digest[:12]}, the manifest says {manifest.digest[:12]}"
+        faults.append(f"dataset {dataset.folder}: its digest is {digest[:12]}, the manifest says {manifest.digest[:12]}")

@@ -1,0 +1,214 @@
+"""Learn a student from a stored dataset alone: no teacher weights, no environment.
+
+Dimensions: B batch, C stacked frames, H W pixels, A actions, M frames in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.agents.device import Compute, Precision
+from pipeline.agents.initialise import standardise
+from pipeline.agents.networks import NetworkSpec, QNetwork
+from pipeline.datasets.loader import Resident, batch_steps, split_episodes
+from pipeline.datasets.reader import Dataset
+from pipeline.distill import losses
+from pipeline.distill.losses import LossName
+from pipeline.progress import Progress
+from pipeline.seeding import integer
+
+
+INITIAL_STATES: Final = 1024
+"""States that the data-dependent initialisation looks at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillConfig:
+    """How a student learns, whatever its loss and size.
+
+    The learning rate rises linearly over `warmup_updates`, then falls to zero: `cosine` over the rest, or stays (`constant`).
+    Every `validate_every` updates the student is measured on up to `validation_states` states of held-out episodes
+    (`held_out` is their fraction); the weights of the lowest held-out KL are the result. `standardise` starts from the
+    data-dependent initialisation of `agents.initialise`.
+    """
+
+    batch: int
+    optimizer: Literal["adam", "rmsprop"]
+    learning_rate: float
+    schedule: Literal["cosine", "constant"]
+    warmup_updates: int
+    max_grad_norm: float
+    precision: Precision
+    standardise: bool
+    held_out: float
+    validate_every: int
+    validation_states: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """Which loss, with which temperature: for the KL loss, and for the held-out KL that every student is selected by."""
+
+    loss: LossName
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature:g} is not positive: the paper's is 0.01")
+
+
+class Student:
+    """A learning student: network, optimiser, best weights so far, and the data it learns from."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        objective: Objective,
+        spec: NetworkSpec,
+        dataset: Dataset,
+        updates: int,
+        compute: Compute,
+        seed: int,
+    ) -> None:
+        self.config, self.objective, self.compute, self.seed = config, objective, compute, seed
+        self.budget = updates
+        self.updates = 0
+        split = split_episodes(dataset, config.held_out, seed)
+        self._train_N = split.train_N
+        every = max(1, math.ceil(len(split.held_out_N) / config.validation_states))
+        self._held_out_N = split.held_out_N[::every]
+        self._data = Resident(dataset, spec.stack)
+        self._frame_MHW = torch.from_numpy(self._data.frame_MHW).to(compute.device)
+        self._q_NA = torch.from_numpy(self._data.q_NA).to(compute.device)
+        game = dataset.manifest.game
+        with torch.random.fork_rng():
+            torch.manual_seed(integer(seed, "student", "weights"))
+            network = QNetwork(spec, {game: dataset.manifest.actions})
+        self.network: QNetwork = network.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.standardise:
+            obs_BCHW, q_BA = self.gather(batch_steps(self._train_N, min(INITIAL_STATES, len(self._train_N)), seed, 0))
+            standardise(self.network, game, obs_BCHW, q_BA if objective.loss == "mse" else None)
+        self.optimizer = _optimizer(config, self.network)
+        self.best_kl = math.inf
+        self.best_updates = 0
+        self.best_weights: dict[str, Tensor] = {}
+        self.curve: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs; plain tensors and numbers."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+            "best": [self.best_kl, self.best_updates],
+            "best_weights": self.best_weights,
+            "curve": self.curve,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates, self.best_weights, self.curve = state["updates"], state["best_weights"], state["curve"]
+        self.best_kl, self.best_updates = state["best"]
+
+    def gather(self, step_B: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """States (B, C, H, W) and Q-values (B, A) at these steps, on the device."""
+        index_BC = torch.from_numpy(self._data.stack_index(step_B)).to(self.compute.device)
+        obs_BCHW = self._frame_MHW.index_select(0, index_BC.flatten()).view(*index_BC.shape, 84, 84)
+        return obs_BCHW, self._q_NA.index_select(0, torch.from_numpy(step_B).to(self.compute.device))
+
+    def update(self, obs_BCHW: Tensor, q_BA: Tensor) -> Tensor:
+        """One gradient step; returns the batch's mean loss, on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.updates, self.budget)
+        with self.compute.autocast():
+            student_BA = self.network(obs_BCHW)
+        loss_B = losses.loss_B(self.objective.loss, student_BA, q_BA, self.objective.temperature)
+        assert loss_B.shape == (len(q_BA),)
+        loss = loss_B.mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm, foreach=True)
+        self.optimizer.step()
+        self.updates += 1
+        return loss.detach()
+
+    def validate(self) -> dict[str, float]:
+        """On held-out episodes: KL at the objective's temperature (nats), action agreement, and mean regret (Q units)."""
+        sums = torch.zeros(3, dtype=torch.float64)
+        temperature = self.objective.temperature
+        for start in range(0, len(self._held_out_N), 512):
+            obs_BCHW, q_BA = self.gather(self._held_out_N[start : start + 512])
+            with torch.inference_mode():
+                student_BA = self.network(obs_BCHW)
+            logits_BA = losses.policy_logits(self.objective.loss, student_BA, temperature)
+            rows_B3 = torch.stack(
+                [
+                    losses.kl(logits_BA, q_BA, temperature),
+                    (student_BA.argmax(1) == q_BA.argmax(1)).float(),
+                    losses.regret(student_BA, q_BA),
+                ],
+                dim=1,
+            )
+            sums += rows_B3.double().sum(dim=0).cpu()
+        kl, agreement, regret = (sums / len(self._held_out_N)).tolist()
+        return {"kl": kl, "agreement": agreement, "regret": regret}
+
+    def keep_if_best(self, kl: float) -> None:
+        if kl < self.best_kl:
+            self.best_kl, self.best_updates = kl, self.updates
+            self.best_weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+
+
+def learning_rate(config: DistillConfig, update: int, budget: int) -> float:
+    """The rate of update number `update`, from 0."""
+    if update < config.warmup_updates:
+        return config.learning_rate * (update + 1) / config.warmup_updates
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (update - config.warmup_updates) / max(1, budget - config.warmup_updates)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def _optimizer(config: DistillConfig, network: QNetwork) -> torch.optim.Optimizer:
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+        case "rmsprop":
+            return torch.optim.RMSprop(network.parameters(), lr=config.learning_rate, alpha=0.95, eps=0.01, foreach=True)
+
+
+def train(student: Student) -> Iterator[Progress]:
+    """Learn until the budget of updates is spent; yields every 50 updates and after every validation.
+
+    Metrics: `loss` (mean since the last yield), `learning_rate`, and after a validation `kl`, `agreement`, `regret`.
+    """
+    config = student.config
+    recent: list[Tensor] = []
+    while student.updates < student.budget:
+        step_B = batch_steps(student._train_N, config.batch, student.seed, student.updates)
+        recent.append(student.update(*student.gather(step_B)))
+        done = student.updates
+        validating = done % config.validate_every == 0 or done == student.budget
+        if not validating and done % 50:
+            continue
+        metrics = {
+            "loss": float(torch.stack(recent).mean()),
+            "learning_rate": float(student.optimizer.param_groups[0]["lr"]),
+        }
+        recent = []
+        if validating:
+            metrics |= student.validate()
+            if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["kl"]):
+                raise ValueError(f"the loss is not finite after {done:,} updates: lower the learning rate")
+            student.keep_if_best(metrics["kl"])
+            student.curve.append({"updates": done, **metrics})
+        yield Progress(done=done, total=student.budget, unit="updates", metrics=metrics)

@@ -1,0 +1,103 @@
+"""The report's figures as SVG text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+import matplotlib.pyplot as plt  # noqa: E402 - the backend comes first
+from matplotlib.figure import Figure  # noqa: E402
+
+from pipeline.report.paper import LADDER  # noqa: E402
+from pipeline.report.scores import Contestant, Score  # noqa: E402
+
+LOSS_COLOURS = {"kl": "#0b6e99", "nll": "#c2571a", "mse": "#6b7d3a"}
+mpl.rcParams.update(
+    {
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "svg.hashsalt": "pd-pipeline",
+        "svg.fonttype": "none",
+        "legend.frameon": False,
+    }
+)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def read_curve(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _points(curve: list[dict[str, str]], x: str, y: str) -> tuple[list[float], list[float]]:
+    rows = [(float(row[x]), float(row[y])) for row in curve if row.get(y)]
+    return [a for a, _ in rows], [b for _, b in rows]
+
+
+def compression(scores: Sequence[Score], students: Sequence[Contestant], teacher_parameters: int) -> str:
+    """Random-normalised score against size, with intervals, and the paper's ladder."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.2))
+    losses = {who.agent: who.loss for who in students}
+    for loss, colour in LOSS_COLOURS.items():
+        rows = sorted((s for s in scores if losses.get(s.agent) == loss), key=lambda s: s.parameters)
+        if not rows:
+            continue
+        x = [row.parameters for row in rows]
+        y = [row.normalized for row in rows]
+        errors = [[row.normalized - row.normalized_ci95[0] for row in rows], [row.normalized_ci95[1] - row.normalized for row in rows]]
+        axes.errorbar(x, y, yerr=errors, fmt="o-", capsize=3, color=colour, label=f"{loss.upper()} (ours)")
+    sizes = {"net1": 427_874, "net2": 113_346, "net3": 61_954}
+    axes.plot([sizes[n] for n in LADDER], list(LADDER.values()), "s--", color="#888888", label="KL, ten-game mean, % of teacher\n(as published in the paper)")
+    axes.axhline(100.0, color="#444444", linewidth=1)
+    axes.axvline(teacher_parameters, color="#444444", linewidth=1, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters (dotted: the teacher's)")
+    axes.set_ylabel("random-normalised score, % of teacher")
+    axes.legend(loc="lower right", fontsize=9)
+    return _svg(figure)
+
+
+def student_curves(students: Sequence[Contestant], quantity: str, label: str) -> str:
+    """A held-out quantity against updates, one line per student."""
+    figure, axes = plt.subplots(figsize=(7.5, 3.6))
+    styles = {"dqn": "-", "net1": "--", "net2": "-.", "net3": ":"}
+    for who in students:
+        if who.curve is None:
+            continue
+        x, y = _points(read_curve(who.curve), "updates", quantity)
+        axes.plot(x, y, styles.get(who.network, "-"), color=LOSS_COLOURS.get(who.loss or "", "#333333"), label=who.agent.split("/")[-1])
+    if quantity in ("kl", "regret"):
+        axes.set_yscale("log")
+    axes.set_xlabel("updates")
+    axes.set_ylabel(label)
+    axes.legend(fontsize=8, ncols=2)
+    return _svg(figure)
+
+
+def teacher_curve(teacher: Contestant, evaluated: dict[str, Any]) -> str:
+    """Return in training and at the evaluations that chose the snapshot, against steps."""
+    assert teacher.curve is not None
+    curve = read_curve(teacher.curve)
+    figure, axes = plt.subplots(figsize=(7.5, 3.2))
+    axes.plot(*_points([row for row in curve if row["train_return"] != "nan"], "steps", "train_return"), color="#888888", label="last 100 training episodes")
+    axes.plot(*_points(curve, "steps", "eval_return"), "o-", color="#0b6e99", label="evaluations that choose the snapshot")
+    axes.axhline(evaluated["mean_return"], color="#444444", linewidth=1, label=f"gate: {evaluated['episodes']} fresh episodes")
+    axes.set_xlabel("steps (agent decisions)")
+    axes.set_ylabel("return")
+    axes.legend(fontsize=9)
+    return _svg(figure)

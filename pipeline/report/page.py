@@ -1,0 +1,120 @@
+"""The report: one self-contained HTML page. Nothing is fetched; figures, clips, style and script are inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pipeline.report import figures, tables
+from pipeline.report.scores import Contestant
+from pipeline.report.tables import Row
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f23; --soft: #5b646d; --line: #d8dde2; --paper: #ffffff; --band: #f3f6f8; --accent: #0b6e99 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a3acb5; --line: #3a424a; --paper: #14181c; --band: #1d2329; --accent: #6cc0e5 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 70rem; padding: 1.5rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper) }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem } h2 { margin: 2.2rem 0 .6rem; font-size: 1.25rem } p, li { max-width: 46rem }
+.soft { color: var(--soft) } .scroll { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-size: .9rem } caption { text-align: left; color: var(--soft); padding-bottom: .4rem }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap } .number { text-align: right; font-variant-numeric: tabular-nums }
+th button { all: unset; cursor: pointer; font-weight: 600 } th button:focus-visible { outline: 2px solid var(--accent) } th[aria-sort] button { color: var(--accent) }
+tr.teacher, tr.random { background: var(--band) }
+figure { margin: 1rem 0 } figure svg { width: 100%; max-width: 46rem; height: auto; background: #fff; border-radius: 6px; padding: .5rem } figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem }
+.clips { display: flex; flex-wrap: wrap; gap: 1rem } .clips figure { margin: 0 } video { width: 13rem; border-radius: 6px; background: #000; image-rendering: pixelated }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
+@media print { video, .clips { display: none } body { max-width: none } }
+"""
+
+SCRIPT = """
+for (const table of document.querySelectorAll('table')) {
+  const value = (row, i) => { const t = row.cells[i].textContent.replace(/[,\\[]/g, ''); const n = parseFloat(t); return isNaN(n) ? t : n };
+  table.querySelectorAll('th').forEach((th, i) => th.firstChild.addEventListener('click', () => {
+    const up = th.getAttribute('aria-sort') !== 'ascending';
+    table.querySelectorAll('th').forEach(other => other.removeAttribute('aria-sort'));
+    th.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+    const rows = [...table.tBodies[0].rows].sort((a, b) => {
+      const x = value(a, i), y = value(b, i);
+      return (x > y ? 1 : x < y ? -1 : 0) * (up ? 1 : -1);
+    });
+    table.tBodies[0].append(...rows);
+  }));
+}
+for (const button of document.querySelectorAll('[data-play]')) button.addEventListener('click', () => {
+  for (const video of button.closest('div').querySelectorAll('video')) { video.currentTime = 0; video.play() }
+});
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """One game's part of the report: score rows (teacher and random first) and the agents behind them."""
+
+    game: str
+    mix: str
+    rows: Sequence[Row]
+    teacher: Contestant
+    students: Sequence[Contestant]
+
+
+def render(sections: Sequence[Section], provenance: Mapping[str, Any]) -> str:
+    """The page as text."""
+    body = "".join(_section(section) for section in sections)
+    facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Policy distillation report</title><link rel='icon' href='data:,'><style>{STYLE}</style></head><body><main>"
+        "<h1>Policy distillation report</h1>"
+        "<p class='soft'>Students trained only from stored datasets of a teacher's states and Q-values, measured on whole episodes "
+        "with fresh seeds, raw returns, epsilon = 0.05, up to 30 null-ops at the start. The paper's numbers "
+        "(Rusu et al. 2015) stand beside ours; its protocol starts from human play, so compare levels, not decimals.</p>"
+        f"{body}<h2>Provenance</h2><dl>{facts}</dl></main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _section(section: Section) -> str:
+    clips = [who for who in (section.teacher, *section.students) if who.clip is not None]
+    parts = [
+        f"<section><h2>{escape(section.game)}</h2>",
+        tables.html(
+            section.rows,
+            "Normalised: (mean - random) / (teacher - random). Intervals: 95 % bootstrap over episodes, paired with the teacher by seed; "
+            "they do not include the variance between training runs.",
+        ),
+        _figure(
+            figures.compression([r.score for r in section.rows], section.students, section.teacher.parameters),
+            "Compression against return. Every point is one student; bars are 95 % intervals over episodes.",
+        ),
+    ]
+    if clips:
+        videos = "".join(_clip(who) for who in clips)
+        parts.append(
+            f"<h3>The same seed, played by each</h3><p class='soft'>The first half minute of one episode. Random actions "
+            f"(epsilon = 0.05) fall on the same steps for everyone.</p><div><div class='clips'>{videos}</div>"
+            "<p><button type='button' data-play>Play all from the start</button></p></div>"
+        )
+    parts += [
+        _figure(figures.student_curves(section.students, "kl", "held-out KL at tau = 0.01 (nats)"), "Held-out episodes: KL from the teacher's policy."),
+        _figure(figures.student_curves(section.students, "agreement", "action agreement"), "Held-out episodes: how often the student prefers the teacher's action."),
+    ]
+    if section.teacher.curve is not None:
+        parts.append(_figure(figures.teacher_curve(section.teacher, section.teacher.card["evaluation"]), "How the teacher learned."))
+    return "".join(parts) + "</section>"
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f'<figure role="img" aria-label="{escape(caption)}">{svg}<figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _clip(who: Contestant) -> str:
+    assert who.clip is not None
+    data = base64.b64encode(Path(who.clip).read_bytes()).decode()
+    label = f"{who.agent}: {who.parameters:,} parameters"
+    return (
+        f'<figure><video muted loop playsinline controls preload="auto" aria-label="{escape(label)}" '
+        f'src="data:video/mp4;base64,{data}"></video><figcaption>{escape(label)}</figcaption></figure>'
+    )

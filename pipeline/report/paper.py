@@ -1,0 +1,28 @@
+"""What Rusu et al. 2015 (Policy Distillation, arXiv 1511.06295) published, to stand beside our numbers.
+
+Their protocol: human starts, epsilon = 0.05, per cent of a plain DQN teacher's raw score. Ours starts from null-ops.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TABLE1: Final = {
+    "Breakout": {"teacher": 303.9, "mse": 33.9, "nll": 77.6, "kl": 94.7},
+    "Freeway": {"teacher": 25.8, "mse": 99.6, "nll": 101.6, "kl": 103.5},
+    "Pong": {"teacher": 16.2, "mse": 94.4, "nll": 95.1, "kl": 100.6},
+    "Qbert": {"teacher": 4589.8, "mse": 122.2, "nll": 147.6, "kl": 155.0},
+}
+"""Table 1, as published in the paper: teacher's score, and same-size students in per cent of it, by loss."""
+
+LADDER: Final = {"net1": 108.3, "net2": 101.7, "net3": 83.9}
+"""Compression, as published in the paper: KL students in per cent of the teacher, geometric mean over ten games."""
+
+
+def published_percent(game: str, loss: str, network: str) -> tuple[float, str] | None:
+    """The paper's per cent of teacher for such a student and what it is of, or None where it has none."""
+    if network == "dqn" and game in TABLE1:
+        return TABLE1[game][loss], f"Table 1, {game}"
+    if loss == "kl" and network in LADDER:
+        return LADDER[network], "ten-game mean"
+    return None

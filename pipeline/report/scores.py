@@ -1,0 +1,109 @@
+"""Episodes -> one row per agent: mean, worst, per cent of the teacher, random-normalised score, each with its interval.
+
+Dimensions: N episodes, R resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from pipeline.seeding import stream
+
+RESAMPLES: Final = 10_000
+Returns = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contestant:
+    """One agent of the report: its episodes, its card, and for students the learning curve and variant."""
+
+    agent: str
+    role: str
+    game: str
+    network: str
+    parameters: int
+    episodes: Path
+    card: dict[str, Any]
+    clip: Path | None = None
+    curve: Path | None = None
+    variant: str | None = None
+    loss: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A row of scores.json. Intervals are 95 % percentile bootstraps over episodes; they do not include training variance.
+
+    `teacher_percent` is the raw ratio that the paper reports; `normalized` is (mean - random) / (teacher - random) in per cent,
+    the one to compare and to average.
+    """
+
+    agent: str
+    role: str
+    game: str
+    variant: str | None
+    network: str
+    parameters: int
+    seed: int | None
+    episodes: int
+    mean: float
+    min: float
+    ci95: tuple[float, float]
+    teacher_percent: float
+    normalized: float
+    normalized_ci95: tuple[float, float]
+    stalled: int
+
+
+def read_returns(path: Path) -> tuple[Returns, npt.NDArray[np.int64], int]:
+    """Returns and seeds in seed order, and how many episodes the frame cap cut."""
+    table = pq.read_table(path)
+    order = np.argsort(table["seed"].to_numpy())
+    return table["episode_return"].to_numpy()[order], table["seed"].to_numpy()[order], int(np.sum(table["stalled"].to_numpy()))
+
+
+def score(who: Contestant, teacher: Contestant, chance: Contestant) -> Score:
+    """`who` against its teacher and the random agent of the same game; paired by seed where the seeds are the same."""
+    own_N, own_seeds, stalled = read_returns(who.episodes)
+    teacher_N, teacher_seeds, _ = read_returns(teacher.episodes)
+    random_N, _, _ = read_returns(chance.episodes)
+    mean, best, zero = own_N.mean(), teacher_N.mean(), random_N.mean()
+    if not best > zero:
+        raise ValueError(f"the teacher of {who.game} scores {best:.2f}, no better than random ({zero:.2f}): there is nothing to distil")
+    rng = stream(0, "scores")
+    pick_RN = rng.integers(0, len(own_N), size=(RESAMPLES, len(own_N)))
+    paired = np.array_equal(own_seeds, teacher_seeds)
+    teacher_pick_RN = pick_RN if paired else rng.integers(0, len(teacher_N), size=(RESAMPLES, len(teacher_N)))
+    own_R = own_N[pick_RN].mean(axis=1)
+    teacher_R = teacher_N[teacher_pick_RN].mean(axis=1)
+    random_R = random_N[rng.integers(0, len(random_N), size=(RESAMPLES, len(random_N)))].mean(axis=1)
+    normalized_R = 100.0 * (own_R - random_R) / (teacher_R - random_R)
+    return Score(
+        agent=who.agent,
+        role=who.role,
+        game=who.game,
+        variant=who.variant,
+        network=who.network,
+        parameters=who.parameters,
+        seed=who.seed,
+        episodes=len(own_N),
+        mean=float(mean),
+        min=float(own_N.min()),
+        ci95=_interval(own_R),
+        teacher_percent=float(100.0 * mean / best),
+        normalized=float(100.0 * (mean - zero) / (best - zero)),
+        normalized_ci95=_interval(normalized_R),
+        stalled=stalled,
+    )
+
+
+def _interval(drawn_R: Returns) -> tuple[float, float]:
+    low, high = np.quantile(drawn_R, [0.025, 0.975])
+    return float(low), float(high)

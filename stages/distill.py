@@ -1,0 +1,90 @@
+"""distill: one student variant, one seed, from the stored datasets of a mix."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.agents.checkpoints import CARD, save_agent
+from pipeline.agents.device import Compute, pick_device
+from pipeline.agents.networks import QNetwork
+from pipeline.datasets.mix import open_ingredient, read_mix
+from pipeline.distill.offline import Objective, Student, train
+from stages import params as settings
+from stages.paths import Layout
+from stages.publish import load_state, replace_folder, save_state, write_csv
+from stages.runlog import say, show
+
+CHECKPOINT_EVERY_SECONDS = 60.0
+
+
+def run(layout: Layout, params: settings.Params, name: str, seed: int, device_name: str) -> Path:
+    """Train or go on training student `MIX/VARIANT`; returns its folder."""
+    mix_name, _, variant_name = name.partition("/")
+    if not variant_name:
+        raise ValueError(f"student {name!r} names no mix: write MIX/VARIANT, for example {next(iter(params.mixes))}/{name}")
+    variant: settings.StudentParams = settings.pick(params.students, variant_name, "student")
+    config = settings.pick(params.presets, variant.preset, "preset")
+    spec = settings.network(variant.network)
+    mix = read_mix(layout.mix(mix_name))
+    if len(mix) != 1:
+        raise ValueError(f"mix {mix_name} has {len(mix)} games: single-game students take one")
+    (ingredient,) = mix.values()
+    dataset = open_ingredient(layout.dataset(ingredient.dataset), ingredient, mix_name)
+    agent = f"{mix_name}/{variant_name}-{seed}"
+    decides = {"variant": variant.model_dump(), "preset": asdict(config), "seed": seed, "digest": ingredient.digest}
+    work = layout.work("distill", agent, decides)
+    work.mkdir(parents=True, exist_ok=True)
+
+    compute = Compute(pick_device(device_name), config.precision)
+    objective = Objective(loss=variant.loss, temperature=variant.temperature)
+    student = Student(config, objective, spec, dataset, variant.updates, compute, seed)
+    checkpoint = work / "checkpoint.pt"
+    state = load_state(checkpoint)
+    if state is not None:
+        student.load_state_dict(state)
+        say(f"resuming {agent} at {student.updates:,} updates")
+    saved = time.monotonic()
+    with closing(show(train(student), f"distill {agent}", ("loss", "kl", "agreement", "regret"))) as progress:
+        try:
+            for p in progress:
+                if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS and p.done < p.total:
+                    save_state(checkpoint, student.state_dict())
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            save_state(checkpoint, student.state_dict())
+            say(f"stopped at {student.updates:,} updates; the same command goes on from there")
+            raise
+    network = QNetwork(spec, {dataset.manifest.game: dataset.manifest.actions})
+    network.load_state_dict(student.best_weights)
+    folder = work / "publish"
+    best = next(point for point in student.curve if point["updates"] == student.best_updates)
+    card = save_agent(
+        folder,
+        network,
+        {
+            "role": "student",
+            "game": dataset.manifest.game,
+            "variant": variant_name,
+            "mix": mix_name,
+            "seed": seed,
+            "objective": asdict(objective),
+            "updates": variant.updates,
+            "best_updates": student.best_updates,
+            "samples": variant.updates * config.batch,
+            "held_out": {key: best[key] for key in ("kl", "agreement", "regret")},
+            "settings": {"preset": variant.preset, **asdict(config)},
+            "dataset": {"name": ingredient.dataset, "digest": ingredient.digest, "states": len(dataset)},
+            "teacher": dataset.manifest.teacher,
+            "environment": dataset.manifest.environment,
+            "recipe": variant.recipe,
+        },
+    )
+    write_csv(folder / "curve.csv", student.curve)
+    target = layout.student(agent)
+    replace_folder(folder, target)
+    checkpoint.unlink(missing_ok=True)
+    say(f"published {target / CARD}: {card['parameters']:,} parameters, held-out KL {best['kl']:.4f}, agreement {best['agreement']:.1%}")
+    return target

@@ -1,0 +1,148 @@
+"""evaluate: an agent plays whole episodes on fresh seeds; one row per episode is kept, and a clip of the first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.agents.checkpoints import load_agent
+from pipeline.agents.device import exact, pick_device
+from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
+from pipeline.atari.envs import EnvConfig, SlotWorld, action_meanings, fingerprint, replay
+from pipeline.atari.games import find_game
+from pipeline.evaluate import Episode, Trace, play
+from pipeline.progress import Progress
+from pipeline.report.bootstrap import interval
+from pipeline.seeding import episode_seeds
+from stages import params as settings
+from stages.paths import Layout
+from stages.publish import replaced_file
+from stages.runlog import say, show
+
+CLIP_STEPS = 450
+"""Agent steps of a clip: half a minute at 15 per second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """Who plays what, how, and what its card says."""
+
+    agent: str
+    game: str
+    policy: EpsilonGreedy
+    card: dict[str, Any]
+
+
+def run(layout: Layout, params: settings.Params, agent: str, device_name: str) -> Path:
+    """Evaluate `teachers/GAME`, `random/GAME` or `students/MIX/VARIANT-SEED`; returns the scores file."""
+    contestant = find_contestant(layout, params, agent, pick_device(device_name))
+    protocol = params.evaluation
+    episodes, trace = _play(contestant, params, "evaluate", protocol.seed, protocol.episodes, CLIP_STEPS)
+    returns = [e.episode_return for e in episodes]
+    low, high = interval(returns)
+    scores = {
+        "agent": agent,
+        "role": contestant.card["role"],
+        "game": contestant.game,
+        "network": contestant.card.get("network"),
+        "parameters": contestant.card.get("parameters"),
+        "episodes": len(episodes),
+        "mean": float(np.mean(returns)),
+        "median": float(np.median(returns)),
+        "min": min(returns),
+        "max": max(returns),
+        "ci95": [low, high],
+        "stalled": sum(e.stalled for e in episodes),
+        "epsilon": _epsilon(contestant.policy),
+    }
+    table = pa.table(
+        {
+            "game": [contestant.game] * len(episodes),
+            "seed": [e.seed for e in episodes],
+            "episode_return": returns,
+            "steps": [e.steps for e in episodes],
+            "stalled": [e.stalled for e in episodes],
+        }
+    )
+    with replaced_file(layout.episodes(agent)) as part:
+        pq.write_table(table, part, compression="zstd")
+    write_clip(layout.clip(agent), contestant.game, params.environment, trace)
+    with replaced_file(layout.scores(agent)) as part:
+        part.write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
+    say(f"{agent}: mean return {scores['mean']:.2f} [{low:.2f}, {high:.2f}], min {scores['min']:g}, {len(episodes)} episodes")
+    return layout.scores(agent)
+
+
+def find_contestant(layout: Layout, params: settings.Params, agent: str, device: torch.device) -> Contestant:
+    """The agent by name, in the environment that it was made for. ValueError where it is unknown or its world differs."""
+    kind, _, name = agent.partition("/")
+    if kind == "random" and name:
+        game = find_game(name).name
+        actions = len(action_meanings(game, params.environment))
+        return Contestant(agent, game, EpsilonGreedy(uniform_random(actions), 1.0), {"role": "random", "network": "none", "parameters": 0})
+    folders = {"teachers": layout.teacher(name), "students": layout.student(name)}
+    if kind not in folders or not name:
+        raise ValueError(f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED or random/GAME")
+    loaded = load_agent(folders[kind], device)
+    game = loaded.card["game"]
+    if loaded.card["environment"] != fingerprint(game, params.environment):
+        raise ValueError(
+            f"agent {agent} was made in another environment than params.yaml's: restore the environment section (or the versions "
+            f"in constraints.txt) that its card names, or make the agent again"
+        )
+    policy = EpsilonGreedy(q_function(loaded.network, exact(device), game), params.evaluation.epsilon)
+    return Contestant(agent, game, policy, loaded.card)
+
+
+def played(contestant: Contestant, params: settings.Params, purpose: str, seed: int, episodes: int) -> list[Episode]:
+    """`episodes` whole episodes on the seeds of `purpose`, in seed order."""
+    return _play(contestant, params, purpose, seed, episodes, 0)[0]
+
+
+def _play(
+    contestant: Contestant, params: settings.Params, purpose: str, seed: int, episodes: int, trace_steps: int
+) -> tuple[list[Episode], Trace | None]:
+    world = SlotWorld(contestant.game, params.environment, width=min(episodes, params.evaluation.width))
+    first = episode_seeds(purpose, seed)
+    finished: list[Episode] = []
+    traces: list[Trace] = []
+
+    def progress() -> Any:
+        for event in play(world, contestant.policy, range(first, first + episodes), trace_steps):
+            if isinstance(event, Trace):
+                traces.append(event)
+                continue
+            finished.append(event)
+            mean = mean_return(finished)
+            yield Progress(done=len(finished), total=episodes, unit="episodes", metrics={"return": mean})
+
+    for _ in show(progress(), f"{purpose} {contestant.agent}", ("return",)):
+        pass
+    return sorted(finished), traces[0] if traces else None
+
+
+def mean_return(episodes: list[Episode]) -> float:
+    return float(np.mean([e.episode_return for e in episodes]))
+
+
+def _epsilon(policy: EpsilonGreedy) -> float:
+    return float(np.max(policy.epsilon))
+
+
+def write_clip(path: Path, game: str, environment: EnvConfig, trace: Trace | None) -> None:
+    """An MP4 of the traced steps, replayed in colour, one video frame per agent step."""
+    assert trace is not None
+    frames = np.stack([frame for frame, _ in replay(game, environment, trace.seed, trace.action_T)])
+    with replaced_file(path) as part:
+        data = iio.imwrite("<bytes>", frames, extension=".mp4", fps=15, codec="libx264", macro_block_size=2, output_params=["-crf", "28", "-threads", "1"])
+        part.write_bytes(data)
+
+

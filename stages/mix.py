@@ -1,0 +1,19 @@
+"""mix: freeze which datasets, by digest, the students of a mix learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.agents.checkpoints import CARD, load_card
+from pipeline.datasets.mix import make_mix, write_mix
+from stages import params as settings
+from stages.paths import Layout
+
+
+def run(layout: Layout, params: settings.Params, mix: str) -> Path:
+    """Write data/mixes/MIX.json; refuses datasets that were not labelled by the zoo's teacher, where that is at hand."""
+    names = settings.pick(params.mixes, mix, "mix")
+    teachers = {name: load_card(layout.teacher(name))["digest"] for name in names if (layout.teacher(name) / CARD).is_file()}
+    path = layout.mix(mix)
+    write_mix(path, make_mix({name: layout.dataset(name) for name in names}, teachers))
+    return path

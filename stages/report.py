@@ -1,0 +1,81 @@
+"""report: every agent of the params' grid, scored and shown; fails on a missing cell, naming the command that makes it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.agents.checkpoints import CARD, load_card
+from pipeline.datasets.mix import read_mix
+from pipeline.report import tables
+from pipeline.report.page import Section, render
+from pipeline.report.scores import Contestant, score
+from pipeline.report.tables import Row
+from stages import params as settings
+from stages.paths import Layout
+from stages.publish import replace_folder
+from stages.runlog import say
+from stages.versions import code_version
+
+
+def run(layout: Layout, params: settings.Params) -> Path:
+    """Write data/report: index.html, scores.json, table.md. Returns the page's path."""
+    sections = [_section(layout, params, mix, grid) for mix, grid in params.grid.items()]
+    rows = [row for section in sections for row in section.rows]
+    folder = layout.work("report", "page", {})
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = [asdict(row.score) for row in rows]
+    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    (folder / "table.md").write_text(tables.markdown(rows))
+    facts = {
+        "package": code_version()["version"],
+        "command": "dvc repro",
+        "protocol": f"{params.evaluation.episodes} episodes per agent, epsilon {params.evaluation.epsilon}, evaluation seed {params.evaluation.seed}",
+        **{f"teacher of {s.game}": s.teacher.card["digest"] for s in sections},
+        **{f"dataset of mix {s.mix}": i.digest for s in sections for i in read_mix(layout.mix(s.mix)).values()},
+        "ale-py": sections[0].teacher.card["environment"]["ale_py"],
+    }
+    (folder / "index.html").write_text(render(sections, facts))
+    replace_folder(folder, layout.report)
+    page = layout.report / "index.html"
+    say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    return page
+
+
+def _section(layout: Layout, params: settings.Params, mix: str, grid: settings.GridParams) -> Section:
+    (game,) = read_mix(layout.mix(mix))
+    teacher = _contestant(layout, f"teachers/{game}", layout.teacher(game))
+    chance = _contestant(layout, f"random/{game}", None)
+    students = [
+        _contestant(layout, f"students/{mix}/{variant}-{seed}", layout.student(f"{mix}/{variant}-{seed}"))
+        for variant in grid.students
+        for seed in grid.seeds
+    ]
+    rows = [Row(score(who, teacher, chance), who, teacher.parameters) for who in (teacher, chance, *students)]
+    return Section(game=game, mix=mix, rows=rows, teacher=teacher, students=students)
+
+
+def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
+    episodes, scores = layout.episodes(agent), layout.scores(agent)
+    for path in (episodes, scores):
+        if not path.is_file():
+            raise ValueError(f"the report lacks {path}: run `pd-pipeline evaluate {agent}` or `dvc repro`")
+    facts: dict[str, Any] = json.loads(scores.read_text())
+    card = load_card(folder) if folder is not None else {}
+    clip = layout.clip(agent)
+    return Contestant(
+        agent=agent,
+        role=facts["role"],
+        game=facts["game"],
+        network=facts["network"],
+        parameters=facts["parameters"],
+        episodes=episodes,
+        card=card,
+        clip=clip if clip.is_file() and facts["role"] != "random" else None,
+        curve=folder / "curve.csv" if folder is not None and (folder / CARD).is_file() else None,
+        variant=card.get("variant"),
+        loss=card.get("objective", {}).get("loss"),
+        seed=card.get("seed") if facts["role"] == "student" else None,
+    )
