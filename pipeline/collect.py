@@ -211,7 +211,7 @@ class Collection:
         if self.config.states is not None and start + row.length > self.config.states:
             records = records.cut(0, self.config.states - start)
             row = row._replace(
-                length=len(records),
+                length=records.steps,
                 episode_return=float(records.reward_N.sum(dtype=np.float64)),
                 terminated=False,
                 truncated=False,

@@ -22,6 +22,10 @@ from stages.publish import replace_folder
 from stages.runlog import say, show
 
 
+RECIPE = 1
+"""Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
+
+
 def run(
     layout: Layout,
     params: settings.Params,
@@ -42,6 +46,8 @@ def run(
         raise ValueError(f"params.yaml has no dataset {game!r}: give --states or --episodes, or add datasets.{game}")
     if states is None and episodes is None and defaults is not None:
         states = defaults.states
+    if defaults is not None:
+        settings.check_recipe(f"datasets.{game}", defaults.recipe, RECIPE)
     config = CollectConfig(
         game=game,
         environment=params.environment,

@@ -20,12 +20,17 @@ from stages.runlog import say, show
 CHECKPOINT_EVERY_SECONDS = 60.0
 
 
+RECIPE = 1
+"""Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
+
+
 def run(layout: Layout, params: settings.Params, name: str, seed: int, device_name: str) -> Path:
     """Train or go on training student `MIX/VARIANT`; returns its folder."""
     mix_name, _, variant_name = name.partition("/")
     if not variant_name:
         raise ValueError(f"student {name!r} names no mix: write MIX/VARIANT, for example {next(iter(params.mixes))}/{name}")
     variant: settings.StudentParams = settings.pick(params.students, variant_name, "student")
+    settings.check_recipe(f"students.{variant_name}", variant.recipe, RECIPE)
     config = settings.pick(params.presets, variant.preset, "preset")
     spec = settings.network(variant.network)
     mix = read_mix(layout.mix(mix_name))

@@ -41,10 +41,15 @@ class Contestant:
     card: dict[str, Any]
 
 
+RECIPE = 1
+"""Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
+
+
 def run(layout: Layout, params: settings.Params, agent: str, device_name: str) -> Path:
     """Evaluate `teachers/GAME`, `random/GAME` or `students/MIX/VARIANT-SEED`; returns the scores file."""
     contestant = find_contestant(layout, params, agent, pick_device(device_name))
     protocol = params.evaluation
+    settings.check_recipe("evaluation", protocol.recipe, RECIPE)
     episodes, trace = _play(contestant, params, "evaluate", protocol.seed, protocol.episodes, CLIP_STEPS)
     returns = [e.episode_return for e in episodes]
     low, high = interval(returns)

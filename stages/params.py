@@ -120,3 +120,9 @@ def network(name: str) -> NetworkSpec:
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: choose {', '.join(NETWORKS)}")
     return NETWORKS[name]
+
+
+def check_recipe(key: str, given: int, code: int) -> None:
+    """A stage's recipe in params.yaml must be the code's: DVC reruns a stage when it is raised, and only then."""
+    if given != code:
+        raise ValueError(f"{key}.recipe is {given}, this version's recipe is {code}: set it to {code} in params.yaml, or check out the version that made it")

@@ -31,11 +31,16 @@ CHECKPOINT_EVERY_SECONDS = 120.0
 CURVE_POINTS = 100
 
 
+RECIPE = 1
+"""Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
+
+
 def run(layout: Layout, params: settings.Params, game: str, device_name: str) -> Path:
     """Train or go on training the teacher of `game`; returns the published folder."""
     game = find_game(game).name
     teacher: settings.TeacherParams = settings.pick(params.teachers, game, "teacher")
     preset: settings.TeacherPreset = settings.pick(params.teacher_presets, teacher.preset, "teacher preset")
+    settings.check_recipe(f"teachers.{game}", teacher.recipe, RECIPE)
     device = pick_device(device_name)
     environment = fingerprint(game, params.environment)
     spec = settings.network(teacher.network)

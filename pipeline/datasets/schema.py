@@ -56,7 +56,8 @@ class Records(NamedTuple):
     reward_N: npt.NDArray[np.float32]
     flags_N: npt.NDArray[np.uint8]
 
-    def __len__(self) -> int:  # type: ignore[override]
+    @property
+    def steps(self) -> int:
         return len(self.action_N)
 
     def cut(self, start: int, stop: int) -> Records:

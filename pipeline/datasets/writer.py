@@ -18,7 +18,7 @@ from zarr.codecs import ZstdCodec
 
 from pipeline.datasets import schema
 from pipeline.datasets.describe import card
-from pipeline.datasets.schema import ARRAYS, SHARD, EpisodeRow, Manifest, Records
+from pipeline.datasets.schema import ARRAYS, EpisodeRow, Manifest, Records
 
 LEVEL: Final = 7
 
@@ -31,34 +31,36 @@ class Writer:
         self._group = _open_or_create(folder / schema.STATES, actions)
         self._pending: list[Records] = []
         self._pending_steps = 0
-        self.packed = self._whole_shards() * SHARD
+        self.packed = self._whole_shards() * schema.SHARD
         """Steps that lie in shards on disk, from the start."""
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._group[name]
+        # The setting belongs to the handle, not to the store: an all-zero shard must be a file, since missing means damaged.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            array = self._group[name]
         assert isinstance(array, zarr.Array)
         return array
 
     def _whole_shards(self) -> int:
         """Shards that are on disk in every array: `flags` is written last, and a partial shard ends before its boundary."""
-        boundary = self._array("flags").shape[0] // SHARD
+        boundary = self._array("flags").shape[0] // schema.SHARD
         return next(k for k in range(boundary + 1) if k == boundary or not (self.folder / schema.STATES / f"flags/c/{k}").exists())
 
     def append(self, records: Records) -> None:
         """Add consecutive steps; writes every shard they complete."""
         self._pending.append(records)
-        self._pending_steps += len(records)
-        if self._pending_steps >= SHARD:
+        self._pending_steps += records.steps
+        if self._pending_steps >= schema.SHARD:
             waiting = schema.join(self._pending)
-            whole = len(waiting) // SHARD * SHARD
-            for start in range(0, whole, SHARD):
-                self._write(waiting.cut(start, start + SHARD))
-            rest = waiting.cut(whole, len(waiting))
+            whole = waiting.steps // schema.SHARD * schema.SHARD
+            for start in range(0, whole, schema.SHARD):
+                self._write(waiting.cut(start, start + schema.SHARD))
+            rest = waiting.cut(whole, waiting.steps)
             self._pending = [Records(*(array.copy() for array in rest))]
-            self._pending_steps = len(rest)
+            self._pending_steps = rest.steps
 
     def _write(self, records: Records) -> None:
-        start, stop = self.packed, self.packed + len(records)
+        start, stop = self.packed, self.packed + records.steps
         # In the order of ARRAYS: `flags`, the last, tells a resumed writer that this shard is whole in all of them.
         for name, values in zip(ARRAYS, records, strict=True):
             array = self._array(name)
@@ -96,7 +98,7 @@ class Writer:
             files={},
             digest=schema.dataset_digest(game, dict(teacher), dict(environment), dict(collection), rows),
         )
-        (self.folder / schema.CARD).write_text(card(draft, rows, np.asarray(q[: min(states, SHARD)])))
+        (self.folder / schema.CARD).write_text(card(draft, rows, np.asarray(q[: min(states, schema.SHARD)])))
         files = {
             path.relative_to(self.folder).as_posix(): schema.file_digest(path)
             for path in sorted(self.folder.rglob("*"))
@@ -135,11 +137,10 @@ def _open_or_create(path: Path, actions: int) -> zarr.Group:
             name,
             shape=(0, *trailing),
             chunks=(chunk, *trailing),
-            shards=(SHARD, *trailing),
+            shards=(schema.SHARD, *trailing),
             dtype=dtype,
             compressors=[ZstdCodec(level=LEVEL, checksum=True)],
             fill_value=0,
             dimension_names=dimensions,
-            config={"write_empty_chunks": True},  # an all-zero shard must still be a file: missing means damaged
         )
     return group

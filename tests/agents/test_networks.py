@@ -1,0 +1,64 @@
+"""The paper's sizes, heads, and batch independence."""
+
+import pytest
+import torch
+
+from pipeline.agents.networks import NETWORKS, NetworkSpec, QNetwork, count_parameters
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("dqn", 1_693_362), ("net1", 427_874), ("net2", 113_346), ("net3", 61_954)])
+def test_parameter_counts_are_the_papers(name: str, parameters: int) -> None:
+    assert count_parameters(QNetwork(NETWORKS[name], {"any": 18})) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "parameters"),
+    [
+        ("multi3", {"Freeway": 3, "Pong": 3, "Qbert": 6}, 1_882_668),
+        ("multi3", {"Freeway": 3, "Pong": 6, "Qbert": 6}, 1_883_055),
+        (
+            "multi10",
+            {"BeamRider": 9, "Breakout": 4, "Enduro": 9, "Freeway": 3, "MsPacman": 9, "Pong": 6, "Qbert": 6, "Riverraid": 18,
+             "Seaquest": 18, "SpaceInvaders": 6},
+            6_757_108,
+        ),
+    ],
+)  # fmt: skip
+def test_multi_game_counts(name: str, heads: dict[str, int], parameters: int) -> None:
+    assert count_parameters(QNetwork(NETWORKS[name], heads)) == parameters
+
+
+def test_heads_are_chosen_by_game() -> None:
+    network = QNetwork(NETWORKS["net3"], {"Pong": 6, "Breakout": 4})
+    obs = torch.zeros((2, 4, 84, 84), dtype=torch.uint8)
+    assert network(obs, "Pong").shape == (2, 6)
+    assert network(obs, "Breakout").shape == (2, 4)
+    with pytest.raises(ValueError, match="name one of them"):
+        network(obs)
+    with pytest.raises(ValueError, match="no head for Qbert"):
+        network(obs, "Qbert")
+    with pytest.raises(ValueError, match="at least one head"):
+        QNetwork(NETWORKS["net3"], {})
+
+
+@pytest.mark.parametrize("name", ["net3", "pqn"])
+def test_a_states_values_do_not_depend_on_its_batch(name: str) -> None:
+    network = QNetwork(NETWORKS[name], {"any": 6}).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    obs = torch.randint(0, 256, (32, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = network(obs)
+        assert torch.equal(network(obs[:8]), whole[:8])
+        assert torch.equal(network(obs[8:24]), whole[8:24])
+
+
+def test_the_head_is_float32_under_autocast() -> None:
+    network = QNetwork(NETWORKS["net3"], {"any": 6})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network(torch.zeros((1, 4, 84, 84), dtype=torch.uint8)).dtype == torch.float32
+
+
+def test_spec_survives_json() -> None:
+    for spec in NETWORKS.values():
+        assert NetworkSpec.from_json(spec.as_json()) == spec
+    with pytest.raises(ValueError, match="three convolutions"):
+        NetworkSpec.from_json(NETWORKS["dqn"].as_json() | {"channels": [1, 2]})

@@ -1,0 +1,96 @@
+"""Every seed is played once, whole, whatever the width; idle slots cost nothing."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.agents.policies import EpsilonGreedy, uniform_random
+from pipeline.atari.envs import SlotWorld, VectorWorld, action_meanings, fingerprint, replay
+from pipeline.atari.rollout import rollout
+from pipeline.evaluate import Episode, Trace, play
+from tests.fakes import ENVIRONMENT, LENGTH, Corridor
+
+
+def walk(width: int, seeds: range) -> list[Any]:
+    policy = EpsilonGreedy(uniform_random(2), 1.0)
+    return sorted(play(Corridor(width), policy, seeds))
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 16])
+def test_an_episode_is_its_seed_alone(width: int) -> None:
+    assert walk(width, range(11)) == [episode for seed in range(11) for episode in walk(1, range(seed, seed + 1))]
+
+
+def test_every_seed_is_started_once() -> None:
+    world = Corridor(3)
+    list(play(world, EpsilonGreedy(uniform_random(2), 1.0), range(10)))
+    assert sorted(world.played) == list(range(10))
+
+
+def test_no_seeds_no_steps() -> None:
+    assert list(rollout(Corridor(2), EpsilonGreedy(uniform_random(2), 1.0), iter([]))) == []
+
+
+def test_the_policy_is_asked_only_about_playing_slots() -> None:
+    asked = []
+
+    def q_values(obs: Any) -> Any:
+        asked.append(len(obs))
+        return np.tile(np.array([0.0, 1.0], dtype=np.float32), (len(obs), 1))
+
+    episodes = list(play(Corridor(LENGTH), EpsilonGreedy(q_values, 0.0), range(LENGTH)))
+    assert [e.steps for e in sorted(episodes) if isinstance(e, Episode)] == [4, 3, 2, 1]
+    assert asked == [4, 3, 2, 1]
+
+
+def test_next_obs_is_the_new_episodes_first_state() -> None:
+    steps = list(itertools.islice(rollout(Corridor(1), EpsilonGreedy(lambda o: np.array([[0.0, 1.0]], np.float32), 0.0), itertools.count(3)), 3))
+    assert steps[0].terminated_B[0]
+    assert steps[0].next_obs_BCHW[0, :-1].max() == 0
+    assert np.array_equal(steps[1].obs_BCHW, steps[0].next_obs_BCHW)
+    assert steps[1].seed_B[0] == 4
+    assert steps[1].step_B[0] == 0
+
+
+@pytest.mark.parametrize("game", ["Breakout", "Freeway"])
+def test_real_worlds_agree_and_do_not_depend_on_width(game: str) -> None:
+    actions = len(action_meanings(game, ENVIRONMENT))
+    config = ENVIRONMENT if game == "Breakout" else type(ENVIRONMENT)(**{**_fields(), "max_episode_frames": 1200})
+    policy = EpsilonGreedy(uniform_random(actions), 1.0)
+    slots = sorted(play(SlotWorld(game, config, width=3), policy, range(5)))
+    vector = sorted(play(VectorWorld(game, config, width=5, threads=2), policy, range(5)))
+    assert slots == vector
+    if game == "Freeway":
+        assert all(isinstance(e, Episode) and e.stalled for e in slots)
+
+
+def _fields() -> dict[str, Any]:
+    return {name: getattr(ENVIRONMENT, name) for name in ENVIRONMENT.__dataclass_fields__}
+
+
+def test_breakout_lives_are_flagged_and_the_game_goes_on() -> None:
+    policy = EpsilonGreedy(uniform_random(4), 1.0)
+    steps = list(rollout(SlotWorld("Breakout", ENVIRONMENT, width=1), policy, iter([3])))
+    assert sum(int(s.life_lost_B[0]) for s in steps) == 5
+    assert [bool(s.terminated_B[0]) for s in steps].index(True) == len(steps) - 1
+
+
+def test_a_replay_in_colour_is_the_same_episode() -> None:
+    policy = EpsilonGreedy(uniform_random(4), 1.0)
+    trace, episode = play(SlotWorld("Breakout", ENVIRONMENT, width=1), policy, [8], trace_steps=10_000)
+    assert isinstance(trace, Trace)
+    assert isinstance(episode, Episode)
+    shown = list(replay("Breakout", ENVIRONMENT, 8, trace.action_T))
+    assert sum(reward for _, reward in shown) == episode.episode_return
+    assert len(shown) == episode.steps
+    assert shown[0][0].shape == (210, 160, 3)
+
+
+def test_the_fingerprint_names_every_argument() -> None:
+    print_ = fingerprint("Pong", ENVIRONMENT)
+    assert print_["actions"] == ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
+    assert print_["vector_env"]["reward_clipping"] is False
+    other = type(ENVIRONMENT)(**{**_fields(), "sticky": 0.25})
+    assert fingerprint("Pong", other) != print_

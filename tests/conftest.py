@@ -1,0 +1,37 @@
+"""Shared fixtures: a small real teacher and a small real dataset, made once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import Client, LocalCluster
+
+from pipeline.agents.checkpoints import save_agent
+from pipeline.agents.networks import NETWORKS, QNetwork
+from pipeline.atari.envs import fingerprint
+from tests.fakes import ENVIRONMENT
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tests run side by side on two cores; one thread each is faster and steadier."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def breakout_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained net3 that plays Breakout: short real episodes, real Q-values."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("zoo") / "Breakout"
+    card = {"role": "teacher", "game": "Breakout", "algorithm": "none", "environment": fingerprint("Breakout", ENVIRONMENT)}
+    save_agent(folder, QNetwork(NETWORKS["net3"], {"Breakout": 4}), card)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def one_worker() -> Iterator[Client]:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:  # type: ignore[no-untyped-call]
+        yield client

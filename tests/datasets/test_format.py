@@ -1,0 +1,182 @@
+"""The format: what is written is read, bytes are stable, shards are whole, damage is found and named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.datasets import schema
+from pipeline.datasets.reader import open_dataset
+from pipeline.datasets.schema import Flag, Records
+from pipeline.datasets.verify import verify
+from pipeline.datasets.writer import Writer
+from tests.fakes import corridor_dataset, rows_of, write_dataset
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "SHARD", 16)
+    monkeypatch.setattr(schema, "FRAME_CHUNK", 4)
+    monkeypatch.setattr(schema, "SMALL_CHUNK", 8)
+
+
+def noise(length: int, seed: int, actions: int = 3) -> Records:
+    rng = np.random.default_rng(seed)
+    flags = np.zeros(length, dtype=np.uint8)
+    flags[0] |= Flag.EPISODE_START
+    flags[-1] |= Flag.TERMINATED
+    return Records(
+        frame_NHW=rng.integers(0, 256, (length, 84, 84), dtype=np.uint8),
+        q_NA=rng.normal(size=(length, actions)).astype(np.float32),
+        action_N=rng.integers(0, actions, length).astype(np.uint8),
+        reward_N=rng.integers(-1, 2, length).astype(np.float32),
+        flags_N=flags,
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def faults_of(folder: Path) -> list[str]:
+    found: list[str] = []
+    list(verify(open_dataset(folder), found))
+    return found
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_what_is_written_is_read(small_shards: None, tmp_path_factory: Any, lengths: list[int]) -> None:
+    folder = tmp_path_factory.mktemp("round") / "set"
+    episodes = [noise(length, i) for i, length in enumerate(lengths)]
+    manifest = write_dataset(folder, episodes)
+    dataset = open_dataset(folder, check_files=True)
+    assert len(dataset) == sum(lengths)
+    for index, episode in enumerate(episodes):
+        for stored, given_ in zip(dataset.episode(index), episode, strict=True):
+            assert np.array_equal(stored, given_)
+    assert dataset.manifest == manifest
+    assert faults_of(folder) == []
+
+
+def test_equal_records_are_equal_bytes_and_appending_leaves_whole_shards(small_shards: None, tmp_path: Path) -> None:
+    episodes = [noise(11, i) for i in range(4)]
+    write_dataset(tmp_path / "a", episodes)
+    write_dataset(tmp_path / "b", episodes)
+    write_dataset(tmp_path / "c", [*episodes, noise(30, 9)])
+    first, longer = tree(tmp_path / "a"), tree(tmp_path / "c")
+    assert first == tree(tmp_path / "b")
+    whole = [f"states.zarr/frame/c/{k}/0/0" for k in range(44 // 16)]
+    assert all(first[name] == longer[name] for name in whole)
+
+
+def test_an_all_zero_shard_is_still_a_file(small_shards: None, tmp_path: Path) -> None:
+    black = noise(16, 0)._replace(frame_NHW=np.zeros((16, 84, 84), dtype=np.uint8), reward_N=np.zeros(16, dtype=np.float32))
+    write_dataset(tmp_path / "set", [black])
+    assert (tmp_path / "set/states.zarr/frame/c/0/0/0").is_file()
+    assert faults_of(tmp_path / "set") == []
+
+
+def test_a_killed_writer_goes_on_after_its_whole_shards(small_shards: None, tmp_path: Path) -> None:
+    episodes = [noise(25, i) for i in range(3)]
+    write_dataset(tmp_path / "whole", episodes)
+    killed = Writer(tmp_path / "resumed", 3)
+    killed.append(episodes[0])
+    killed.append(episodes[1])
+    assert killed.packed == 48
+    (tmp_path / "resumed/states.zarr/flags/c/2").unlink()  # the last shard was not finished in every array
+    again = Writer(tmp_path / "resumed", 3)
+    assert again.packed == 32
+    again.append(schema.join(episodes).cut(32, 75))
+    facts: dict[str, Any] = {"game": "Corridor", "teacher": {"digest": "t" * 64, "name": "optimal"}, "environment": {"game": "Corridor"}}
+    again.finish(rows_of(episodes), **facts, collection={"policy": "half-random", "seed": 0})
+    assert tree(tmp_path / "whole") == tree(tmp_path / "resumed")
+
+
+def test_stacks_are_padded_with_black_at_episode_starts(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", [noise(5, 0), noise(6, 1)])
+    dataset = open_dataset(tmp_path / "set")
+    frames = dataset.records(0, 11).frame_NHW
+    stacks = dataset.stacks([0, 4, 5, 7, 10])
+    assert not stacks[0, :3].any()
+    assert np.array_equal(stacks[0, 3], frames[0])
+    assert np.array_equal(stacks[1], frames[1:5])
+    assert not stacks[2, :3].any()
+    assert np.array_equal(stacks[3, 1:], frames[5:8])
+    assert np.array_equal(stacks[4], frames[7:11])
+    assert dataset.stacks([]).shape == (0, 4, 84, 84)
+
+
+def test_a_missing_manifest_means_incomplete(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set")
+    (tmp_path / "set" / schema.MANIFEST).unlink()
+    with pytest.raises(ValueError, match="never finished"):
+        open_dataset(tmp_path / "set")
+    with pytest.raises(ValueError, match="does not exist"):
+        open_dataset(tmp_path / "nowhere")
+
+
+def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set")
+    path = tmp_path / "set/states.zarr/frame/c/0/0/0"
+    data = bytearray(path.read_bytes())
+    data[40] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"frame/c/0/0/0 is damaged.*dvc"):
+        open_dataset(tmp_path / "set", check_files=True)
+    assert any("frame/c/0/0/0 is damaged" in fault for fault in faults_of(tmp_path / "set"))
+    with pytest.raises(ValueError, match="array frame cannot be read"):
+        open_dataset(tmp_path / "set").episode(0)
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set")
+    path = tmp_path / "set/states.zarr/q/c/0/0"
+    path.write_bytes(path.read_bytes()[:-100])
+    found = faults_of(tmp_path / "set")
+    assert "q/c/0/0 is damaged" in found[0]
+    assert "array q cannot be read" in found[1]
+
+
+def test_a_missing_shard_and_a_foreign_file_are_named(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set")
+    (tmp_path / "set/states.zarr/action/c/0").unlink()
+    (tmp_path / "set/notes.txt").write_text("mine")
+    text = "\n".join(faults_of(tmp_path / "set"))
+    assert "action/c/0 is missing" in text
+    assert "notes.txt is not in the manifest" in text
+
+
+def test_changed_records_with_recomputed_file_digests_are_still_found(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set")
+    changed = open_dataset(tmp_path / "set").records(0, 1)
+    import zarr
+
+    group = zarr.open_group(tmp_path / "set/states.zarr", mode="r+")
+    group["q"][0] = changed.q_NA[0] + 1
+    manifest = json.loads((tmp_path / "set/manifest.json").read_text())
+    name = "states.zarr/q/c/0/0"
+    manifest["files"][name] = schema.file_digest(tmp_path / "set" / name)
+    (tmp_path / "set/manifest.json").write_text(json.dumps(manifest))
+    assert any("episode 0" in fault and "other records than its digest" in fault for fault in faults_of(tmp_path / "set"))
+
+
+def test_a_manifest_may_not_point_outside(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set")
+    manifest = json.loads((tmp_path / "set/manifest.json").read_text())
+    manifest["files"]["../../etc/passwd"] = "0" * 64
+    (tmp_path / "set/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="outside the dataset"):
+        open_dataset(tmp_path / "set", check_files=True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format_version": 1}', '{"format_version": 2}', '{"format_version": 1, "x": 1}'])
+def test_a_broken_manifest_is_one_line(tmp_path: Path, text: str) -> None:
+    corridor_dataset(tmp_path / "set")
+    (tmp_path / "set/manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest.json"):
+        open_dataset(tmp_path / "set")

@@ -1,0 +1,75 @@
+"""Each loss: a number worked by hand, the gradient's direction, batch invariance."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.distill.losses import LossName, kl, loss_B, mse, nll, policy_logits, regret
+
+LOSSES: list[LossName] = ["kl", "nll", "mse"]
+Q = torch.tensor([[0.02, 0.01, 0.0], [1.0, 0.0, 0.5]])
+
+
+def test_kl_by_hand() -> None:
+    p = [math.exp(2), math.exp(1), 1.0]
+    p = [x / sum(p) for x in p]
+    expected = sum(x * (math.log(x) - math.log(1 / 3)) for x in p)
+    assert kl(torch.zeros(1, 3), Q[:1], 0.01).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_kl_is_zero_at_the_teachers_policy_and_tau_divides_the_teacher_only() -> None:
+    assert kl(Q / 0.01, Q, 0.01).abs().max() < 1e-5
+    assert kl(Q, Q, 0.01).min() > 0.1
+
+
+def test_nll_by_hand() -> None:
+    student = torch.tensor([[0.0, math.log(2.0), 0.0]])
+    assert nll(student, torch.tensor([[0.0, 5.0, 1.0]])).item() == pytest.approx(-math.log(2 / 4))
+
+
+def test_mse_by_hand() -> None:
+    assert mse(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])).item() == pytest.approx(1 + 4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_moves_towards_the_teacher(name: LossName) -> None:
+    student = torch.zeros(2, 3, requires_grad=True)
+    loss_B(name, student, Q, 0.01).sum().backward()  # type: ignore[no-untyped-call]
+    assert student.grad is not None
+    best = Q.argmax(dim=1)
+    assert (student.grad.gather(1, best[:, None]) < 0).all()
+    after = loss_B(name, (student - 1e-3 * student.grad).detach(), Q, 0.01)
+    assert (after < loss_B(name, student, Q, 0.01)).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_examples_loss_does_not_depend_on_its_batch(name: LossName) -> None:
+    student = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    whole = loss_B(name, student, Q, 0.01)
+    assert whole.shape == (2,)
+    assert torch.equal(loss_B(name, student[1:], Q[1:], 0.01), whole[1:])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_huge_gaps_stay_finite(name: LossName) -> None:
+    student = torch.tensor([[500.0, -500.0]], requires_grad=True)
+    loss = loss_B(name, student, torch.tensor([[-30.0, 30.0]]), 0.001)
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(loss).all()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+
+
+def test_kls_gradient_is_actor_mimics_cross_entropy() -> None:
+    student = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours = torch.autograd.grad(kl(student, Q, 0.01).sum(), student)[0]
+    cross = -(torch.softmax(Q / 0.01, 1) * torch.log_softmax(student, 1)).sum()
+    assert torch.allclose(ours, torch.autograd.grad(cross, student)[0], atol=1e-6)
+
+
+def test_regret_and_policy() -> None:
+    student = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    assert torch.allclose(regret(student, Q), torch.tensor([0.01, 0.0]))
+    assert torch.equal(policy_logits("mse", student, 0.5), student * 2)
+    assert torch.equal(policy_logits("kl", student, 0.5), student)

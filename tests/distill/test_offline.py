@@ -1,0 +1,99 @@
+"""A student copies a known teacher exactly; a resumed run is the undisturbed run, to the bit."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.agents.device import Compute
+from pipeline.datasets.reader import Dataset, open_dataset
+from pipeline.distill.losses import LossName
+from pipeline.distill.offline import DistillConfig, Objective, Student, learning_rate, train
+from tests.fakes import LENGTH, SMALL, corridor_dataset, draw, optimal_q
+
+CONFIG = DistillConfig(
+    batch=32,
+    optimizer="adam",
+    learning_rate=3e-3,
+    schedule="cosine",
+    warmup_updates=5,
+    max_grad_norm=10.0,
+    precision="float32",
+    standardise=True,
+    held_out=0.1,
+    validate_every=20,
+    validation_states=1000,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("corridor") / "set"
+    corridor_dataset(folder, 60)
+    return open_dataset(folder)
+
+
+def student(dataset: Dataset, loss: LossName = "kl", updates: int = 60, **changes: object) -> Student:
+    config = dataclasses.replace(CONFIG, **changes)
+    return Student(config, Objective(loss=loss, temperature=0.05), SMALL, dataset, updates, Compute(torch.device("cpu"), config.precision), 0)
+
+
+@pytest.mark.parametrize("loss", ["kl", "nll", "mse"])
+def test_the_student_prefers_what_the_teacher_prefers(dataset: Dataset, loss: LossName) -> None:
+    learned = student(dataset, loss, updates=150)
+    *_, last = train(learned)
+    assert last.metrics["agreement"] == 1.0
+    assert last.metrics["regret"] == 0.0
+
+
+def test_an_mse_student_has_the_teachers_q_values(dataset: Dataset) -> None:
+    learned = student(dataset, "mse", updates=300)
+    list(train(learned))
+    states = np.stack([np.stack([draw(c)] * 4) for c in range(LENGTH)])
+    with torch.inference_mode():
+        q = learned.network(torch.from_numpy(states)).numpy()
+    stood_long = np.stack([optimal_q(c, 0.9) for c in range(LENGTH)])
+    assert np.abs(q - stood_long).max() < 0.15
+
+
+def test_resume_gives_the_same_weights(dataset: Dataset) -> None:
+    undisturbed = student(dataset)
+    list(train(undisturbed))
+    first = student(dataset)
+    for p in train(first):
+        if p.done >= 20:
+            break
+    second = student(dataset)
+    second.load_state_dict(first.state_dict())
+    list(train(second))
+    assert second.curve == undisturbed.curve
+    assert second.best_updates == undisturbed.best_updates
+    for name, value in undisturbed.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[name])
+
+
+def test_seeds_differ(dataset: Dataset) -> None:
+    one = student(dataset)
+    other = Student(CONFIG, one.objective, SMALL, dataset, 10, one.compute, 1)
+    assert not torch.equal(next(one.network.parameters()), next(other.network.parameters()))
+
+
+def test_the_schedule() -> None:
+    rates = [learning_rate(CONFIG, u, 100) for u in range(100)]
+    assert rates[0] == pytest.approx(CONFIG.learning_rate / 5)
+    assert max(rates) == pytest.approx(CONFIG.learning_rate, rel=1e-2)
+    assert rates[-1] < 0.01 * CONFIG.learning_rate
+    constant = dataclasses.replace(CONFIG, schedule="constant")
+    assert learning_rate(constant, 99, 100) == CONFIG.learning_rate
+
+
+def test_an_exploding_run_says_so(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="lower the learning rate"):
+        list(train(student(dataset, "mse", learning_rate=1e20, max_grad_norm=1e30)))
+
+
+def test_a_temperature_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="not positive"):
+        Objective(loss="kl", temperature=0.0)

@@ -1,0 +1,85 @@
+"""PQN: its targets by hand, and that it learns a world whose optimal Q-values are known."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.agents.device import Compute
+from pipeline.rl.pqn import PqnConfig, PqnLearner, lambda_targets, train
+from tests.fakes import LENGTH, SMALL_NORM, Corridor, draw, optimal_q
+
+CONFIG = PqnConfig(
+    envs=8,
+    horizon=8,
+    epochs=2,
+    minibatch=32,
+    learning_rate=2e-3,
+    learning_rate_end=2e-4,
+    gamma=0.9,
+    trace_lambda=0.65,
+    max_grad_norm=10.0,
+    epsilon_low=0.1,
+    epsilon_high=0.5,
+    exploration_fraction=0.2,
+    clip_rewards=True,
+    life_loss_ends=True,
+)
+
+
+def learner(steps: int) -> PqnLearner:
+    return PqnLearner(CONFIG, steps, SMALL_NORM, {"Corridor": 2}, Compute(torch.device("cpu"), "float32"), 0)
+
+
+def test_lambda_targets_by_hand() -> None:
+    reward = torch.tensor([[1.0], [0.0], [2.0]])
+    done = torch.tensor([[0.0], [1.0], [0.0]])
+    value = torch.tensor([[5.0], [7.0], [3.0]])
+    last = 2.0 + 0.9 * 3.0
+    middle = 0.0
+    first = 1.0 + 0.9 * (0.5 * middle + 0.5 * 5.0)
+    assert lambda_targets(reward, done, value, 0.9, 0.5).flatten().tolist() == pytest.approx([first, middle, last])
+
+
+def test_lambda_zero_is_one_step_q_learning_and_one_is_monte_carlo() -> None:
+    reward, done, value = torch.ones(4, 1), torch.zeros(4, 1), torch.full((4, 1), 10.0)
+    assert lambda_targets(reward, done, value, 0.5, 0.0).flatten().tolist() == pytest.approx([6.0] * 4)
+    assert lambda_targets(reward, done, value, 0.5, 1.0)[0].item() == pytest.approx(1 + 0.5 + 0.25 + 0.125 + 10 / 16)
+
+
+def test_it_learns_the_optimal_q_values() -> None:
+    agent = learner(9600)
+    *_, last = train(agent, Corridor(8))
+    assert last.done == 9600
+    states = np.stack([np.concatenate([np.zeros((3, 84, 84), np.uint8), draw(c)[None]]) for c in range(LENGTH)])
+    with torch.inference_mode():
+        q = agent.network(torch.from_numpy(states)).numpy()
+    expected = np.stack([optimal_q(c, 0.9) for c in range(LENGTH)])
+    assert (q.argmax(1) == 1).all()
+    assert np.abs(q - expected).max() < 0.2
+
+
+def test_state_survives_and_training_goes_on() -> None:
+    agent = learner(1280)
+    for _ in itertools.islice(train(agent, Corridor(8)), 5):
+        pass
+    again = learner(1280)
+    again.load_state_dict(agent.state_dict())
+    assert (again.steps, again.updates, again.episodes) == (320, 20, agent.episodes)
+    assert agent.episodes > 0
+    *_, last = train(again, Corridor(8))
+    assert last.done == 1280
+
+
+def test_epsilon_falls_to_a_ladder() -> None:
+    agent = learner(1000)
+    assert np.allclose(agent.epsilon_B(), 1.0)
+    agent.steps = 200
+    assert agent.epsilon_B()[0] == pytest.approx(0.1)
+    assert agent.epsilon_B()[-1] == pytest.approx(0.5)
+
+
+def test_a_minibatch_must_divide_the_horizon() -> None:
+    with pytest.raises(ValueError, match="choose a divisor"):
+        PqnConfig(**{name: getattr(CONFIG, name) for name in CONFIG.__dataclass_fields__} | {"minibatch": 48})
