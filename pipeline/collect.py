@@ -72,7 +72,9 @@ def _teacher(folder: Path, digest: str) -> Agent:
     torch.set_num_threads(1)  # one worker, one core
     agent = load_agent(folder, torch.device("cpu"))
     if agent.digest != digest:
-        raise ValueError(f"the teacher in {folder} changed during the collection: it is {agent.digest[:12]}, expected {digest[:12]}")
+        raise ValueError(
+            f"the teacher in {folder} changed during the collection: it is {agent.digest[:12]}, expected {digest[:12]}"
+        )
     return agent
 
 
@@ -103,7 +105,11 @@ def play_block(block: Block) -> list[EpisodeRow]:
         for slot in np.flatnonzero(step.active_B):
             seed = int(step.seed_B[slot])
             recorders[seed].add(
-                step.obs_BCHW[slot, -1], step.q_BA[slot], int(step.action_B[slot]), float(step.reward_B[slot]), int(flags_B[slot])
+                step.obs_BCHW[slot, -1],
+                step.q_BA[slot],
+                int(step.action_B[slot]),
+                float(step.reward_B[slot]),
+                int(flags_B[slot]),
             )
             if step.terminated_B[slot] or step.truncated_B[slot]:
                 done = recorders.pop(seed)
@@ -237,7 +243,9 @@ class Collection:
 
     def finish(self) -> Manifest:
         """Seal the dataset: last shard, episode table, card, manifest."""
-        teacher = {"digest": self.teacher.digest} | {k: self.teacher.card[k] for k in ("game", "algorithm", "network", "parameters")}
+        teacher = {"digest": self.teacher.digest} | {
+            k: self.teacher.card[k] for k in ("game", "algorithm", "network", "parameters")
+        }
         return self.writer.finish(
             self._rows,
             game=self.config.game,

@@ -53,7 +53,11 @@ device_option = click.option("--device", default="auto", show_default=True, help
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="pd-pipeline")
 @click.option(
-    "--params", "params_path", type=click.Path(dir_okay=False, path_type=Path), default=Path("params.yaml"), show_default=True,
+    "--params",
+    "params_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("params.yaml"),
+    show_default=True,
     help="The params file; its folder holds data/.",
 )
 @click.pass_context
@@ -105,7 +109,9 @@ def mix(session: Session, mix: str) -> None:
 
 @main.command()
 @click.option("--student", required=True, metavar="MIX/VARIANT", help="A mix and a name in params.yaml's `students`.")
-@click.option("--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Weights, batches and held-out episodes.")
+@click.option(
+    "--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Weights, batches and held-out episodes."
+)
 @device_option
 @click.pass_obj
 def distill(session: Session, student: str, seed: int, device: str) -> None:
@@ -197,9 +203,13 @@ def dataset_verify(path: Path, as_json: bool) -> None:
     for _ in show(verify(opened, found), f"verify {path.name}"):
         pass
     if as_json:
-        click.echo(json.dumps({"dataset": str(path), "digest": opened.manifest.digest, "ok": not found, "faults": found}, indent=2))
+        click.echo(
+            json.dumps({"dataset": str(path), "digest": opened.manifest.digest, "ok": not found, "faults": found}, indent=2)
+        )
     elif not found:
-        click.echo(f"{path}: {opened.manifest.states:,} states in {opened.manifest.episodes} episodes are as digest {opened.manifest.digest[:12]} says")
+        click.echo(
+            f"{path}: {opened.manifest.states:,} states in {opened.manifest.episodes} episodes are as digest {opened.manifest.digest[:12]} says"
+        )
     else:
         click.echo("\n".join(found))
     sys.exit(1 if found else 0)

@@ -72,7 +72,7 @@ def run(
         if scheduler is None:
             logging.getLogger("distributed").setLevel(logging.CRITICAL)  # blocks dropped at the end are no news to the user
             stack.enter_context(dask.config.set({"distributed.admin.tick.limit": "1h"}))
-            cluster = stack.enter_context(LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None))  # type: ignore[no-untyped-call]
+            cluster = stack.enter_context(LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0"))  # type: ignore[no-untyped-call]
             client = stack.enter_context(Client(cluster))  # type: ignore[no-untyped-call]
         else:
             client = stack.enter_context(Client(scheduler, timeout=30))  # type: ignore[no-untyped-call]
@@ -83,7 +83,9 @@ def run(
     replace_folder(collection.dataset, target)
     collection.discard()
     dataset = open_dataset(target)
-    say(f"collected {manifest.states:,} states in {manifest.episodes} episodes, digest {manifest.digest[:12]}, into {dataset.folder}")
+    say(
+        f"collected {manifest.states:,} states in {manifest.episodes} episodes, digest {manifest.digest[:12]}, into {dataset.folder}"
+    )
     return target
 
 

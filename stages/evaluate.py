@@ -92,7 +92,9 @@ def find_contestant(layout: Layout, params: settings.Params, agent: str, device:
     if kind == "random" and name:
         game = find_game(name).name
         actions = len(action_meanings(game, params.environment))
-        return Contestant(agent, game, EpsilonGreedy(uniform_random(actions), 1.0), {"role": "random", "network": "none", "parameters": 0})
+        return Contestant(
+            agent, game, EpsilonGreedy(uniform_random(actions), 1.0), {"role": "random", "network": "none", "parameters": 0}
+        )
     folders = {"teachers": layout.teacher(name), "students": layout.student(name)}
     if kind not in folders or not name:
         raise ValueError(f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED or random/GAME")
@@ -147,7 +149,13 @@ def write_clip(path: Path, game: str, environment: EnvConfig, trace: Trace | Non
     assert trace is not None
     frames = np.stack([frame for frame, _ in replay(game, environment, trace.seed, trace.action_T)])
     with replaced_file(path) as part:
-        data = iio.imwrite("<bytes>", frames, extension=".mp4", fps=15, codec="libx264", macro_block_size=2, output_params=["-crf", "28", "-threads", "1"])
+        data = iio.imwrite(
+            "<bytes>",
+            frames,
+            extension=".mp4",
+            fps=15,
+            codec="libx264",
+            macro_block_size=2,
+            output_params=["-crf", "28", "-threads", "1"],
+        )
         part.write_bytes(data)
-
-

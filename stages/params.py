@@ -87,10 +87,13 @@ def load(path: Path) -> Params:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: run this in the project's folder or give --params FILE")
     try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text())
-        return Params.model_validate_json(json.dumps(raw))
+        raw = json.dumps(YAML(typ="safe", pure=True).load(path.read_text()))
     except YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds more than plain keys and values ({error})") from None
+    try:
+        return Params.model_validate_json(raw)
     except ValidationError as error:
         raise ValueError("\n".join(f"{path}: {_fault(e)}" for e in error.errors(include_url=False))) from None
 
@@ -125,4 +128,6 @@ def network(name: str) -> NetworkSpec:
 def check_recipe(key: str, given: int, code: int) -> None:
     """A stage's recipe in params.yaml must be the code's: DVC reruns a stage when it is raised, and only then."""
     if given != code:
-        raise ValueError(f"{key}.recipe is {given}, this version's recipe is {code}: set it to {code} in params.yaml, or check out the version that made it")
+        raise ValueError(
+            f"{key}.recipe is {given}, this version's recipe is {code}: set it to {code} in params.yaml, or check out the version that made it"
+        )

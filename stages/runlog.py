@@ -91,6 +91,12 @@ def _bar() -> Iterator[Bar | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
     with Bar(*columns, console=console) as bar:
         yield bar

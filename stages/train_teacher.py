@@ -69,7 +69,13 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
     next_point = learner.steps
     if learner.steps < teacher.steps:
         world = VectorWorld(game, params.environment, width=preset.pqn.envs)
-        with closing(show(train(learner, world), f"train {game}", ("return", "loss", "q", "epsilon", "seconds_environment", "seconds_forward", "seconds_update"))) as progress:
+        with closing(
+            show(
+                train(learner, world),
+                f"train {game}",
+                ("return", "loss", "q", "epsilon", "seconds_environment", "seconds_forward", "seconds_update"),
+            )
+        ) as progress:
             try:
                 for p in progress:
                     finished = p.done >= p.total
@@ -78,7 +84,9 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
                         evaluated = select()
                         run_state.offer(evaluated)
                         next_select += teacher.select_every
-                        say(f"{game} at {p.done:,} steps: mean return {evaluated:.2f} over {teacher.select_episodes} episodes (best {run_state.best_return:.2f})")
+                        say(
+                            f"{game} at {p.done:,} steps: mean return {evaluated:.2f} over {teacher.select_episodes} episodes (best {run_state.best_return:.2f})"
+                        )
                     if p.done >= next_point or evaluated is not None:
                         run_state.add_point(p.metrics, params.environment.frame_skip, evaluated)
                         next_point = p.done + teacher.steps // CURVE_POINTS
@@ -132,7 +140,9 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
     write_csv(finished_folder / "curve.csv", run_state.curve)
     target = layout.teacher(game)
     replace_folder(finished_folder, target)
-    say(f"published {target / CARD}: mean return {reached:.2f}, digest {card['digest'][:12]}, {duration(run_state.seconds())} of training")
+    say(
+        f"published {target / CARD}: mean return {reached:.2f}, digest {card['digest'][:12]}, {duration(run_state.seconds())} of training"
+    )
     return target
 
 

@@ -73,7 +73,9 @@ class QNetwork(nn.Module):
 
         def normalised(layer: nn.Module, features: int) -> list[nn.Module]:
             # One group: LayerNorm over channels and positions, in the memory format that the convolutions run fastest in.
-            return [layer, nn.GroupNorm(1, features), nn.ReLU(inplace=True)] if spec.layer_norm else [layer, nn.ReLU(inplace=True)]
+            return (
+                [layer, nn.GroupNorm(1, features), nn.ReLU(inplace=True)] if spec.layer_norm else [layer, nn.ReLU(inplace=True)]
+            )
 
         self.trunk = nn.Sequential(
             *normalised(nn.Conv2d(spec.stack, first, 8, stride=4), first),

@@ -26,7 +26,12 @@ _CODEC: Final = Zstd(level=1)
 _CHUNK: Final = 256
 _SMALL: Final = (("q", np.float32), ("action", np.uint8), ("reward", np.float32), ("flags", np.uint8))
 _SCHEMA: Final = pa.schema(
-    [("frames", pa.list_(pa.binary())), *((name, pa.binary()) for name, _ in _SMALL), ("length", pa.int32()), ("actions", pa.int32())]
+    [
+        ("frames", pa.list_(pa.binary())),
+        *((name, pa.binary()) for name, _ in _SMALL),
+        ("length", pa.int32()),
+        ("actions", pa.int32()),
+    ]
 )
 
 
@@ -44,7 +49,9 @@ class Recorder:
         self._flags: list[int] = []
         self._sha = hashlib.sha256()
 
-    def add(self, frame_HW: npt.NDArray[np.uint8], q_A: npt.NDArray[np.float32], action: int, reward: float, flags: int) -> None:
+    def add(
+        self, frame_HW: npt.NDArray[np.uint8], q_A: npt.NDArray[np.float32], action: int, reward: float, flags: int
+    ) -> None:
         """One step: the newest frame of the state, the teacher's Q-values there, and what happened."""
         self._frames.append(frame_HW.copy())
         self._q.append(q_A)

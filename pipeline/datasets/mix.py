@@ -35,7 +35,9 @@ def make_mix(datasets: Mapping[str, Path], teachers: Mapping[str, str]) -> dict[
                 f"collect it again with `dvc repro` or restore the teacher that labelled it"
             )
         if manifest.game in mix:
-            raise ValueError(f"datasets {mix[manifest.game].dataset} and {name} are both of {manifest.game}: keep one, or merge them")
+            raise ValueError(
+                f"datasets {mix[manifest.game].dataset} and {name} are both of {manifest.game}: keep one, or merge them"
+            )
         mix[manifest.game] = Ingredient(dataset=name, digest=manifest.digest, teacher=teacher, actions=manifest.actions)
     return mix
 
@@ -50,7 +52,9 @@ def read_mix(path: Path) -> dict[str, Ingredient]:
     try:
         return {game: Ingredient(**fields) for game, fields in json.loads(path.read_text()).items()}
     except FileNotFoundError:
-        raise ValueError(f"mix {path} does not exist: make it with `pd-pipeline mix --mix {path.stem}` or `dvc repro`") from None
+        raise ValueError(
+            f"mix {path} does not exist: make it with `pd-pipeline mix --mix {path.stem}` or `dvc repro`"
+        ) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a mix ({error}): make it again with `pd-pipeline mix --mix {path.stem}`") from None
 

@@ -96,7 +96,9 @@ def open_dataset(folder: str | Path, *, check_files: bool = False) -> Dataset:
     try:
         table = pq.read_table(folder / schema.EPISODES)
     except FileNotFoundError:
-        raise ValueError(f"dataset {folder}: {schema.EPISODES} is missing: restore it with `dvc checkout` or `dvc pull`") from None
+        raise ValueError(
+            f"dataset {folder}: {schema.EPISODES} is missing: restore it with `dvc checkout` or `dvc pull`"
+        ) from None
     except pa.ArrowInvalid as error:
         raise ValueError(f"dataset {folder}: {schema.EPISODES} is damaged ({error}): restore it with `dvc pull`") from None
     if not table.schema.equals(schema.EPISODE_SCHEMA):
@@ -120,12 +122,18 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest alone. ValueError where there is none: the dataset is incomplete."""
     path = folder / schema.MANIFEST
     if not path.is_file():
-        reason = f"has no {schema.MANIFEST}: its collection never finished (run it again to resume)" if folder.is_dir() else "does not exist"
+        reason = (
+            f"has no {schema.MANIFEST}: its collection never finished (run it again to resume)"
+            if folder.is_dir()
+            else "does not exist"
+        )
         raise ValueError(f"dataset {folder} {reason}; `dvc repro` makes it, `dvc pull` fetches it")
     try:
         fields = json.loads(path.read_text())
         if fields["format_version"] != schema.FORMAT_VERSION:
-            raise ValueError(f"{path}: format {fields['format_version']}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline")
+            raise ValueError(
+                f"{path}: format {fields['format_version']}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline"
+            )
         manifest = Manifest(**fields)
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a dataset manifest ({type(error).__name__}: {error}): restore it") from None
@@ -142,7 +150,9 @@ def file_faults(folder: Path, manifest: Manifest) -> list[str]:
         elif not path.is_file():
             faults.append(f"dataset {folder}: {name} is missing: restore it with `dvc checkout --force` or `dvc pull`")
         elif schema.file_digest(path) != expected:
-            faults.append(f"dataset {folder}: {name} is damaged (its SHA-256 is not the manifest's): restore it with `dvc checkout --force` or `dvc pull`")
+            faults.append(
+                f"dataset {folder}: {name} is damaged (its SHA-256 is not the manifest's): restore it with `dvc checkout --force` or `dvc pull`"
+            )
     known = {*manifest.files, schema.MANIFEST}
     foreign = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
     faults += [f"dataset {folder}: {name} is not in the manifest: remove it" for name in foreign if name not in known]

@@ -44,7 +44,9 @@ class Writer:
     def _whole_shards(self) -> int:
         """Shards that are on disk in every array: `flags` is written last, and a partial shard ends before its boundary."""
         boundary = self._array("flags").shape[0] // schema.SHARD
-        return next(k for k in range(boundary + 1) if k == boundary or not (self.folder / schema.STATES / f"flags/c/{k}").exists())
+        return next(
+            k for k in range(boundary + 1) if k == boundary or not (self.folder / schema.STATES / f"flags/c/{k}").exists()
+        )
 
     def append(self, records: Records) -> None:
         """Add consecutive steps; writes every shard they complete."""

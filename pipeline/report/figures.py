@@ -59,10 +59,19 @@ def compression(scores: Sequence[Score], students: Sequence[Contestant], teacher
             continue
         x = [row.parameters for row in rows]
         y = [row.normalized for row in rows]
-        errors = [[row.normalized - row.normalized_ci95[0] for row in rows], [row.normalized_ci95[1] - row.normalized for row in rows]]
+        errors = [
+            [row.normalized - row.normalized_ci95[0] for row in rows],
+            [row.normalized_ci95[1] - row.normalized for row in rows],
+        ]
         axes.errorbar(x, y, yerr=errors, fmt="o-", capsize=3, color=colour, label=f"{loss.upper()} (ours)")
     sizes = {"net1": 427_874, "net2": 113_346, "net3": 61_954}
-    axes.plot([sizes[n] for n in LADDER], list(LADDER.values()), "s--", color="#888888", label="KL, ten-game mean, % of teacher\n(as published in the paper)")
+    axes.plot(
+        [sizes[n] for n in LADDER],
+        list(LADDER.values()),
+        "s--",
+        color="#888888",
+        label="KL, ten-game mean, % of teacher\n(as published in the paper)",
+    )
     axes.axhline(100.0, color="#444444", linewidth=1)
     axes.axvline(teacher_parameters, color="#444444", linewidth=1, linestyle=":")
     axes.set_xscale("log")
@@ -80,7 +89,13 @@ def student_curves(students: Sequence[Contestant], quantity: str, label: str) ->
         if who.curve is None:
             continue
         x, y = _points(read_curve(who.curve), "updates", quantity)
-        axes.plot(x, y, styles.get(who.network, "-"), color=LOSS_COLOURS.get(who.loss or "", "#333333"), label=who.agent.split("/")[-1])
+        axes.plot(
+            x,
+            y,
+            styles.get(who.network, "-"),
+            color=LOSS_COLOURS.get(who.loss or "", "#333333"),
+            label=who.agent.split("/")[-1],
+        )
     if quantity in ("kl", "regret"):
         axes.set_yscale("log")
     axes.set_xlabel("updates")
@@ -94,7 +109,11 @@ def teacher_curve(teacher: Contestant, evaluated: dict[str, Any]) -> str:
     assert teacher.curve is not None
     curve = read_curve(teacher.curve)
     figure, axes = plt.subplots(figsize=(7.5, 3.2))
-    axes.plot(*_points([row for row in curve if row["train_return"] != "nan"], "steps", "train_return"), color="#888888", label="last 100 training episodes")
+    axes.plot(
+        *_points([row for row in curve if row["train_return"] != "nan"], "steps", "train_return"),
+        color="#888888",
+        label="last 100 training episodes",
+    )
     axes.plot(*_points(curve, "steps", "eval_return"), "o-", color="#0b6e99", label="evaluations that choose the snapshot")
     axes.axhline(evaluated["mean_return"], color="#444444", linewidth=1, label=f"gate: {evaluated['episodes']} fresh episodes")
     axes.set_xlabel("steps (agent decisions)")

@@ -98,11 +98,19 @@ def _section(section: Section) -> str:
             "<p><button type='button' data-play>Play all from the start</button></p></div>"
         )
     parts += [
-        _figure(figures.student_curves(section.students, "kl", "held-out KL at tau = 0.01 (nats)"), "Held-out episodes: KL from the teacher's policy."),
-        _figure(figures.student_curves(section.students, "agreement", "action agreement"), "Held-out episodes: how often the student prefers the teacher's action."),
+        _figure(
+            figures.student_curves(section.students, "kl", "held-out KL at tau = 0.01 (nats)"),
+            "Held-out episodes: KL from the teacher's policy.",
+        ),
+        _figure(
+            figures.student_curves(section.students, "agreement", "action agreement"),
+            "Held-out episodes: how often the student prefers the teacher's action.",
+        ),
     ]
     if section.teacher.curve is not None:
-        parts.append(_figure(figures.teacher_curve(section.teacher, section.teacher.card["evaluation"]), "How the teacher learned."))
+        parts.append(
+            _figure(figures.teacher_curve(section.teacher, section.teacher.card["evaluation"]), "How the teacher learned.")
+        )
     return "".join(parts) + "</section>"
 
 

@@ -76,7 +76,9 @@ def score(who: Contestant, teacher: Contestant, chance: Contestant) -> Score:
     random_N, _, _ = read_returns(chance.episodes)
     mean, best, zero = own_N.mean(), teacher_N.mean(), random_N.mean()
     if not best > zero:
-        raise ValueError(f"the teacher of {who.game} scores {best:.2f}, no better than random ({zero:.2f}): there is nothing to distil")
+        raise ValueError(
+            f"the teacher of {who.game} scores {best:.2f}, no better than random ({zero:.2f}): there is nothing to distil"
+        )
     rng = stream(0, "scores")
     pick_RN = rng.integers(0, len(own_N), size=(RESAMPLES, len(own_N)))
     paired = np.array_equal(own_seeds, teacher_seeds)

@@ -59,9 +59,7 @@ class PqnConfig:
             )
 
 
-def lambda_targets(
-    reward_TB: Tensor, done_TB: Tensor, next_value_TB: Tensor, gamma: float, trace_lambda: float
-) -> Tensor:
+def lambda_targets(reward_TB: Tensor, done_TB: Tensor, next_value_TB: Tensor, gamma: float, trace_lambda: float) -> Tensor:
     """Q(lambda) targets (Gallici et al. 2024, eq. 10): G_t = r_t + gamma (lambda G_{t+1} + (1 - lambda) max_a Q(s_{t+1}, a)).
 
     `next_value_TB[t]` is max_a Q(s_{t+1}, a); a `done` step's target is its reward alone.
@@ -96,7 +94,9 @@ class PqnLearner:
         self.updates = 0
         self.episodes = 0
         self.recent_returns: deque[float] = deque(maxlen=100)
-        self._obs_TBCHW = torch.empty((config.horizon + 1, config.envs, spec.stack, 84, 84), dtype=torch.uint8, device=compute.device)
+        self._obs_TBCHW = torch.empty(
+            (config.horizon + 1, config.envs, spec.stack, 84, 84), dtype=torch.uint8, device=compute.device
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs; plain tensors and numbers, so it loads with `weights_only=True`."""

@@ -46,7 +46,11 @@ def test_the_policy_is_asked_only_about_playing_slots() -> None:
 
 
 def test_next_obs_is_the_new_episodes_first_state() -> None:
-    steps = list(itertools.islice(rollout(Corridor(1), EpsilonGreedy(lambda o: np.array([[0.0, 1.0]], np.float32), 0.0), itertools.count(3)), 3))
+    steps = list(
+        itertools.islice(
+            rollout(Corridor(1), EpsilonGreedy(lambda o: np.array([[0.0, 1.0]], np.float32), 0.0), itertools.count(3)), 3
+        )
+    )
     assert steps[0].terminated_B[0]
     assert steps[0].next_obs_BCHW[0, :-1].max() == 0
     assert np.array_equal(steps[1].obs_BCHW, steps[0].next_obs_BCHW)

@@ -92,7 +92,11 @@ def test_a_killed_writer_goes_on_after_its_whole_shards(small_shards: None, tmp_
     again = Writer(tmp_path / "resumed", 3)
     assert again.packed == 32
     again.append(schema.join(episodes).cut(32, 75))
-    facts: dict[str, Any] = {"game": "Corridor", "teacher": {"digest": "t" * 64, "name": "optimal"}, "environment": {"game": "Corridor"}}
+    facts: dict[str, Any] = {
+        "game": "Corridor",
+        "teacher": {"digest": "t" * 64, "name": "optimal"},
+        "environment": {"game": "Corridor"},
+    }
     again.finish(rows_of(episodes), **facts, collection={"policy": "half-random", "seed": 0})
     assert tree(tmp_path / "whole") == tree(tmp_path / "resumed")
 
@@ -174,7 +178,9 @@ def test_a_manifest_may_not_point_outside(tmp_path: Path) -> None:
         open_dataset(tmp_path / "set", check_files=True)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format_version": 1}', '{"format_version": 2}', '{"format_version": 1, "x": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "null", '{"format_version": 1}', '{"format_version": 2}', '{"format_version": 1, "x": 1}']
+)
 def test_a_broken_manifest_is_one_line(tmp_path: Path, text: str) -> None:
     corridor_dataset(tmp_path / "set")
     (tmp_path / "set/manifest.json").write_text(text)

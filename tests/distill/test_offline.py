@@ -37,7 +37,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def student(dataset: Dataset, loss: LossName = "kl", updates: int = 60, **changes: object) -> Student:
     config = dataclasses.replace(CONFIG, **changes)
-    return Student(config, Objective(loss=loss, temperature=0.05), SMALL, dataset, updates, Compute(torch.device("cpu"), config.precision), 0)
+    return Student(
+        config,
+        Objective(loss=loss, temperature=0.05),
+        SMALL,
+        dataset,
+        updates,
+        Compute(torch.device("cpu"), config.precision),
+        0,
+    )
 
 
 @pytest.mark.parametrize("loss", ["kl", "nll", "mse"])

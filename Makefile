@@ -1,0 +1,41 @@
+# Everything from nothing but Python 3.11 and make.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+SETUP := .venv/.ready
+
+.PHONY: setup repro test test-slow check format bench clean
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+repro: $(SETUP)  ## run whatever is missing of the quick road; the report is data/report/index.html
+	dvc repro
+	@echo "report: $(CURDIR)/data/report/index.html"
+
+test: $(SETUP)  ## the default suite, under 3 minutes on two cores
+	OMP_NUM_THREADS=1 pytest -n 2 -m "not slow"
+
+test-slow: $(SETUP)  ## the minutes-long rest
+	OMP_NUM_THREADS=1 pytest -m slow
+
+check: $(SETUP)  ## format, lint and types
+	ruff format --check .
+	ruff check .
+	mypy
+
+format: $(SETUP)
+	ruff format .
+	ruff check --fix .
+
+bench: $(SETUP)  ## ratios against bounds and peers, each measured in one run
+	python -m benchmarks.collect
+	python -m benchmarks.distill
+
+clean:  ## forget resumable work, keep data and environment
+	rm -rf .work

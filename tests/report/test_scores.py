@@ -1,0 +1,86 @@
+"""Scores by hand, intervals that cover, and a page that holds them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.report import tables
+from pipeline.report.bootstrap import interval
+from pipeline.report.page import Section, render
+from pipeline.report.paper import published_percent
+from pipeline.report.scores import Contestant, score
+from pipeline.report.tables import Row
+
+
+def contestant(folder: Path, role: str, returns: Any, **more: Any) -> Contestant:
+    name = more.pop("name", role)
+    path = folder / f"{name}.parquet"
+    count = len(returns)
+    order = np.random.default_rng(0).permutation(count)
+    rows = {"game": ["Pong"] * count, "seed": np.arange(count)[order], "episode_return": np.asarray(returns, float)[order]}
+    pq.write_table(pa.table(rows | {"steps": [100] * count, "stalled": [False] * count}), path)
+    facts: dict[str, Any] = {"agent": name, "role": role, "game": "Pong", "network": "net2", "parameters": 100, "card": {}}
+    return Contestant(episodes=path, **facts | more)
+
+
+def test_scores_by_hand(tmp_path: Path) -> None:
+    teacher, chance = contestant(tmp_path, "teacher", [10, 20]), contestant(tmp_path, "random", [-20, -20])
+    found = score(contestant(tmp_path, "student", [5, 15]), teacher, chance)
+    assert (found.mean, found.min, found.episodes) == (10.0, 5.0, 2)
+    assert found.teacher_percent == pytest.approx(100 * 10 / 15)
+    assert found.normalized == pytest.approx(100 * 30 / 35)
+    assert score(teacher, teacher, chance).normalized_ci95 == (100.0, 100.0)
+    assert score(chance, teacher, chance).normalized == 0.0
+
+
+def test_pairing_by_seed_narrows_the_interval(tmp_path: Path) -> None:
+    returns = np.random.default_rng(0).normal(10, 5, 40)
+    teacher, chance = contestant(tmp_path, "teacher", returns), contestant(tmp_path, "random", [0.0] * 10)
+    low, high = score(contestant(tmp_path, "student", returns - 1), teacher, chance).normalized_ci95
+    apart = contestant(tmp_path, "student", returns[:39] - 1, name="apart")
+    wide_low, wide_high = score(apart, teacher, chance).normalized_ci95
+    assert high - low < 0.3 * (wide_high - wide_low)
+
+
+def test_a_teacher_no_better_than_random_is_refused(tmp_path: Path) -> None:
+    teacher, chance = contestant(tmp_path, "teacher", [-21, -21]), contestant(tmp_path, "random", [-20, -20])
+    with pytest.raises(ValueError, match="nothing to distil"):
+        score(teacher, teacher, chance)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = [low <= 0 <= high for low, high in (interval(rng.normal(size=60), resamples=1000) for _ in range(300))]
+    assert 0.90 < np.mean(covered) < 0.98
+    with pytest.raises(ValueError, match="at least one episode"):
+        interval([])
+
+
+def test_published_numbers() -> None:
+    assert published_percent("Pong", "kl", "dqn") == (100.6, "Table 1, Pong")
+    assert published_percent("Pong", "kl", "net3") == (83.9, "ten-game mean")
+    assert published_percent("Pong", "nll", "net3") is None
+    assert published_percent("Boxing", "kl", "dqn") is None
+
+
+def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
+    curve = tmp_path / "curve.csv"
+    curve.write_text("updates,kl,agreement,regret\n10,0.5,0.8,0.1\n20,0.4,0.9,0.05\n")
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"not really a clip")
+    teacher = contestant(tmp_path, "teacher", [10, 20], clip=clip)
+    chance = contestant(tmp_path, "random", [-20, -21])
+    student = contestant(tmp_path, "student", [9, 19], name="<net2>", loss="kl", curve=curve)
+    rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, student)]
+    page = render([Section(game="Pong", mix="pong", rows=rows, teacher=teacher, students=[student])], {"digest": "abc"})
+    assert "&lt;net2&gt;" in page
+    assert "<net2>" not in page
+    assert page.count("<svg") == 3
+    assert "data:video/mp4;base64," in page
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert tables.markdown(rows).count("\n") == 5

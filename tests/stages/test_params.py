@@ -1,0 +1,89 @@
+"""params.yaml: what ships is valid; every kind of fault is one line that names the key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from stages import params
+
+SHIPPED = sorted(Path(__file__).parents[2].glob("**/params.yaml"))
+
+
+def edited(tmp_path: Path, change: Any) -> Path:
+    yaml = YAML(typ="safe", pure=True)
+    raw = yaml.load(Path("params.yaml").read_text())
+    change(raw)
+    path = tmp_path / "params.yaml"
+    yaml.dump(raw, path)
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.parent.name)
+def test_what_ships_is_valid_and_consistent(path: Path) -> None:
+    loaded = params.load(path)
+    for student in loaded.students.values():
+        params.network(student.network)
+        assert student.preset in loaded.presets
+    for teacher in loaded.teachers.values():
+        assert teacher.preset in loaded.teacher_presets
+    for mix, grid in loaded.grid.items():
+        assert set(grid.students) <= loaded.students.keys()
+        assert set(loaded.mixes[mix]) <= loaded.datasets.keys()
+
+
+def test_a_missing_key(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"evaluation.epsilon is missing$"):
+        params.load(edited(tmp_path, lambda raw: raw["evaluation"].pop("epsilon")))
+
+
+def test_an_unknown_key(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"students.kl-net2.temprature is unknown"):
+        params.load(edited(tmp_path, lambda raw: raw["students"]["kl-net2"].update(temprature=1)))
+    with pytest.raises(ValueError, match=r"presets.fast.batchsize is unknown"):
+        params.load(edited(tmp_path, lambda raw: raw["presets"]["fast"].update(batchsize=1)))
+
+
+def test_a_mistyped_value(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"datasets.Pong.states = '1e5': .*integer"):
+        params.load(edited(tmp_path, lambda raw: raw["datasets"]["Pong"].update(states="1e5")))
+    with pytest.raises(ValueError, match=r"students.kl-net2.loss = 'kll': .*'kl', 'nll' or 'mse'"):
+        params.load(edited(tmp_path, lambda raw: raw["students"]["kl-net2"].update(loss="kll")))
+    with pytest.raises(ValueError, match=r"choose a divisor"):
+        params.load(edited(tmp_path, lambda raw: raw["teacher_presets"]["pqn-atari"]["pqn"].update(minibatch=100)))
+
+
+def test_a_missing_or_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--params FILE"):
+        params.load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1,\n")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        params.load(tmp_path / "params.yaml")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=st.text(max_size=60)
+    | st.sampled_from(["null", "[]", "3", "a: {b: 1}", "zoo: 3", "? [1]\n: 2", "!!python/object:os.system {}"])
+)
+def test_any_text_is_valid_or_a_value_error(tmp_path_factory: Any, text: str) -> None:
+    path = tmp_path_factory.mktemp("p") / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"params\.yaml"):
+        params.load(path)
+
+
+def test_a_recipe_must_be_the_codes() -> None:
+    with pytest.raises(ValueError, match=r"datasets.Pong.recipe is 2, this version's recipe is 1"):
+        params.check_recipe("datasets.Pong", 2, 1)
+    params.check_recipe("datasets.Pong", 1, 1)
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(ValueError, match="it has a, b"):
+        params.pick({"a": 1, "b": 2}, "c", "student")
+    with pytest.raises(ValueError, match="choose dqn, net1"):
+        params.network("net9")

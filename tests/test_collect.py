@@ -1,0 +1,154 @@
+"""Collection on a real ROM: the same bytes from any number of workers, killed or not; exactly what the teacher saw."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distributed import Client, LocalCluster
+
+from pipeline.agents.checkpoints import Agent, load_agent
+from pipeline.agents.device import exact
+from pipeline.agents.policies import EpsilonGreedy, q_function
+from pipeline.atari.envs import VectorWorld
+from pipeline.atari.rollout import rollout
+from pipeline.collect import BLOCK_EPISODES, CollectConfig, Collection
+from pipeline.datasets.reader import Dataset, open_dataset
+from pipeline.datasets.schema import Flag
+from pipeline.datasets.verify import verify
+from tests.fakes import ENVIRONMENT
+
+STATES = 4000
+
+
+def config(states: int | None = STATES, episodes: int | None = None) -> CollectConfig:
+    return CollectConfig(game="Breakout", environment=ENVIRONMENT, epsilon=0.2, seed=0, states=states, episodes=episodes)
+
+
+@pytest.fixture(scope="module")
+def teacher(breakout_teacher: Path) -> Agent:
+    return load_agent(breakout_teacher, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def collected(breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    collection = Collection(config(), breakout_teacher, teacher, tmp_path_factory.mktemp("one"))
+    progress = list(collection.run(one_worker))
+    assert progress[0].done == 0
+    assert progress[-1].done == STATES
+    collection.finish()
+    return open_dataset(collection.dataset, check_files=True)
+
+
+def test_exactly_that_many_states_in_whole_episodes_but_the_last(collected: Dataset) -> None:
+    assert len(collected) == STATES
+    assert all(row.complete for row in collected.episodes[:-1])
+    assert [row.seed for row in collected.episodes] == list(range(len(collected.episodes)))
+    flags_N = collected.records(0, STATES).flags_N
+    starts = np.flatnonzero(flags_N & Flag.EPISODE_START)
+    assert starts.tolist() == [row.start for row in collected.episodes]
+    assert 0.1 < np.mean((flags_N & Flag.RANDOM_ACTION) != 0) < 0.3
+    found: list[str] = []
+    list(verify(collected, found))
+    assert found == []
+
+
+def test_the_stored_states_and_q_values_are_what_the_teacher_saw(collected: Dataset, teacher: Agent) -> None:
+    policy = EpsilonGreedy(q_function(teacher.network, exact(torch.device("cpu")), "Breakout"), 0.2)
+    for step in rollout(VectorWorld("Breakout", ENVIRONMENT, width=3), policy, iter(range(3))):
+        for slot in np.flatnonzero(step.active_B):
+            row = collected.episodes[int(step.seed_B[slot])]
+            at = row.start + int(step.step_B[slot])
+            assert np.array_equal(collected.stacks([at])[0], step.obs_BCHW[slot])
+            assert np.array_equal(np.asarray(collected.arrays["q"][at]), step.q_BA[slot])
+            assert int(np.asarray(collected.arrays["action"][at])) == step.action_B[slot]
+
+
+def test_two_worker_processes_make_the_same_bytes(
+    collected: Dataset, breakout_teacher: Path, teacher: Agent, tmp_path: Path
+) -> None:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):  # type: ignore[no-untyped-call]
+        collection = Collection(config(), breakout_teacher, teacher, tmp_path)
+        list(collection.run(client))
+        manifest = collection.finish()
+    assert manifest == collected.manifest
+
+
+def test_an_abandoned_collection_goes_on(
+    collected: Dataset, breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path: Path
+) -> None:
+    first = Collection(config(), breakout_teacher, teacher, tmp_path)
+    for p in first.run(one_worker):
+        if p.done:
+            break
+    second = Collection(config(), breakout_teacher, teacher, tmp_path)
+    progress = list(second.run(one_worker))
+    assert progress[0].done > 0
+    assert second.finish() == collected.manifest
+    third = Collection(config(), breakout_teacher, teacher, tmp_path)  # killed between the last shard and the manifest
+    list(third.run(one_worker))
+    assert third.finish() == collected.manifest
+
+
+def test_a_number_of_episodes(breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path: Path) -> None:
+    collection = Collection(config(None, BLOCK_EPISODES + 1), breakout_teacher, teacher, tmp_path)
+    list(collection.run(one_worker))
+    manifest = collection.finish()
+    assert manifest.episodes == BLOCK_EPISODES + 1
+    assert all(row.complete for row in open_dataset(collection.dataset).episodes)
+
+
+def test_how_much_must_be_said_once() -> None:
+    with pytest.raises(ValueError, match="either a number of states or"):
+        config(10, 10)
+    with pytest.raises(ValueError, match="at least one"):
+        config(0)
+
+
+@pytest.fixture
+def project(breakout_teacher: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder with params.yaml and the teacher, for the command line."""
+    text = Path("params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text)
+    shutil.copytree(breakout_teacher, tmp_path / "data/teachers/Breakout")
+    yield tmp_path
+
+
+def test_sigkill_in_the_middle_loses_nothing(project: Path, collected: Dataset) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "stages.cli",
+        "collect",
+        "--game",
+        "breakout",
+        "--states",
+        str(STATES),
+        "--epsilon",
+        "0.2",
+        "--workers",
+        "1",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    running = subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(project.glob(".work/collect/*/blocks/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (project / "data/datasets/Breakout").exists()
+    subprocess.run(command, cwd=project, env=environment, check=True, capture_output=True)
+    manifest = json.loads((project / "data/datasets/Breakout/manifest.json").read_text())
+    assert manifest["digest"] == collected.manifest.digest
+    assert manifest["files"] == collected.manifest.files

@@ -1,0 +1,98 @@
+"""The whole road on a real ROM, in small: train, collect, mix, distil, evaluate, report, by the commands that dvc.yaml runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from ruamel.yaml import YAML
+
+from stages.cli import main
+
+STUDENTS = {"kl": {"loss": "kl"}, "mse": {"loss": "mse"}}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """params.yaml of a quick Breakout: an hour's numbers divided by a thousand."""
+    yaml = YAML(typ="safe", pure=True)
+    raw: dict[str, Any] = yaml.load(Path("params.yaml").read_text())
+    teacher = raw["teachers"]["Pong"] | {
+        "network": "pqn",
+        "steps": 512,
+        "select_every": 256,
+        "select_episodes": 2,
+        "gate_return": 0.0,
+        "gate_episodes": 2,
+    }
+    raw["teachers"] = {"Breakout": teacher}
+    raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 8, "horizon": 16, "minibatch": 64}
+    raw["datasets"] = {"Breakout": raw["datasets"]["Pong"] | {"states": 1500}}
+    raw["mixes"] = {"small": ["Breakout"]}
+    raw["students"] = {
+        name: {"temperature": 0.01, "network": "net3", "preset": "fast", "updates": 12, "recipe": 1} | more
+        for name, more in STUDENTS.items()
+    }
+    raw["presets"]["fast"] |= {"batch": 32, "validate_every": 6, "validation_states": 64, "warmup_updates": 2}
+    raw["grid"] = {"small": {"students": list(STUDENTS), "seeds": [0]}}
+    raw["evaluation"] |= {"episodes": 6, "epsilon": 0.5}
+    folder = tmp_path_factory.mktemp("road")
+    yaml.dump(raw, folder / "params.yaml")
+    return folder
+
+
+def call(project: Path, *arguments: str) -> str:
+    result = CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_road(project: Path) -> None:
+    call(project, "train-teacher", "--game", "breakout")
+    card = json.loads((project / "data/teachers/Breakout/card.json").read_text())
+    assert {"game", "algorithm", "network", "parameters", "steps", "recipe", "evaluation", "digest", "code"} <= card.keys()
+    assert card["evaluation"]["episodes"] == 2
+    assert (project / "data/teachers/Breakout/curve.csv").read_text().startswith("steps,frames,updates,episodes,")
+
+    call(project, "collect", "--game", "Breakout", "--workers", "1")
+    manifest = json.loads((project / "data/datasets/Breakout/manifest.json").read_text())
+    assert manifest["states"] == 1500
+    assert manifest["teacher"]["digest"] == card["digest"]
+    assert not list((project / ".work/collect").iterdir())
+    call(project, "dataset", "verify", str(project / "data/datasets/Breakout"))
+
+    call(project, "mix", "--mix", "small")
+    for name in STUDENTS:
+        call(project, "distill", "--student", f"small/{name}")
+    student = json.loads((project / "data/students/small/kl-0/card.json").read_text())
+    assert student["dataset"]["digest"] == manifest["digest"]
+    again = student["digest"]
+    call(project, "distill", "--student", "small/kl")
+    assert json.loads((project / "data/students/small/kl-0/card.json").read_text())["digest"] == again
+
+    for agent in ("teachers/Breakout", "random/Breakout", "students/small/kl-0", "students/small/mse-0"):
+        call(project, "evaluate", agent)
+        assert (project / f"data/clips/{agent}.mp4").stat().st_size > 1000
+
+
+def test_the_report_names_a_missing_cell(project: Path) -> None:
+    episodes = project / "data/episodes/students/small/kl-0.parquet"
+    kept = episodes.read_bytes()
+    episodes.unlink()
+    result = CliRunner().invoke(main, ["--params", str(project / "params.yaml"), "report"])
+    assert result.exit_code == 1
+    assert "pd-pipeline evaluate students/small/kl-0" in result.output
+    episodes.write_bytes(kept)
+
+
+def test_another_environment_is_refused(project: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    other = project / "sticky.yaml"
+    other.write_text(text.replace("sticky: 0.0", "sticky: 0.25"))
+    result = CliRunner().invoke(main, ["--params", str(other), "evaluate", "students/small/kl-0"])
+    assert result.exit_code == 1
+    assert "another environment" in result.output
+    result = CliRunner().invoke(main, ["--params", str(other), "collect", "--game", "Breakout"])
+    assert result.exit_code == 1
+    assert "sticky" in result.output

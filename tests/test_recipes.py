@@ -1,0 +1,120 @@
+"""What a recipe number stands for: the numbers of a tiny run of each dear stage's library function.
+
+DVC does not rerun a dear stage when code changes, only when its `recipe` does. So a change of behaviour must raise the number, and
+this test is what notices. After raising a stage's RECIPE: `python -m tests.test_recipes` writes the new numbers into recipes.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from pipeline import collect as collecting
+from pipeline.agents.checkpoints import save_agent
+from pipeline.agents.device import Compute, exact
+from pipeline.agents.networks import NETWORKS, QNetwork
+from pipeline.agents.policies import EpsilonGreedy, q_function
+from pipeline.atari.envs import SlotWorld, fingerprint
+from pipeline.datasets import blocks
+from pipeline.datasets.reader import open_dataset
+from pipeline.distill import offline
+from pipeline.evaluate import Episode, play
+from pipeline.rl import pqn
+from pipeline.seeding import episode_seeds
+from stages import collect, distill, evaluate, train_teacher
+from tests.fakes import ENVIRONMENT, SMALL, Corridor, corridor_dataset
+from tests.rl.test_pqn import learner
+
+PINS: Final = Path(__file__).with_name("recipes.json")
+CPU: Final = Compute(torch.device("cpu"), "float32")
+
+
+def run_train_teacher() -> list[float]:
+    """Loss and mean Q of PQN's first iterations in the corridor."""
+    agent = learner(640)
+    return [p.metrics[name] for p in itertools.islice(pqn.train(agent, Corridor(8)), 6) for name in ("loss", "q")]
+
+
+def run_collect() -> list[float]:
+    """Seeds, lengths, returns, flags and Q-values of one block of real Breakout."""
+    torch.manual_seed(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "teacher"
+        card = save_agent(
+            folder, QNetwork(NETWORKS["net3"], {"Breakout": 4}), {"environment": fingerprint("Breakout", ENVIRONMENT)}
+        )
+        config = collecting.CollectConfig(
+            game="Breakout", environment=ENVIRONMENT, epsilon=0.5, seed=0, states=1, episodes=None
+        )
+        job = collecting.Block(
+            index=0, config=config, teacher_folder=folder, teacher_digest=card["digest"], folder=Path(name) / "blocks"
+        )
+        rows = collecting.play_block(job)
+        records = next(blocks.read_block(job.folder, 0))
+    numbers = [float(x) for row in rows[:4] for x in (row.seed, row.length, row.episode_return)]
+    return [
+        *numbers,
+        float(records.flags_N.sum()),
+        float(records.frame_NHW.mean()),
+        float(records.q_NA.mean()),
+        float(records.action_N.sum()),
+    ]
+
+
+def run_distill() -> list[float]:
+    """Losses and held-out numbers of a student's first updates."""
+    with tempfile.TemporaryDirectory() as name:
+        corridor_dataset(Path(name) / "set", 30)
+        dataset = open_dataset(Path(name) / "set")
+        config = _shipped_preset()
+        student = offline.Student(config, offline.Objective(loss="kl", temperature=0.01), SMALL, dataset, 12, CPU, 0)
+        return [p.metrics[key] for p in offline.train(student) for key in ("loss", "kl", "regret")]
+
+
+def _shipped_preset() -> offline.DistillConfig:
+    raw = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())["presets"]["fast"]
+    return offline.DistillConfig(**raw | {"batch": 16, "precision": "float32", "validate_every": 4, "warmup_updates": 2})
+
+
+def run_evaluate() -> list[float]:
+    """Returns and lengths of real Breakout episodes on the evaluation seeds."""
+    torch.manual_seed(1)
+    network = QNetwork(NETWORKS["net3"], {"Breakout": 4}).eval()
+    policy = EpsilonGreedy(q_function(network, exact(torch.device("cpu"))), 0.5)
+    first = episode_seeds("evaluate", 0)
+    played = sorted(play(SlotWorld("Breakout", ENVIRONMENT, width=3), policy, range(first, first + 4)))
+    return [float(x) for e in played if isinstance(e, Episode) for x in (e.episode_return, e.steps)]
+
+
+STAGES: Final[dict[str, tuple[Any, Any]]] = {
+    "train-teacher": (train_teacher, run_train_teacher),
+    "collect": (collect, run_collect),
+    "distill": (distill, run_distill),
+    "evaluate": (evaluate, run_evaluate),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_recipe_does_what_it_did(stage: str) -> None:
+    module, run = STAGES[stage]
+    pinned = json.loads(PINS.read_text())[stage]
+    assert pinned["recipe"] == module.RECIPE, f"{stage}: run `python -m tests.test_recipes` to pin recipe {module.RECIPE}"
+    remedy = (
+        f"{stage} does something else than recipe {module.RECIPE}: raise RECIPE, the recipe in every params.yaml, and pin anew"
+    )
+    assert np.allclose(run(), pinned["values"], rtol=1e-3, atol=1e-5), remedy
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    PINS.write_text(
+        json.dumps({stage: {"recipe": m.RECIPE, "values": run()} for stage, (m, run) in STAGES.items()}, indent=1) + "\n"
+    )
