@@ -36,7 +36,7 @@ BLOCK_EPISODES: Final = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollectConfig:
-    """What to collect: exactly `states` states (the last episode is cut there) or `episodes` whole ones; one of them is None."""
+    """Exactly `states` states (the last episode is cut there) or `episodes` whole ones; one of them is None."""
 
     game: str
     environment: EnvConfig

@@ -35,7 +35,7 @@ class Trace(NamedTuple):
 
 
 def play(world: World, policy: Policy, seeds: Sequence[int], trace_steps: int = 0) -> Iterator[Episode | Trace]:
-    """Yields every episode as it ends (sort by seed for a stable order), and the trace of the first seed's episode before it."""
+    """Yields every episode as it ends (sort by seed for a stable order); before the first seed's, its trace."""
     return_B = np.zeros(world.width)
     trace: list[tuple[int, npt.NDArray[np.float32], bool]] = []
     for step in rollout(world, policy, iter(seeds)):

@@ -1,4 +1,4 @@
-"""What every long library function yields: how far it is, and the numbers worth showing. The caller decides on bars, logs and checkpoints."""
+"""What every long library function yields: how far it is, and numbers worth showing. Bars and logs are the caller's."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def train_teacher(session: Session, game: str, device: str) -> None:
 @click.option("--scheduler", help="An existing Dask cluster, tcp://HOST:PORT, instead of local workers.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Dataset folder. [default: data/datasets/GAME]")
 @click.pass_obj
-def collect(session: Session, **options: Any) -> None:
+def collect(session: Session, /, **options: Any) -> None:
     """Let a teacher play; store every state with its Q-values."""
     from stages import collect as stage
 
@@ -207,9 +207,8 @@ def dataset_verify(path: Path, as_json: bool) -> None:
             json.dumps({"dataset": str(path), "digest": opened.manifest.digest, "ok": not found, "faults": found}, indent=2)
         )
     elif not found:
-        click.echo(
-            f"{path}: {opened.manifest.states:,} states in {opened.manifest.episodes} episodes are as digest {opened.manifest.digest[:12]} says"
-        )
+        held = f"{opened.manifest.states:,} states in {opened.manifest.episodes} episodes"
+        click.echo(f"{path}: {held} are as digest {opened.manifest.digest[:12]} says")
     else:
         click.echo("\n".join(found))
     sys.exit(1 if found else 0)

@@ -15,12 +15,10 @@ from pipeline.agents.checkpoints import load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
 from pipeline.collect import CollectConfig, Collection
-from pipeline.datasets.reader import open_dataset
 from stages import params as settings
 from stages.paths import Layout
 from stages.publish import replace_folder
 from stages.runlog import say, show
-
 
 RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
@@ -61,7 +59,8 @@ def run(
     environment = fingerprint(game, params.environment)
     if teacher.card.get("environment") != environment:
         raise ValueError(
-            f"teacher {folder} was trained in another environment than params.yaml's ({_differences(teacher.card.get('environment'), environment)}): "
+            f"teacher {folder} was trained in another environment than params.yaml's "
+            f"({_differences(teacher.card.get('environment'), environment)}): "
             f"restore the environment section or train the teacher again"
         )
     target = out or layout.dataset(game)
@@ -72,20 +71,17 @@ def run(
         if scheduler is None:
             logging.getLogger("distributed").setLevel(logging.CRITICAL)  # blocks dropped at the end are no news to the user
             stack.enter_context(dask.config.set({"distributed.admin.tick.limit": "1h"}))
-            cluster = stack.enter_context(LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0"))  # type: ignore[no-untyped-call]
-            client = stack.enter_context(Client(cluster))  # type: ignore[no-untyped-call]
+            cluster = stack.enter_context(LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0"))
+            client = stack.enter_context(Client(cluster))
         else:
-            client = stack.enter_context(Client(scheduler, timeout=30))  # type: ignore[no-untyped-call]
+            client = stack.enter_context(Client(scheduler, timeout=30))
         collection = Collection(config, folder, teacher, work)
         for _ in show(collection.run(client), f"collect {game}", ("return",)):
             pass
         manifest = collection.finish()
     replace_folder(collection.dataset, target)
     collection.discard()
-    dataset = open_dataset(target)
-    say(
-        f"collected {manifest.states:,} states in {manifest.episodes} episodes, digest {manifest.digest[:12]}, into {dataset.folder}"
-    )
+    say(f"collected {manifest.states:,} states in {manifest.episodes} episodes into {target}, digest {manifest.digest[:12]}")
     return target
 
 

@@ -91,7 +91,6 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     target = layout.student(agent)
     replace_folder(folder, target)
     checkpoint.unlink(missing_ok=True)
-    say(
-        f"published {target / CARD}: {card['parameters']:,} parameters, held-out KL {best['kl']:.4f}, agreement {best['agreement']:.1%}"
-    )
+    held_out = f"held-out KL {best['kl']:.4f}, agreement {best['agreement']:.1%}"
+    say(f"published {target / CARD}: {card['parameters']:,} parameters, {held_out}")
     return target

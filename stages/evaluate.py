@@ -102,8 +102,8 @@ def find_contestant(layout: Layout, params: settings.Params, agent: str, device:
     game = loaded.card["game"]
     if loaded.card["environment"] != fingerprint(game, params.environment):
         raise ValueError(
-            f"agent {agent} was made in another environment than params.yaml's: restore the environment section (or the versions "
-            f"in constraints.txt) that its card names, or make the agent again"
+            f"agent {agent} was made in another environment than params.yaml's: restore the environment section "
+            f"(or the versions in constraints.txt) that its card names, or make the agent again"
         )
     policy = EpsilonGreedy(q_function(loaded.network, exact(device), game), params.evaluation.epsilon)
     return Contestant(agent, game, policy, loaded.card)

@@ -128,6 +128,5 @@ def network(name: str) -> NetworkSpec:
 def check_recipe(key: str, given: int, code: int) -> None:
     """A stage's recipe in params.yaml must be the code's: DVC reruns a stage when it is raised, and only then."""
     if given != code:
-        raise ValueError(
-            f"{key}.recipe is {given}, this version's recipe is {code}: set it to {code} in params.yaml, or check out the version that made it"
-        )
+        remedy = f"set it to {code} in params.yaml, or check out the version that made it"
+        raise ValueError(f"{key}.recipe is {given}, this version's recipe is {code}: {remedy}")

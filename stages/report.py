@@ -22,7 +22,7 @@ from stages.versions import code_version
 
 def run(layout: Layout, params: settings.Params) -> Path:
     """Write data/report: index.html, scores.json, table.md. Returns the page's path."""
-    sections = [_section(layout, params, mix, grid) for mix, grid in params.grid.items()]
+    sections = [_section(layout, mix, grid) for mix, grid in params.grid.items()]
     rows = [row for section in sections for row in section.rows]
     folder = layout.work("report", "page", {})
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,8 @@ def run(layout: Layout, params: settings.Params) -> Path:
     facts = {
         "package": code_version()["version"],
         "command": "dvc repro",
-        "protocol": f"{params.evaluation.episodes} episodes per agent, epsilon {params.evaluation.epsilon}, evaluation seed {params.evaluation.seed}",
+        "protocol": f"{params.evaluation.episodes} episodes per agent, epsilon {params.evaluation.epsilon}",
+        "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.teacher.card["digest"] for s in sections},
         **{f"dataset of mix {s.mix}": i.digest for s in sections for i in read_mix(layout.mix(s.mix)).values()},
         "ale-py": sections[0].teacher.card["environment"]["ale_py"],
@@ -44,7 +45,7 @@ def run(layout: Layout, params: settings.Params) -> Path:
     return page
 
 
-def _section(layout: Layout, params: settings.Params, mix: str, grid: settings.GridParams) -> Section:
+def _section(layout: Layout, mix: str, grid: settings.GridParams) -> Section:
     (game,) = read_mix(layout.mix(mix))
     teacher = _contestant(layout, f"teachers/{game}", layout.teacher(game))
     chance = _contestant(layout, f"random/{game}", None)

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -59,7 +59,7 @@ def stop_at_next_yield() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def show(progress: Iterable[Progress], title: str, metrics: tuple[str, ...] = ()) -> Iterator[Progress]:
+def show(progress: Iterable[Progress], title: str, metrics: tuple[str, ...] = ()) -> Generator[Progress, None, None]:
     """Pass `progress` through, drawing it. `metrics` are the names to print beside the bar.
 
     Raises KeyboardInterrupt between two yields when the user asked to stop: the place to save and leave.

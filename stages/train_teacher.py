@@ -19,12 +19,11 @@ from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
 from pipeline.report.bootstrap import interval
 from pipeline.rl.pqn import PqnLearner, train
-from pipeline.seeding import episode_seeds
 from stages import params as settings
+from stages.evaluate import Contestant, mean_return, played
 from stages.paths import Layout
 from stages.publish import load_state, replace_folder, save_state, write_csv
 from stages.runlog import duration, say, show
-from stages.evaluate import Contestant, mean_return, played
 from stages.versions import code_version
 
 CHECKPOINT_EVERY_SECONDS = 120.0
@@ -41,9 +40,7 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
     teacher: settings.TeacherParams = settings.pick(params.teachers, game, "teacher")
     preset: settings.TeacherPreset = settings.pick(params.teacher_presets, teacher.preset, "teacher preset")
     settings.check_recipe(f"teachers.{game}", teacher.recipe, RECIPE)
-    device = pick_device(device_name)
     environment = fingerprint(game, params.environment)
-    spec = settings.network(teacher.network)
     # A larger budget or another gate goes on from the same checkpoint; anything else is another run.
     decides = {
         "teacher": teacher.model_dump(exclude={"steps", "gate_return", "gate_episodes"}),
@@ -53,101 +50,104 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
     work = layout.work("train-teacher", game, decides)
     work.mkdir(parents=True, exist_ok=True)
 
-    compute = Compute(device, "bfloat16")
+    compute = Compute(pick_device(device_name), "bfloat16")
     heads = {game: len(action_meanings(game, params.environment))}
-    learner = PqnLearner(preset.pqn, teacher.steps, spec, heads, compute, teacher.seed)
-    run_state = _Run(work / "checkpoint.pt", learner)
-    if run_state.resume():
+    learner = PqnLearner(preset.pqn, teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
+    state = _Run(work / "checkpoint.pt", learner)
+    if state.resume():
         say(f"resuming {game} at {learner.steps:,} steps from {work}")
-
-    def select() -> float:
-        policy = EpsilonGreedy(q_function(learner.network, compute), params.evaluation.epsilon)
-        contestant = Contestant(f"teachers/{game}", game, policy, {})
-        return mean_return(played(contestant, params, "select", teacher.seed, teacher.select_episodes))
-
-    next_select = (learner.steps // teacher.select_every + 1) * teacher.select_every
-    next_point = learner.steps
     if learner.steps < teacher.steps:
-        world = VectorWorld(game, params.environment, width=preset.pqn.envs)
-        with closing(
-            show(
-                train(learner, world),
-                f"train {game}",
-                ("return", "loss", "q", "epsilon", "seconds_environment", "seconds_forward", "seconds_update"),
-            )
-        ) as progress:
-            try:
-                for p in progress:
-                    finished = p.done >= p.total
-                    evaluated = None
-                    if p.done >= next_select or finished:
-                        evaluated = select()
-                        run_state.offer(evaluated)
-                        next_select += teacher.select_every
-                        say(
-                            f"{game} at {p.done:,} steps: mean return {evaluated:.2f} over {teacher.select_episodes} episodes (best {run_state.best_return:.2f})"
-                        )
-                    if p.done >= next_point or evaluated is not None:
-                        run_state.add_point(p.metrics, params.environment.frame_skip, evaluated)
-                        next_point = p.done + teacher.steps // CURVE_POINTS
-                    if evaluated is not None or run_state.due():
-                        run_state.save()
-            except KeyboardInterrupt:
-                run_state.save()
-                say(f"stopped at {learner.steps:,} steps; the same command goes on from there")
-                raise
-    best = QNetwork(spec, heads)
-    best.load_state_dict(run_state.best_weights)
-    best = best.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    policy = EpsilonGreedy(q_function(best, exact(device)), params.evaluation.epsilon)
-    say(f"gate: {teacher.gate_episodes} fresh episodes of the best snapshot ({run_state.best_steps:,} steps)")
-    episodes = played(Contestant(f"teachers/{game}", game, policy, {}), params, "gate", teacher.seed, teacher.gate_episodes)
-    reached = mean_return(episodes)
-    if reached < teacher.gate_return:
-        raise ValueError(
-            f"{game} reached a mean return of {reached:.2f} over {len(episodes)} episodes, its gate is {teacher.gate_return:g}: "
-            f"raise teachers.{game}.steps (the run goes on from {learner.steps:,}) or lower teachers.{game}.gate_return"
-        )
+        _learn(params, game, teacher, state)
+    best, evaluation = _pass_gate(params, game, teacher, state)
 
-    finished_folder = work / "publish"
+    folder = work / "publish"
     card = save_agent(
-        finished_folder,
+        folder,
         best,
         {
             "role": "teacher",
             "game": game,
             "algorithm": preset.algorithm,
-            "steps": run_state.best_steps,
-            "frames": run_state.best_steps * params.environment.frame_skip,
+            "steps": state.best_steps,
+            "frames": state.best_steps * params.environment.frame_skip,
             "steps_trained": learner.steps,
             "updates": learner.updates,
-            "seconds": round(run_state.seconds()),
+            "seconds": round(state.seconds()),
             "seed": teacher.seed,
             "recipe": teacher.recipe,
-            "evaluation": {
-                "mean_return": reached,
-                "ci95": list(interval([e.episode_return for e in episodes])),
-                "min_return": min(e.episode_return for e in episodes),
-                "episodes": len(episodes),
-                "epsilon": params.evaluation.epsilon,
-                "protocol": f"up to {params.environment.noop_max} null-ops, raw full-game return, fresh seeds",
-            },
+            "evaluation": evaluation,
             "settings": {"preset": teacher.preset, **asdict(preset.pqn)},
             "environment": environment,
             "code": code_version(),
         },
     )
-    write_csv(finished_folder / "curve.csv", run_state.curve)
+    write_csv(folder / "curve.csv", state.curve)
     target = layout.teacher(game)
-    replace_folder(finished_folder, target)
-    say(
-        f"published {target / CARD}: mean return {reached:.2f}, digest {card['digest'][:12]}, {duration(run_state.seconds())} of training"
-    )
+    replace_folder(folder, target)
+    reached = f"mean return {evaluation['mean_return']:.2f}"
+    say(f"published {target / CARD}: {reached}, digest {card['digest'][:12]}, {duration(state.seconds())} of training")
     return target
 
 
+def _learn(params: settings.Params, game: str, teacher: settings.TeacherParams, state: _Run) -> None:
+    """Spend the step budget, evaluating and checkpointing on the way."""
+    learner = state.learner
+    policy = EpsilonGreedy(q_function(learner.network, learner.compute), params.evaluation.epsilon)
+    contestant = Contestant(f"teachers/{game}", game, policy, {})
+    next_select = (learner.steps // teacher.select_every + 1) * teacher.select_every
+    next_point = learner.steps
+    world = VectorWorld(game, params.environment, width=learner.config.envs)
+    shown = ("return", "loss", "q", "epsilon", "seconds_environment", "seconds_forward", "seconds_update")
+    with closing(show(train(learner, world), f"train {game}", shown)) as progress:
+        try:
+            for p in progress:
+                evaluated = None
+                if p.done >= next_select or p.done >= p.total:
+                    evaluated = mean_return(played(contestant, params, "select", teacher.seed, teacher.select_episodes))
+                    state.offer(evaluated)
+                    next_select += teacher.select_every
+                    say(f"{game} at {p.done:,} steps: mean return {evaluated:.2f} (best {state.best_return:.2f})")
+                if p.done >= next_point or evaluated is not None:
+                    state.add_point(p.metrics, params.environment.frame_skip, evaluated)
+                    next_point = p.done + teacher.steps // CURVE_POINTS
+                if evaluated is not None or state.due():
+                    state.save()
+        except KeyboardInterrupt:
+            state.save()
+            say(f"stopped at {learner.steps:,} steps; the same command goes on from there")
+            raise
+
+
+def _pass_gate(
+    params: settings.Params, game: str, teacher: settings.TeacherParams, state: _Run
+) -> tuple[QNetwork, dict[str, Any]]:
+    """The best snapshot and its evaluation on fresh episodes. ValueError if that is below the gate; nothing is lost."""
+    device = state.learner.compute.device
+    best = QNetwork(state.learner.network.spec, state.learner.network.actions)
+    best.load_state_dict(state.best_weights)
+    best = best.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    policy = EpsilonGreedy(q_function(best, exact(device)), params.evaluation.epsilon)
+    say(f"gate: {teacher.gate_episodes} fresh episodes of the best snapshot ({state.best_steps:,} steps)")
+    episodes = played(Contestant(f"teachers/{game}", game, policy, {}), params, "gate", teacher.seed, teacher.gate_episodes)
+    reached = mean_return(episodes)
+    if reached < teacher.gate_return:
+        raise ValueError(
+            f"{game} reached a mean return of {reached:.2f} over {len(episodes)} episodes, "
+            f"its gate is {teacher.gate_return:g}: raise teachers.{game}.steps (the run goes on from {state.learner.steps:,}) or lower teachers.{game}.gate_return"
+        )
+    returns = [e.episode_return for e in episodes]
+    return best, {
+        "mean_return": reached,
+        "ci95": list(interval(returns)),
+        "min_return": min(returns),
+        "episodes": len(returns),
+        "epsilon": params.evaluation.epsilon,
+        "protocol": f"up to {params.environment.noop_max} null-ops, raw full-game return, fresh seeds",
+    }
+
+
 class _Run:
-    """A training run's resumable state: the learner, the best snapshot so far, and the curve, in one file written by one rename."""
+    """A training run's resumable state in one file: the learner, the best snapshot so far, and the curve."""
 
     def __init__(self, path: Path, learner: PqnLearner) -> None:
         self.path, self.learner = path, learner

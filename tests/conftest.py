@@ -36,5 +36,5 @@ def one_worker() -> Iterator[Client]:
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
         Client(cluster) as client,
-    ):  # type: ignore[no-untyped-call]
+    ):
         yield client

@@ -81,7 +81,9 @@ class Corridor:
 
 def corridor_episode(start: int, rng: np.random.Generator, gamma: float = 0.9) -> Records:
     """One episode of a half-random walker, labelled with the optimal Q-values."""
-    cell, frames, qs, actions, rewards, flags = start, [], [], [], [], []
+    cell = start
+    frames, qs, actions, rewards = [], [], [], []
+    flags: list[int] = []
     while True:
         action = 1 if rng.random() < 0.6 else int(rng.integers(2))
         over = cell == LENGTH - 1 and action == 1

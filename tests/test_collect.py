@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +77,7 @@ def test_two_worker_processes_make_the_same_bytes(
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
-    ):  # type: ignore[no-untyped-call]
+    ):
         collection = Collection(config(), breakout_teacher, teacher, tmp_path)
         list(collection.run(client))
         manifest = collection.finish()
@@ -117,12 +116,12 @@ def test_how_much_must_be_said_once() -> None:
 
 
 @pytest.fixture
-def project(breakout_teacher: Path, tmp_path: Path) -> Iterator[Path]:
+def project(breakout_teacher: Path, tmp_path: Path) -> Path:
     """A folder with params.yaml and the teacher, for the command line."""
     text = Path("params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text)
     shutil.copytree(breakout_teacher, tmp_path / "data/teachers/Breakout")
-    yield tmp_path
+    return tmp_path
 
 
 def test_sigkill_in_the_middle_loses_nothing(project: Path, collected: Dataset) -> None:

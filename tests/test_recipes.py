@@ -1,7 +1,7 @@
 """What a recipe number stands for: the numbers of a tiny run of each dear stage's library function.
 
-DVC does not rerun a dear stage when code changes, only when its `recipe` does. So a change of behaviour must raise the number, and
-this test is what notices. After raising a stage's RECIPE: `python -m tests.test_recipes` writes the new numbers into recipes.json.
+DVC does not rerun a dear stage when code changes, only when its `recipe` does. So a change of behaviour must raise the
+number, and this test notices. After raising a stage's RECIPE, `python -m tests.test_recipes` pins the new numbers.
 """
 
 from __future__ import annotations

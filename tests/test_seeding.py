@@ -1,5 +1,7 @@
 """Named streams are independent; exploration's numbers are uniform and pure."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def test_uniform_is_uniform_and_independent_of_its_company() -> None:
 def test_purposes_never_share_an_episode() -> None:
     ranges = [range(episode_seeds(p, r), episode_seeds(p, r) + SEEDS_PER_ROOT) for p in EPISODE_SEEDS for r in (0, 1, 99)]
     firsts = sorted((r.start, r.stop) for r in ranges)
-    assert all(stop <= start for (_, stop), (start, _) in zip(firsts, firsts[1:], strict=False))
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(firsts))
     assert max(r.stop for r in ranges) < 2**31
     with pytest.raises(ValueError, match="choose 0 to 99"):
         episode_seeds("collect", 100)

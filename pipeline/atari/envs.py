@@ -1,4 +1,4 @@
-"""EnvConfig -> a world of emulators, every argument explicit, and the fingerprint that says which world data or a score came from.
+"""EnvConfig -> a world of emulators, every argument explicit, and the fingerprint that says which world a score came from.
 
 The vector environment's defaults are traps: rewards clipped, sticky actions that differ between constructors, whole-game
 resets at every lost life (`episodic_life=True`). We always take raw rewards and whole games; a learner that wants
@@ -44,26 +44,26 @@ class EnvConfig:
 
 
 def _arguments(game: GameSpec, config: EnvConfig) -> dict[str, Any]:
-    return dict(  # every one of them, so that no default of ale-py can change a dataset
-        game=game.rom,
-        max_num_frames_per_episode=config.max_episode_frames,
-        repeat_action_probability=config.sticky,
-        full_action_space=config.full_action_space,
-        continuous=False,
-        continuous_action_threshold=0.5,
-        autoreset_mode="NextStep",
-        img_height=84,
-        img_width=84,
-        grayscale=True,
-        stack_num=config.stack,
-        frameskip=config.frame_skip,
-        maxpool=True,
-        noop_max=config.noop_max,
-        episodic_life=False,
-        life_loss_info=False,
-        reward_clipping=False,
-        use_fire_reset=config.fire_reset,
-    )
+    return {  # every one of them, so that no default of ale-py can change a dataset
+        "game": game.rom,
+        "max_num_frames_per_episode": config.max_episode_frames,
+        "repeat_action_probability": config.sticky,
+        "full_action_space": config.full_action_space,
+        "continuous": False,
+        "continuous_action_threshold": 0.5,
+        "autoreset_mode": "NextStep",
+        "img_height": 84,
+        "img_width": 84,
+        "grayscale": True,
+        "stack_num": config.stack,
+        "frameskip": config.frame_skip,
+        "maxpool": True,
+        "noop_max": config.noop_max,
+        "episodic_life": False,
+        "life_loss_info": False,
+        "reward_clipping": False,
+        "use_fire_reset": config.fire_reset,
+    }
 
 
 class WorldStep(NamedTuple):
@@ -143,7 +143,7 @@ class SlotWorld:
 
 
 def replay(game: str, config: EnvConfig, seed: int, actions: Iterable[int]) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
-    """Play stored actions under the stored seed again, in colour: yields (RGB frame (210, 160, 3) before the action, raw reward).
+    """Play stored actions under the stored seed again: yields (RGB frame (210, 160, 3) before the action, raw reward).
 
     The emulator is deterministic, so this is the very episode that was played.
     """

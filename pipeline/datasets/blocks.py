@@ -24,7 +24,12 @@ from pipeline.datasets.schema import EpisodeRow, Records
 
 _CODEC: Final = Zstd(level=1)
 _CHUNK: Final = 256
-_SMALL: Final = (("q", np.float32), ("action", np.uint8), ("reward", np.float32), ("flags", np.uint8))
+_SMALL: Final[tuple[tuple[str, npt.DTypeLike], ...]] = (
+    ("q", np.float32),
+    ("action", np.uint8),
+    ("reward", np.float32),
+    ("flags", np.uint8),
+)
 _SCHEMA: Final = pa.schema(
     [
         ("frames", pa.list_(pa.binary())),
@@ -72,7 +77,7 @@ class Recorder:
         """The episode's row (its `start` still 0) and its record for `write_block`. The digest is `schema.episode_digest`'s."""
         if self._frames:
             self._compress()
-        arrays = {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "q": np.stack(self._q).astype(np.float32),
             "action": np.array(self._action, dtype=np.uint8),
             "reward": np.array(self._reward, dtype=np.float32),
@@ -145,7 +150,7 @@ def read_block(folder: Path, block: int) -> Iterator[Records]:
         reader = pa.ipc.open_file(source)
         for index in range(reader.num_record_batches):
             (record,) = reader.get_batch(index).to_pylist()
-            small = {name: np.frombuffer(record[name], dtype=dtype) for name, dtype in _SMALL}
+            small: dict[str, npt.NDArray[Any]] = {name: np.frombuffer(record[name], dtype=dtype) for name, dtype in _SMALL}
             frames = b"".join(_CODEC.decode(chunk) for chunk in record["frames"])
             yield Records(
                 frame_NHW=np.frombuffer(frames, dtype=np.uint8).reshape(record["length"], 84, 84),

@@ -34,12 +34,14 @@ license: apache-2.0
 
 - **What**: every state that a trained teacher met, with its Q-value for each of the {manifest.actions} actions, the executed
   action, raw reward and episode boundaries; whole episodes, in order.
-- **Teacher**: {manifest.teacher.get("name", "unnamed")}, {manifest.teacher.get("algorithm", "unknown algorithm")}, digest `{manifest.teacher["digest"][:12]}`.
+- **Teacher**: {manifest.teacher.get("algorithm", "unknown algorithm")}, network {manifest.teacher.get("network", "unknown")},
+  digest `{manifest.teacher["digest"][:12]}`.
 - **Behaviour**: {_behaviour(manifest.collection)}.
 - **Returns** over {len(whole)} whole episodes: {returns}.
 - **Q-values** (first {len(q_NA):,} states): mean {q_NA.mean():.3f}, standard deviation {q_NA.std():.3f}, median gap between
   the best two actions {np.median(gap_N):.4f}.
-- **World**: ale-py {manifest.environment.get("ale_py")}, ROM md5 `{manifest.environment.get("rom_md5")}`; every argument is in `{schema.MANIFEST}`.
+- **World**: ale-py {manifest.environment.get("ale_py")}, ROM md5 `{manifest.environment.get("rom_md5")}`; every argument
+  is in `{schema.MANIFEST}`.
 
 ```python
 from pipeline.datasets.reader import open_dataset

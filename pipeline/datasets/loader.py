@@ -38,7 +38,7 @@ def split_episodes(dataset: Dataset, fraction: float, seed: int) -> Split:
 
 
 def batch_steps(step_N: npt.NDArray[np.int64], size: int, seed: int, update: int) -> npt.NDArray[np.int64]:
-    """The steps of minibatch number `update` (from 0): each epoch visits a fresh permutation, its incomplete last batch dropped."""
+    """The steps of minibatch `update` (from 0): each epoch is a fresh permutation, its incomplete last batch dropped."""
     if size > len(step_N):
         raise ValueError(f"a batch of {size} does not fit into {len(step_N)} training states: collect more or lower the batch")
     epoch, position = divmod(update, len(step_N) // size)

@@ -1,4 +1,4 @@
-"""A mix: exactly which datasets a student learns from, one per game, by digest. DVC cannot put a list in `deps`; a mix file can."""
+"""A mix: exactly which datasets a student learns from, one per game, by digest. DVC has no list in `deps`; a mix file has."""
 
 from __future__ import annotations
 

@@ -150,9 +150,8 @@ def file_faults(folder: Path, manifest: Manifest) -> list[str]:
         elif not path.is_file():
             faults.append(f"dataset {folder}: {name} is missing: restore it with `dvc checkout --force` or `dvc pull`")
         elif schema.file_digest(path) != expected:
-            faults.append(
-                f"dataset {folder}: {name} is damaged (its SHA-256 is not the manifest's): restore it with `dvc checkout --force` or `dvc pull`"
-            )
+            remedy = "restore it with `dvc checkout --force` or `dvc pull`"
+            faults.append(f"dataset {folder}: {name} is damaged (its SHA-256 is not the manifest's): {remedy}")
     known = {*manifest.files, schema.MANIFEST}
     foreign = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
     faults += [f"dataset {folder}: {name} is not in the manifest: remove it" for name in foreign if name not in known]

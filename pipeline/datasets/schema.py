@@ -48,7 +48,7 @@ class Flag(enum.IntFlag):
 
 
 class Records(NamedTuple):
-    """Consecutive steps: `frame_NHW` newest frame of each state, `q_NA` teacher Q-values, executed action, raw reward, `Flag` bits."""
+    """Consecutive steps: newest frame of each state, teacher's Q-values, executed action, raw reward, `Flag` bits."""
 
     frame_NHW: npt.NDArray[np.uint8]
     q_NA: npt.NDArray[np.float32]
@@ -56,13 +56,23 @@ class Records(NamedTuple):
     reward_N: npt.NDArray[np.float32]
     flags_N: npt.NDArray[np.uint8]
 
+    def owned(self) -> Records:
+        """A copy that shares no memory with what it was cut from."""
+        f, q, a, r, g = self
+        return Records(f.copy(), q.copy(), a.copy(), r.copy(), g.copy())
+
+    def by_name(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays under their names on disk, in `ARRAYS` order."""
+        return dict(zip(ARRAYS, self, strict=True))
+
     @property
     def steps(self) -> int:
         return len(self.action_N)
 
     def cut(self, start: int, stop: int) -> Records:
         """Steps `start` to `stop`, as views."""
-        return Records(*(array[start:stop] for array in self))
+        f, q, a, r, g = self
+        return Records(f[start:stop], q[start:stop], a[start:stop], r[start:stop], g[start:stop])
 
 
 def join(parts: Iterable[Records]) -> Records:
@@ -87,23 +97,22 @@ class EpisodeRow(NamedTuple):
     sha256: str
 
 
-EPISODE_SCHEMA: Final = pa.schema(
-    [
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("start", pa.int64(), nullable=False),
-        pa.field("length", pa.int32(), nullable=False),
-        pa.field("episode_return", pa.float64(), nullable=False),
-        pa.field("terminated", pa.bool_(), nullable=False),
-        pa.field("truncated", pa.bool_(), nullable=False),
-        pa.field("complete", pa.bool_(), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-    ]
-)
+_COLUMNS: Final[dict[str, pa.DataType]] = {
+    "seed": pa.int64(),
+    "start": pa.int64(),
+    "length": pa.int32(),
+    "episode_return": pa.float64(),
+    "terminated": pa.bool_(),
+    "truncated": pa.bool_(),
+    "complete": pa.bool_(),
+    "sha256": pa.string(),
+}
+EPISODE_SCHEMA: Final = pa.schema(_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """manifest.json. `teacher` is {"digest", "name", ...}; `collection` the settings that decide the bytes; `files` maps path to SHA-256."""
+    """manifest.json. `teacher` has a "digest"; `collection` is what decides the records; `files` maps path to SHA-256."""
 
     format_version: int
     game: str
@@ -122,9 +131,9 @@ class Manifest:
 
 
 def episode_digest(records: Records) -> str:
-    """SHA-256 over one episode's decoded arrays, in `ARRAYS` order, C-contiguous little-endian: independent of chunking and codec."""
+    """SHA-256 over one episode's decoded arrays in `ARRAYS` order, little-endian: independent of chunking and codec."""
     sha = hashlib.sha256()
-    for array in records:
+    for array in records.by_name().values():
         sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()
 

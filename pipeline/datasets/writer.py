@@ -18,7 +18,7 @@ from zarr.codecs import ZstdCodec
 
 from pipeline.datasets import schema
 from pipeline.datasets.describe import card
-from pipeline.datasets.schema import ARRAYS, EpisodeRow, Manifest, Records
+from pipeline.datasets.schema import EpisodeRow, Manifest, Records
 
 LEVEL: Final = 7
 
@@ -58,13 +58,13 @@ class Writer:
             for start in range(0, whole, schema.SHARD):
                 self._write(waiting.cut(start, start + schema.SHARD))
             rest = waiting.cut(whole, waiting.steps)
-            self._pending = [Records(*(array.copy() for array in rest))]
+            self._pending = [rest.owned()]
             self._pending_steps = rest.steps
 
     def _write(self, records: Records) -> None:
         start, stop = self.packed, self.packed + records.steps
         # In the order of ARRAYS: `flags`, the last, tells a resumed writer that this shard is whole in all of them.
-        for name, values in zip(ARRAYS, records, strict=True):
+        for name, values in records.by_name().items():
             array = self._array(name)
             if array.shape[0] < stop:
                 array.resize((stop, *array.shape[1:]))

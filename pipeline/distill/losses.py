@@ -11,21 +11,21 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 LossName = Literal["kl", "nll", "mse"]
 
 
 def kl(student_BA: Tensor, q_BA: Tensor, temperature: float) -> Tensor:
     """KL(softmax(q / tau) || softmax(student)) in nats, per example (eq. 3). `student_BA` are logits of a policy."""
-    log_p_BA = F.log_softmax(q_BA.float() / temperature, dim=1)
-    log_s_BA = F.log_softmax(student_BA.float(), dim=1)
+    log_p_BA = functional.log_softmax(q_BA.float() / temperature, dim=1)
+    log_s_BA = functional.log_softmax(student_BA.float(), dim=1)
     return (log_p_BA.exp() * (log_p_BA - log_s_BA)).sum(dim=1)
 
 
 def nll(student_BA: Tensor, q_BA: Tensor) -> Tensor:
     """-log softmax(student)[argmax q] in nats, per example (eq. 1). `student_BA` are logits of a policy."""
-    return F.cross_entropy(student_BA.float(), q_BA.argmax(dim=1), reduction="none")
+    return functional.cross_entropy(student_BA.float(), q_BA.argmax(dim=1), reduction="none")
 
 
 def mse(student_BA: Tensor, q_BA: Tensor) -> Tensor:

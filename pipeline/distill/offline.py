@@ -25,7 +25,6 @@ from pipeline.distill.losses import LossName
 from pipeline.progress import Progress
 from pipeline.seeding import integer
 
-
 INITIAL_STATES: Final = 1024
 """States that the data-dependent initialisation looks at."""
 
@@ -82,7 +81,7 @@ class Student:
         self.budget = updates
         self.updates = 0
         split = split_episodes(dataset, config.held_out, seed)
-        self._train_N = split.train_N
+        self.train_N = split.train_N
         every = max(1, math.ceil(len(split.held_out_N) / config.validation_states))
         self._held_out_N = split.held_out_N[::every]
         self._data = Resident(dataset, spec.stack)
@@ -94,7 +93,7 @@ class Student:
             network = QNetwork(spec, {game: dataset.manifest.actions})
         self.network: QNetwork = network.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.standardise:
-            obs_BCHW, q_BA = self.gather(batch_steps(self._train_N, min(INITIAL_STATES, len(self._train_N)), seed, 0))
+            obs_BCHW, q_BA = self.gather(batch_steps(self.train_N, min(INITIAL_STATES, len(self.train_N)), seed, 0))
             standardise(self.network, game, obs_BCHW, q_BA if objective.loss == "mse" else None)
         self.optimizer = _optimizer(config, self.network)
         self.best_kl = math.inf
@@ -194,7 +193,7 @@ def train(student: Student) -> Iterator[Progress]:
     config = student.config
     recent: list[Tensor] = []
     while student.updates < student.budget:
-        step_B = batch_steps(student._train_N, config.batch, student.seed, student.updates)
+        step_B = batch_steps(student.train_N, config.batch, student.seed, student.updates)
         recent.append(student.update(*student.gather(step_B)))
         done = student.updates
         validating = done % config.validate_every == 0 or done == student.budget

@@ -11,11 +11,11 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402 - the backend comes first
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
-from pipeline.report.paper import LADDER  # noqa: E402
-from pipeline.report.scores import Contestant, Score  # noqa: E402
+from pipeline.report.paper import LADDER
+from pipeline.report.scores import Contestant, Score
 
 LOSS_COLOURS = {"kl": "#0b6e99", "nll": "#c2571a", "mse": "#6b7d3a"}
 mpl.rcParams.update(

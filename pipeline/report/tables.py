@@ -64,4 +64,5 @@ def html(rows: Sequence[Row], caption: str) -> str:
         + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table>{table}</table></div>'

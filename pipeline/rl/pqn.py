@@ -143,14 +143,14 @@ class PqnLearner:
         losses = []
         for _ in range(c.epochs):
             order_N = torch.randperm(len(action_N), generator=self.shuffle).to(self.compute.device)
-            for pick_M in order_N.split(c.minibatch):
+            for pick_M in torch.split(order_N, c.minibatch):
                 with self.compute.autocast():
                     q_MA = self.network(obs_NCHW.index_select(0, pick_M))
                 chosen_M = q_MA.gather(1, action_N[pick_M].unsqueeze(1)).squeeze(1)
                 loss_M = 0.5 * (chosen_M - target_N[pick_M]).square()
                 self.optimizer.zero_grad(set_to_none=True)
                 loss = loss_M.mean()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), c.max_grad_norm, foreach=True)
                 self.optimizer.step()
                 self.updates += 1

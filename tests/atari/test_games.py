@@ -20,7 +20,7 @@ def test_the_papers_ten_are_there_with_references() -> None:
 
 
 def test_an_unknown_game_lists_near_matches() -> None:
-    with pytest.raises(ValueError, match="did you mean.*Pong"):
+    with pytest.raises(ValueError, match=r"did you mean.*Pong"):
         find_game("Pongg")
     with pytest.raises(ValueError, match="pd-pipeline games"):
         find_game("zzzzzz")

@@ -1,7 +1,7 @@
 """A student copies a known teacher exactly; a resumed run is the undisturbed run, to the bit."""
 
 import dataclasses
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset(folder)
 
 
-def student(dataset: Dataset, loss: LossName = "kl", updates: int = 60, **changes: object) -> Student:
+def student(dataset: Dataset, loss: LossName = "kl", updates: int = 60, **changes: Any) -> Student:
     config = dataclasses.replace(CONFIG, **changes)
     return Student(
         config,

@@ -17,22 +17,10 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments))
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "",
-        "train-teacher",
-        "collect",
-        "mix",
-        "distill",
-        "evaluate",
-        "report",
-        "games",
-        "dataset",
-        "dataset info",
-        "dataset verify",
-    ],
-)
+COMMANDS = ["train-teacher", "collect", "mix", "distill", "evaluate", "report", "games", "dataset"]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "dataset info", "dataset verify"])
 def test_every_command_explains_itself(command: str) -> None:
     result = call(*command.split(), "--help")
     assert result.exit_code == 0
@@ -40,7 +28,8 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from stages.cli import main; print([m for m in ('torch', 'zarr', 'gymnasium', 'dask', 'numpy') if m in sys.modules])"
+    heavy = ("torch", "zarr", "gymnasium", "dask", "numpy")
+    code = f"import sys; from stages.cli import main; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     start = time.monotonic()
     subprocess.run([sys.executable, "-m", "stages.cli", "--help"], check=True, capture_output=True)

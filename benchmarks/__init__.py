@@ -1,0 +1,1 @@
+"""Reproducible ratios: each command measures both sides in one run, since absolute speeds of shared machines mean little."""
