@@ -5,7 +5,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 SETUP := .venv/.ready
 
-.PHONY: setup repro test test-slow check format bench clean
+.PHONY: setup repro test test-slow check format bench sample clean
 
 setup: $(SETUP)
 
@@ -36,6 +36,9 @@ format: $(SETUP)
 bench: $(SETUP)  ## ratios against bounds and peers, each measured in one run
 	python -m benchmarks.collect
 	python -m benchmarks.distill
+
+sample: $(SETUP)  ## the small real dataset in git, from the committed teacher
+	pd-pipeline collect --game Pong --episodes 4 --seed 99 --out data/samples/Pong
 
 clean:  ## forget resumable work, keep data and environment
 	rm -rf .work

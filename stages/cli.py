@@ -39,9 +39,11 @@ class Group(click.Group):
         except ValueError as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
-            remedy = "free some space and run the same command: finished work is kept" if error.errno == errno.ENOSPC else ""
-            told = ": ".join(str(part) for part in (error.strerror or error, error.filename, remedy) if part)
-            raise click.ClickException(told) from None
+            if error.errno == errno.ENOSPC:
+                where = f" ({error.filename})" if error.filename else ""
+                remedy = "free some space and run the same command again; finished work is kept"
+                raise click.ClickException(f"no space left on the disk{where}: {remedy}") from None
+            raise click.ClickException(": ".join(str(x) for x in (error.strerror or error, error.filename) if x)) from None
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)

@@ -69,9 +69,12 @@ def run(
     count = workers or os.cpu_count() or 1
     with ExitStack() as stack:
         if scheduler is None:
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # blocks dropped at the end are no news to the user
-            stack.enter_context(dask.config.set({"distributed.admin.tick.limit": "1h"}))
-            cluster = stack.enter_context(LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0"))
+            # Blocks dropped at the end and blocks that failed are told by us, in one line.
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            quiet = {"distributed.admin.tick.limit": "1h", "logging.distributed": "critical"}
+            stack.enter_context(dask.config.set(quiet))
+            cluster = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL)
+            stack.enter_context(cluster)
             client = stack.enter_context(Client(cluster))
         else:
             client = stack.enter_context(Client(scheduler, timeout=30))

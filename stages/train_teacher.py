@@ -133,7 +133,8 @@ def _pass_gate(
     if reached < teacher.gate_return:
         raise ValueError(
             f"{game} reached a mean return of {reached:.2f} over {len(episodes)} episodes, "
-            f"its gate is {teacher.gate_return:g}: raise teachers.{game}.steps (the run goes on from {state.learner.steps:,}) or lower teachers.{game}.gate_return"
+            f"its gate is {teacher.gate_return:g}: raise teachers.{game}.steps "
+            f"(the run goes on from {state.learner.steps:,}) or lower teachers.{game}.gate_return"
         )
     returns = [e.episode_return for e in episodes]
     return best, {

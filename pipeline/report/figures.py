@@ -77,7 +77,7 @@ def compression(scores: Sequence[Score], students: Sequence[Contestant], teacher
     axes.set_xscale("log")
     axes.set_xlabel("parameters (dotted: the teacher's)")
     axes.set_ylabel("random-normalised score, % of teacher")
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
     return _svg(figure)
 
 
@@ -100,7 +100,7 @@ def student_curves(students: Sequence[Contestant], quantity: str, label: str) ->
         axes.set_yscale("log")
     axes.set_xlabel("updates")
     axes.set_ylabel(label)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     return _svg(figure)
 
 
@@ -118,5 +118,5 @@ def teacher_curve(teacher: Contestant, evaluated: dict[str, Any]) -> str:
     axes.axhline(evaluated["mean_return"], color="#444444", linewidth=1, label=f"gate: {evaluated['episodes']} fresh episodes")
     axes.set_xlabel("steps (agent decisions)")
     axes.set_ylabel("return")
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=9, loc="lower right")
     return _svg(figure)

@@ -11,21 +11,22 @@ from typing import Any
 
 from pipeline.report import figures, tables
 from pipeline.report.scores import Contestant
-from pipeline.report.tables import Row
+from pipeline.report.tables import Row, short_name
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f23; --soft: #5b646d; --line: #d8dde2; --paper: #ffffff; --band: #f3f6f8; --accent: #0b6e99 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a3acb5; --line: #3a424a; --paper: #14181c; --band: #1d2329; --accent: #6cc0e5 } }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 70rem; padding: 1.5rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper) }
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper) }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem } h2 { margin: 2.2rem 0 .6rem; font-size: 1.25rem } p, li { max-width: 46rem }
 .soft { color: var(--soft) } .scroll { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; font-size: .9rem } caption { text-align: left; color: var(--soft); padding-bottom: .4rem }
+table { border-collapse: collapse; width: 100%; font-size: .85rem } caption { text-align: left; color: var(--soft); padding-bottom: .4rem; white-space: normal; max-width: 46rem }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap } .number { text-align: right; font-variant-numeric: tabular-nums }
 th button { all: unset; cursor: pointer; font-weight: 600 } th button:focus-visible { outline: 2px solid var(--accent) } th[aria-sort] button { color: var(--accent) }
 tr.teacher, tr.random { background: var(--band) }
 figure { margin: 1rem 0 } figure svg { width: 100%; max-width: 46rem; height: auto; background: #fff; border-radius: 6px; padding: .5rem } figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem }
-.clips { display: flex; flex-wrap: wrap; gap: 1rem } .clips figure { margin: 0 } video { width: 13rem; border-radius: 6px; background: #000; image-rendering: pixelated }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1.5rem }
+.clips { display: flex; flex-wrap: wrap; gap: 1rem } .clips figure { margin: 0; width: 11rem } video { width: 100%; border-radius: 6px; background: #000; image-rendering: pixelated }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 @media print { video, .clips { display: none } body { max-width: none } }
 """
@@ -97,21 +98,16 @@ def _section(section: Section) -> str:
             f"(epsilon = 0.05) fall on the same steps for everyone.</p><div><div class='clips'>{videos}</div>"
             "<p><button type='button' data-play>Play all from the start</button></p></div>"
         )
-    parts += [
-        _figure(
-            figures.student_curves(section.students, "kl", "held-out KL at tau = 0.01 (nats)"),
-            "Held-out episodes: KL from the teacher's policy.",
-        ),
-        _figure(
-            figures.student_curves(section.students, "agreement", "action agreement"),
-            "Held-out episodes: how often the student prefers the teacher's action.",
-        ),
+    held_out = [
+        ("kl", "held-out KL at tau = 0.01 (nats)", "Held-out episodes: KL from the teacher's policy."),
+        ("agreement", "action agreement", "Held-out episodes: how often the student prefers the teacher's action."),
+        ("regret", "regret (Q units)", "Held-out episodes: what the student's choices cost by the teacher's own Q-values."),
     ]
+    curves = [_figure(figures.student_curves(section.students, name, label), caption) for name, label, caption in held_out]
     if section.teacher.curve is not None:
-        parts.append(
-            _figure(figures.teacher_curve(section.teacher, section.teacher.card["evaluation"]), "How the teacher learned.")
-        )
-    return "".join(parts) + "</section>"
+        curve = figures.teacher_curve(section.teacher, section.teacher.card["evaluation"])
+        curves.append(_figure(curve, "How the teacher learned."))
+    return "".join(parts) + f"<h3>Learning curves</h3><div class='figures'>{''.join(curves)}</div></section>"
 
 
 def _figure(svg: str, caption: str) -> str:
@@ -121,7 +117,7 @@ def _figure(svg: str, caption: str) -> str:
 def _clip(who: Contestant) -> str:
     assert who.clip is not None
     data = base64.b64encode(Path(who.clip).read_bytes()).decode()
-    label = f"{who.agent}: {who.parameters:,} parameters"
+    label = f"{short_name(who.agent)}: {who.parameters:,} parameters"
     return (
         f'<figure><video muted loop playsinline controls preload="auto" aria-label="{escape(label)}" '
         f'src="data:video/mp4;base64,{data}"></video><figcaption>{escape(label)}</figcaption></figure>'

@@ -25,23 +25,27 @@ def _published(row: Row) -> str:
     return f"{found[0]:.1f} ({found[1]})" if found else ""
 
 
-def _interval(low: float, high: float) -> str:
-    return f"[{low:.1f}, {high:.1f}]"
+def _with_interval(value: float, interval: tuple[float, float], digits: int) -> str:
+    low, high = interval
+    return f"{value:.{digits}f} [{low:.1f}, {high:.1f}]"
+
+
+def short_name(agent: str) -> str:
+    """The agent's name without its folder: teacher and random agent keep their role."""
+    kind, _, name = agent.partition("/")
+    return {"teachers": "teacher", "random": "random"}.get(kind, name.split("/")[-1])
 
 
 COLUMNS: Final[Mapping[str, Callable[[Row], str]]] = {
-    "agent": lambda r: r.score.agent,
+    "agent": lambda r: short_name(r.score.agent),
     "parameters": lambda r: f"{r.score.parameters:,}",
     "size %": lambda r: f"{100 * r.score.parameters / r.teacher_parameters:.1f}",
-    "episodes": lambda r: str(r.score.episodes),
-    "mean return": lambda r: f"{r.score.mean:.2f}",
-    "95 % interval": lambda r: _interval(*r.score.ci95),
+    "mean return [95 %]": lambda r: _with_interval(r.score.mean, r.score.ci95, 2),
     "min": lambda r: f"{r.score.min:g}",
     "% of teacher": lambda r: f"{r.score.teacher_percent:.1f}",
-    "normalised %": lambda r: f"{r.score.normalized:.1f}",
-    "normalised 95 % interval": lambda r: _interval(*r.score.normalized_ci95),
+    "normalised % [95 %]": lambda r: _with_interval(r.score.normalized, r.score.normalized_ci95, 1),
     "paper, % of teacher": _published,
-    "stalled": lambda r: str(r.score.stalled),
+    "episodes": lambda r: str(r.score.episodes) + (f" ({r.score.stalled} stalled)" if r.score.stalled else ""),
 }
 
 

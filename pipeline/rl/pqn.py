@@ -35,6 +35,8 @@ class PqnConfig:
     `learning_rate` falls linearly to `learning_rate_end`. Epsilon falls linearly from 1 over the first
     `exploration_fraction` of the steps to a ladder over the environments, log-spaced from `epsilon_low` to
     `epsilon_high`: data and scores are taken at epsilon = 0.05, so the teacher must have met its own mistakes.
+    `target_epsilon` is the epsilon whose epsilon-greedy policy the targets value (Expected SARSA); 0 is Q-learning, whose
+    policy counts on never slipping and keeps no margin for it.
     """
 
     envs: int
@@ -49,6 +51,7 @@ class PqnConfig:
     epsilon_low: float
     epsilon_high: float
     exploration_fraction: float
+    target_epsilon: float
     clip_rewards: bool
     life_loss_ends: bool
 
@@ -60,9 +63,9 @@ class PqnConfig:
 
 
 def lambda_targets(reward_TB: Tensor, done_TB: Tensor, next_value_TB: Tensor, gamma: float, trace_lambda: float) -> Tensor:
-    """Q(lambda) targets (Gallici et al. 2024, eq. 10): G_t = r_t + gamma (lambda G_{t+1} + (1 - lambda) max_a Q(s_{t+1}, a)).
+    """Q(lambda) targets (Gallici et al. 2024): G_t = r_t + gamma (lambda G_{t+1} + (1 - lambda) V(s_{t+1})).
 
-    `next_value_TB[t]` is max_a Q(s_{t+1}, a); a `done` step's target is its reward alone.
+    `next_value_TB[t]` is V(s_{t+1}), in Q-learning max_a Q(s_{t+1}, a); a `done` step's target is its reward alone.
     """
     assert reward_TB.shape == done_TB.shape == next_value_TB.shape
     target_TB = torch.empty_like(reward_TB)
@@ -72,6 +75,11 @@ def lambda_targets(reward_TB: Tensor, done_TB: Tensor, next_value_TB: Tensor, ga
         following_B = reward_TB[t] + gamma * (1.0 - done_TB[t]) * mixed_B
         target_TB[t] = following_B
     return target_TB
+
+
+def epsilon_greedy_value(q_BA: npt.NDArray[np.float32], epsilon: float) -> npt.NDArray[np.float32]:
+    """The value of states under the epsilon-greedy policy of their Q-values: (1 - epsilon) max_a Q + epsilon mean_a Q."""
+    return np.asarray((1.0 - epsilon) * q_BA.max(axis=1) + epsilon * q_BA.mean(axis=1), dtype=np.float32)
 
 
 class PqnLearner:
@@ -195,13 +203,13 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
         action_TB[slot] = torch.from_numpy(step.action_B)
         reward_TB[slot] = torch.from_numpy(np.sign(step.reward_B) if c.clip_rewards else step.reward_B)
         done_TB[slot] = torch.from_numpy(done_B.astype(np.float32))
-        value_TB[slot] = torch.from_numpy(step.q_BA.max(axis=1))
+        value_TB[slot] = torch.from_numpy(epsilon_greedy_value(step.q_BA, c.target_epsilon))
         learner.steps += c.envs
         slot += 1
         if slot < c.horizon:
             continue
 
-        value_TB[-1] = torch.from_numpy(q_values(step.next_obs_BCHW).max(axis=1))
+        value_TB[-1] = torch.from_numpy(epsilon_greedy_value(q_values(step.next_obs_BCHW), c.target_epsilon))
         target_TB = lambda_targets(reward_TB, done_TB, value_TB[1:], c.gamma, c.trace_lambda)
         start = time.perf_counter()
         metrics = learner.update(action_TB.to(device), target_TB.to(device))

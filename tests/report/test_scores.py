@@ -80,7 +80,7 @@ def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
     page = render([Section(game="Pong", mix="pong", rows=rows, teacher=teacher, students=[student])], {"digest": "abc"})
     assert "&lt;net2&gt;" in page
     assert "<net2>" not in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert "data:video/mp4;base64," in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert tables.markdown(rows).count("\n") == 5

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.agents.device import Compute
-from pipeline.rl.pqn import PqnConfig, PqnLearner, lambda_targets, train
+from pipeline.rl.pqn import PqnConfig, PqnLearner, epsilon_greedy_value, lambda_targets, train
 from tests.fakes import LENGTH, SMALL_NORM, Corridor, draw, optimal_q
 
 CONFIG = PqnConfig(
@@ -23,6 +23,7 @@ CONFIG = PqnConfig(
     epsilon_low=0.1,
     epsilon_high=0.5,
     exploration_fraction=0.2,
+    target_epsilon=0.0,
     clip_rewards=True,
     life_loss_ends=True,
 )
@@ -46,6 +47,13 @@ def test_lambda_zero_is_one_step_q_learning_and_one_is_monte_carlo() -> None:
     reward, done, value = torch.ones(4, 1), torch.zeros(4, 1), torch.full((4, 1), 10.0)
     assert lambda_targets(reward, done, value, 0.5, 0.0).flatten().tolist() == pytest.approx([6.0] * 4)
     assert lambda_targets(reward, done, value, 0.5, 1.0)[0].item() == pytest.approx(1 + 0.5 + 0.25 + 0.125 + 10 / 16)
+
+
+def test_the_value_of_an_epsilon_greedy_policy_by_hand() -> None:
+    q_BA = np.array([[1.0, 2.0, 6.0]], dtype=np.float32)
+    assert epsilon_greedy_value(q_BA, 0.0).tolist() == [6.0]
+    assert epsilon_greedy_value(q_BA, 1.0).tolist() == [3.0]
+    assert epsilon_greedy_value(q_BA, 0.1).tolist() == pytest.approx([0.9 * 6 + 0.1 * 3])
 
 
 def test_it_learns_the_optimal_q_values() -> None:
