@@ -5,7 +5,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 SETUP := .venv/.ready
 
-.PHONY: setup repro test test-slow check format bench sample clean
+.PHONY: setup repro test check format bench sample clean
 
 setup: $(SETUP)
 
@@ -19,10 +19,7 @@ repro: $(SETUP)  ## run whatever is missing of the quick road; the report is dat
 	@echo "report: $(CURDIR)/data/report/index.html"
 
 test: $(SETUP)  ## the default suite, under 3 minutes on two cores
-	OMP_NUM_THREADS=1 pytest -n 2 -m "not slow"
-
-test-slow: $(SETUP)  ## the minutes-long rest
-	OMP_NUM_THREADS=1 pytest -m slow
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 
 check: $(SETUP)  ## format, lint and types
 	ruff format --check .
@@ -41,4 +38,4 @@ sample: $(SETUP)  ## the small real dataset in git, from the committed teacher
 	pd-pipeline collect --game Pong --episodes 4 --seed 99 --out data/samples/Pong
 
 clean:  ## forget resumable work, keep data and environment
-	rm -rf .work
+	rm -rf .work experiments/*/.work

@@ -34,7 +34,7 @@ def main(game: str) -> None:
     settings = params.load(Path("params.yaml"))
     folder = Path(settings.zoo) / game
     agent = load_agent(folder, torch.device("cpu"))
-    config = CollectConfig(game=game, environment=settings.environment, epsilon=0.05, seed=0, states=1, episodes=None)
+    config = CollectConfig(game=game, environment=settings.environment, epsilon=0.05, seed=0, states=1, episodes=None, recipe=1)
     with tempfile.TemporaryDirectory() as name:
         torch.set_num_threads(1)
         world = VectorWorld(game, settings.environment, width=BLOCK_EPISODES, threads=1)
@@ -80,7 +80,13 @@ def main(game: str) -> None:
             Client(cluster) as client,
         ):
             whole = CollectConfig(
-                game=game, environment=settings.environment, epsilon=0.05, seed=0, states=WORKERS_STATES, episodes=None
+                game=game,
+                environment=settings.environment,
+                epsilon=0.05,
+                seed=0,
+                states=WORKERS_STATES,
+                episodes=None,
+                recipe=1,
             )
             job = Collection(whole, folder, agent, Path(name))
             start = time.perf_counter()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class CollectConfig:
     seed: int
     states: int | None
     episodes: int | None
+    recipe: int
 
     def __post_init__(self) -> None:
         if (self.states is None) == (self.episodes is None):
@@ -53,7 +55,13 @@ class CollectConfig:
 
     def as_json(self) -> dict[str, Any]:
         """What decides the records, for manifest and resume: how much is told by the dataset itself."""
-        return {"policy": "epsilon-greedy", "epsilon": self.epsilon, "seed": self.seed, "block_episodes": BLOCK_EPISODES}
+        return {
+            "policy": "epsilon-greedy",
+            "epsilon": self.epsilon,
+            "seed": self.seed,
+            "block_episodes": BLOCK_EPISODES,
+            "recipe": self.recipe,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +86,16 @@ def _teacher(folder: Path, digest: str) -> Agent:
     return agent
 
 
-@functools.lru_cache(maxsize=1)
+_worlds = threading.local()
+
+
 def _world(game: str, environment: EnvConfig) -> SlotWorld:
-    return SlotWorld(game, environment, width=BLOCK_EPISODES)
+    """This thread's emulators: a worker of several threads plays several blocks at once."""
+    key = (game, environment)
+    if getattr(_worlds, "key", None) != key:
+        _worlds.key, _worlds.world = key, SlotWorld(game, environment, width=BLOCK_EPISODES)
+    world: SlotWorld = _worlds.world
+    return world
 
 
 def play_block(block: Block) -> list[EpisodeRow]:
@@ -118,7 +133,7 @@ def play_block(block: Block) -> list[EpisodeRow]:
 
 
 class Collection:
-    """A collection in `work`: `run` yields progress and returns when `dataset` is complete. Resumes by itself."""
+    """A collection in `work`, a folder of its own: `run` yields progress until `dataset` is complete. Resumes by itself."""
 
     def __init__(self, config: CollectConfig, teacher_folder: Path, teacher: Agent, work: Path) -> None:
         self.config, self.teacher_folder, self.teacher = config, teacher_folder, teacher
@@ -243,9 +258,8 @@ class Collection:
 
     def finish(self) -> Manifest:
         """Seal the dataset: last shard, episode table, card, manifest."""
-        teacher = {"digest": self.teacher.digest} | {
-            k: self.teacher.card[k] for k in ("game", "algorithm", "network", "parameters")
-        }
+        known = ("game", "algorithm", "network", "parameters")
+        teacher = {"digest": self.teacher.digest} | {k: self.teacher.card[k] for k in known if k in self.teacher.card}
         return self.writer.finish(
             self._rows,
             game=self.config.game,

@@ -2,7 +2,7 @@
 
 Episode i is played under seed i and all are played to their end: never "the first n to finish", which favours short ones.
 
-Dimensions: B slots, T steps of one episode, A actions.
+Dimensions: B slots, T steps of one episode.
 """
 
 from __future__ import annotations
@@ -26,28 +26,25 @@ class Episode(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The first steps of one episode, to be replayed for a clip: executed actions and the Q-values (or logits) behind them."""
+    """The first executed actions of one episode, to be replayed for a clip."""
 
     seed: int
     action_T: npt.NDArray[np.int64]
-    q_TA: npt.NDArray[np.float32]
-    random_T: npt.NDArray[np.bool_]
 
 
 def play(world: World, policy: Policy, seeds: Sequence[int], trace_steps: int = 0) -> Iterator[Episode | Trace]:
     """Yields every episode as it ends (sort by seed for a stable order); before the first seed's, its trace."""
     return_B = np.zeros(world.width)
-    trace: list[tuple[int, npt.NDArray[np.float32], bool]] = []
+    trace: list[int] = []
     for step in rollout(world, policy, iter(seeds)):
         if trace_steps:
             for slot in np.flatnonzero(step.active_B & (step.seed_B == seeds[0]) & (step.step_B < trace_steps)):
-                trace.append((int(step.action_B[slot]), step.q_BA[slot], bool(step.random_B[slot])))
+                trace.append(int(step.action_B[slot]))
         return_B += step.reward_B * step.active_B
         for slot in np.flatnonzero(step.terminated_B | step.truncated_B):
             seed = int(step.seed_B[slot])
             if trace_steps and seed == seeds[0]:
-                action_T, q_TA, random_T = zip(*trace, strict=True)
-                yield Trace(seed, np.array(action_T), np.array(q_TA), np.array(random_T))
+                yield Trace(seed, np.array(trace))
             yield Episode(
                 seed=seed,
                 episode_return=float(return_B[slot]),

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import dask
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, KilledWorker, LocalCluster
 
 from pipeline.agents.checkpoints import load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
 from pipeline.collect import CollectConfig, Collection
+from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
 from stages.paths import Layout
 from stages.publish import replace_folder
@@ -53,6 +54,7 @@ def run(
         seed=seed if seed is not None else defaults.seed if defaults else 0,
         states=states,
         episodes=episodes,
+        recipe=RECIPE,
     )
     folder = layout.teacher(game)
     teacher = load_agent(folder, torch.device("cpu"))
@@ -64,8 +66,14 @@ def run(
             f"restore the environment section or train the teacher again"
         )
     target = out or layout.dataset(game)
+    if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
+        raise ValueError(f"{target} holds something that is not a dataset: choose another --out or empty it")
     root = layout if out is None else Layout(root=target.resolve().parent, zoo=layout.zoo)
-    work = root.work("collect", target.name, {**config.as_json(), "teacher": teacher.digest, "environment": environment})
+    work = root.work(
+        "collect",
+        target.name,
+        {**config.as_json(), "states": states, "episodes": episodes, "teacher": teacher.digest, "environment": environment},
+    )
     count = workers or os.cpu_count() or 1
     with ExitStack() as stack:
         if scheduler is None:
@@ -79,8 +87,11 @@ def run(
         else:
             client = stack.enter_context(Client(scheduler, timeout=30))
         collection = Collection(config, folder, teacher, work)
-        for _ in show(collection.run(client), f"collect {game}", ("return",)):
-            pass
+        try:
+            for _ in show(collection.run(client), f"collect {game}", ("return",)):
+                pass
+        except KilledWorker:
+            raise ValueError("a worker died again and again, most likely for want of memory: use fewer --workers") from None
         manifest = collection.finish()
     replace_folder(collection.dataset, target)
     collection.discard()

@@ -99,8 +99,10 @@ def find_contestant(layout: Layout, params: settings.Params, agent: str, device:
     if kind not in folders or not name:
         raise ValueError(f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED or random/GAME")
     loaded = load_agent(folders[kind], device)
-    game = loaded.card["game"]
-    if loaded.card["environment"] != fingerprint(game, params.environment):
+    game = str(loaded.card.get("game"))
+    if game not in loaded.network.actions:
+        raise ValueError(f"the card of agent {agent} names no game that its network plays: restore it")
+    if loaded.card.get("environment") != fingerprint(game, params.environment):
         raise ValueError(
             f"agent {agent} was made in another environment than params.yaml's: restore the environment section "
             f"(or the versions in constraints.txt) that its card names, or make the agent again"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.agents.device import Compute
 from pipeline.agents.networks import NETWORKS, NetworkSpec
 from pipeline.atari.envs import EnvConfig
 from pipeline.distill.losses import LossName
 from pipeline.distill.offline import DistillConfig
-from pipeline.rl.pqn import PqnConfig
+from pipeline.rl.dqn import DqnConfig, DqnLearner
+from pipeline.rl.learner import Learner
+from pipeline.rl.pqn import PqnConfig, PqnLearner
 
 
 class Section(BaseModel):
@@ -22,8 +26,27 @@ class Section(BaseModel):
 
 
 class TeacherPreset(Section):
-    algorithm: Literal["pqn"]
-    pqn: PqnConfig
+    """An algorithm with its settings, in the section of the same name."""
+
+    algorithm: Literal["pqn", "dqn"]
+    pqn: PqnConfig | None = None
+    dqn: DqnConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_section(self) -> Self:
+        given = [name for name in ("pqn", "dqn") if getattr(self, name) is not None]
+        if given != [self.algorithm]:
+            raise ValueError(
+                f"algorithm {self.algorithm} wants the section {self.algorithm} and no other: it has {given or 'none'}"
+            )
+        return self
+
+    def learner(self, budget: int, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int) -> Learner:
+        """A fresh agent of this preset."""
+        if self.pqn is not None:
+            return PqnLearner(self.pqn, budget, spec, heads, compute, seed)
+        assert self.dqn is not None
+        return DqnLearner(self.dqn, budget, spec, heads, compute, seed)
 
 
 class TeacherParams(Section):
@@ -78,7 +101,7 @@ class Params(Section):
     mixes: dict[str, list[str]]
     students: dict[str, StudentParams]
     presets: dict[str, DistillConfig]
-    grid: dict[str, GridParams]
+    grid: dict[str, GridParams] = Field(min_length=1)
     evaluation: EvaluationParams
 
 

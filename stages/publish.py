@@ -20,7 +20,12 @@ def replace_folder(finished: Path, target: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
         target.rename(retired)
-    finished.rename(target)
+    try:
+        finished.rename(target)
+    except OSError:
+        if retired.exists():
+            retired.rename(target)
+        raise
     shutil.rmtree(retired, ignore_errors=True)
 
 
@@ -48,7 +53,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     """What `save_state` wrote, or None; only tensors and plain values are ever loaded."""
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 

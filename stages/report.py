@@ -29,16 +29,17 @@ def run(layout: Layout, params: settings.Params) -> Path:
     scores = [asdict(row.score) for row in rows]
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     (folder / "table.md").write_text(tables.markdown(rows))
+    protocol = f"epsilon {params.evaluation.epsilon:g}, up to {params.environment.noop_max} null-ops at the start"
     facts = {
         "package": code_version()["version"],
         "command": "dvc repro",
-        "protocol": f"{params.evaluation.episodes} episodes per agent, epsilon {params.evaluation.epsilon}",
+        "protocol": f"{params.evaluation.episodes} episodes per agent, {protocol}",
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.teacher.card["digest"] for s in sections},
         **{f"dataset of mix {s.mix}": i.digest for s in sections for i in read_mix(layout.mix(s.mix)).values()},
         "ale-py": sections[0].teacher.card["environment"]["ale_py"],
     }
-    (folder / "index.html").write_text(render(sections, facts))
+    (folder / "index.html").write_text(render(sections, protocol, facts))
     replace_folder(folder, layout.report)
     page = layout.report / "index.html"
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
@@ -60,12 +61,12 @@ def _section(layout: Layout, mix: str, grid: settings.GridParams) -> Section:
 
 def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
     episodes, scores = layout.episodes(agent), layout.scores(agent)
-    for path in (episodes, scores):
+    clip = layout.clip(agent)
+    for path in (episodes, scores, clip):
         if not path.is_file():
             raise ValueError(f"the report lacks {path}: run `pd-pipeline evaluate {agent}` or `dvc repro`")
     facts: dict[str, Any] = json.loads(scores.read_text())
     card = load_card(folder) if folder is not None else {}
-    clip = layout.clip(agent)
     return Contestant(
         agent=agent,
         role=facts["role"],
@@ -74,7 +75,7 @@ def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
         parameters=facts["parameters"],
         episodes=episodes,
         card=card,
-        clip=clip if clip.is_file() and facts["role"] != "random" else None,
+        clip=clip if facts["role"] != "random" else None,
         curve=folder / "curve.csv" if folder is not None and (folder / CARD).is_file() else None,
         variant=card.get("variant"),
         loss=card.get("objective", {}).get("loss"),

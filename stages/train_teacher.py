@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
 from pipeline.report.bootstrap import interval
-from pipeline.rl.pqn import PqnLearner, train
+from pipeline.rl.learner import Learner
 from stages import params as settings
 from stages.evaluate import Contestant, mean_return, played
 from stages.paths import Layout
@@ -44,20 +43,26 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
     # A larger budget or another gate goes on from the same checkpoint; anything else is another run.
     decides = {
         "teacher": teacher.model_dump(exclude={"steps", "gate_return", "gate_episodes"}),
-        "preset": preset.model_dump(),
+        "preset": preset.model_dump(exclude_none=True),
         "environment": environment,
+        "epsilon": params.evaluation.epsilon,
     }
     work = layout.work("train-teacher", game, decides)
     work.mkdir(parents=True, exist_ok=True)
 
     compute = Compute(pick_device(device_name), "bfloat16")
     heads = {game: len(action_meanings(game, params.environment))}
-    learner = PqnLearner(preset.pqn, teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
+    learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
     state = _Run(work / "checkpoint.pt", learner)
     if state.resume():
         say(f"resuming {game} at {learner.steps:,} steps from {work}")
-    if learner.steps < teacher.steps:
-        _learn(params, game, teacher, state)
+    if learner.steps > teacher.steps:
+        raise ValueError(
+            f"the unfinished run in {work} is at {learner.steps:,} steps, beyond teachers.{game}.steps = {teacher.steps:,}: "
+            f"raise that, or remove the folder to start afresh"
+        )
+    state.budgets = [*(b for b in state.budgets if b != teacher.steps), teacher.steps]
+    _learn(params, game, teacher, state)
     best, evaluation = _pass_gate(params, game, teacher, state)
 
     folder = work / "publish"
@@ -72,11 +77,11 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
             "frames": state.best_steps * params.environment.frame_skip,
             "steps_trained": learner.steps,
             "updates": learner.updates,
-            "seconds": round(state.seconds()),
+            "budgets": state.budgets,
             "seed": teacher.seed,
             "recipe": teacher.recipe,
             "evaluation": evaluation,
-            "settings": {"preset": teacher.preset, **asdict(preset.pqn)},
+            "settings": {"preset": teacher.preset, **preset.model_dump(exclude_none=True)[preset.algorithm]},
             "environment": environment,
             "code": code_version(),
         },
@@ -84,6 +89,7 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
     write_csv(folder / "curve.csv", state.curve)
     target = layout.teacher(game)
     replace_folder(folder, target)
+    state.path.unlink()  # so that the next run trains anew
     reached = f"mean return {evaluation['mean_return']:.2f}"
     say(f"published {target / CARD}: {reached}, digest {card['digest'][:12]}, {duration(state.seconds())} of training")
     return target
@@ -94,28 +100,40 @@ def _learn(params: settings.Params, game: str, teacher: settings.TeacherParams, 
     learner = state.learner
     policy = EpsilonGreedy(q_function(learner.network, learner.compute), params.evaluation.epsilon)
     contestant = Contestant(f"teachers/{game}", game, policy, {})
-    next_select = (learner.steps // teacher.select_every + 1) * teacher.select_every
-    next_point = learner.steps
-    world = VectorWorld(game, params.environment, width=learner.config.envs)
-    shown = ("return", "loss", "q", "epsilon", "seconds_environment", "seconds_forward", "seconds_update")
-    with closing(show(train(learner, world), f"train {game}", shown)) as progress:
-        try:
+
+    def select() -> None:
+        evaluated = mean_return(played(contestant, params, "select", teacher.seed, teacher.select_episodes))
+        state.offer(evaluated)
+        state.add_point(metrics, params.environment.frame_skip, evaluated)
+        state.save()
+        say(f"{game} at {learner.steps:,} steps: mean return {evaluated:.2f} (best {state.best_return:.2f})")
+
+    def due() -> bool:
+        return learner.steps >= min(teacher.steps, (state.evaluated_steps // teacher.select_every + 1) * teacher.select_every)
+
+    metrics: Mapping[str, float] = {}
+    try:
+        if learner.steps and state.evaluated_steps < learner.steps and due():
+            select()  # an evaluation that the last sitting did not finish
+        if learner.steps >= teacher.steps:
+            return
+        next_point = learner.steps
+        world = VectorWorld(game, params.environment, width=learner.envs)
+        shown = ("return", "loss", "q", "epsilon", "seconds_environment", "seconds_forward", "seconds_update", "seconds_play")
+        with closing(show(learner.train(world), f"train {game}", shown)) as progress:
             for p in progress:
-                evaluated = None
-                if p.done >= next_select or p.done >= p.total:
-                    evaluated = mean_return(played(contestant, params, "select", teacher.seed, teacher.select_episodes))
-                    state.offer(evaluated)
-                    next_select += teacher.select_every
-                    say(f"{game} at {p.done:,} steps: mean return {evaluated:.2f} (best {state.best_return:.2f})")
-                if p.done >= next_point or evaluated is not None:
-                    state.add_point(p.metrics, params.environment.frame_skip, evaluated)
+                metrics = p.metrics
+                if due():
+                    select()
+                elif p.done >= next_point:
+                    state.add_point(metrics, params.environment.frame_skip, None)
                     next_point = p.done + teacher.steps // CURVE_POINTS
-                if evaluated is not None or state.due():
+                if state.due():
                     state.save()
-        except KeyboardInterrupt:
-            state.save()
-            say(f"stopped at {learner.steps:,} steps; the same command goes on from there")
-            raise
+    except KeyboardInterrupt:
+        state.save()
+        say(f"stopped at {learner.steps:,} steps; the same command goes on from there")
+        raise
 
 
 def _pass_gate(
@@ -150,12 +168,13 @@ def _pass_gate(
 class _Run:
     """A training run's resumable state in one file: the learner, the best snapshot so far, and the curve."""
 
-    def __init__(self, path: Path, learner: PqnLearner) -> None:
+    def __init__(self, path: Path, learner: Learner) -> None:
         self.path, self.learner = path, learner
         self.curve: list[dict[str, Any]] = []
         self.best_return = float("-inf")
         self.best_steps = 0
         self.best_weights: dict[str, torch.Tensor] = {}
+        self.budgets: list[int] = []
         self._seconds = 0.0
         self._started = self._saved = time.monotonic()
 
@@ -166,6 +185,7 @@ class _Run:
         self.learner.load_state_dict(state["learner"])
         self.curve, self.best_return, self.best_steps = state["curve"], state["best_return"], state["best_steps"]
         self.best_weights, self._seconds = state["best_weights"], state["seconds"]
+        self.budgets = state["budgets"]
         return True
 
     def save(self) -> None:
@@ -175,6 +195,7 @@ class _Run:
             "best_return": self.best_return,
             "best_steps": self.best_steps,
             "best_weights": self.best_weights,
+            "budgets": self.budgets,
             "seconds": self.seconds(),
         }
         save_state(self.path, state)
@@ -193,7 +214,14 @@ class _Run:
             self.best_return, self.best_steps = mean_return, self.learner.steps
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.learner.network.state_dict().items()}
 
+    @property
+    def evaluated_steps(self) -> int:
+        """Steps at the last evaluation, 0 before the first."""
+        return next((int(point["steps"]) for point in reversed(self.curve) if point["eval_return"] != ""), 0)
+
     def add_point(self, metrics: Mapping[str, float], frame_skip: int, evaluated: float | None) -> None:
+        """One row of the curve; a column is empty where its number is not known."""
+        names = ("loss", "q", "epsilon", "learning_rate")
         self.curve.append(
             {
                 "steps": self.learner.steps,
@@ -201,8 +229,8 @@ class _Run:
                 "updates": self.learner.updates,
                 "episodes": self.learner.episodes,
                 "seconds": round(self.seconds(), 1),
-                "train_return": round(metrics["return"], 3),
+                "train_return": round(metrics["return"], 3) if "return" in metrics else "",
                 "eval_return": "" if evaluated is None else round(evaluated, 3),
-                **{name: round(metrics[name], 6) for name in ("loss", "q", "epsilon", "learning_rate")},
+                **{name: round(metrics[name], 6) if name in metrics else "" for name in names},
             }
         )

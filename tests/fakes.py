@@ -46,8 +46,9 @@ def optimal_q(cell: int, gamma: float) -> npt.NDArray[np.float64]:
 class Corridor:
     """`pipeline.atari.rollout.World` over the corridor; the seed picks the first cell."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, life_steps: int | None = None) -> None:
         self.width = width
+        self.life_steps = life_steps  # a life is lost every so many steps
         self.cell_B = np.zeros(width, dtype=np.int64)
         self.age_B = np.zeros(width, dtype=np.int64)
         self.obs_BCHW = np.zeros((width, 4, 84, 84), dtype=np.uint8)
@@ -76,7 +77,8 @@ class Corridor:
             self.obs_BCHW[slot, :-1] = self.obs_BCHW[slot, 1:]
             self.obs_BCHW[slot, -1] = draw(self.cell_B[slot])
         truncated_B = (self.age_B >= CAP) & ~terminated_B
-        return WorldStep(self.obs_BCHW, reward_B, terminated_B, truncated_B, np.zeros(self.width, dtype=np.int32))
+        lives_B = -(self.age_B // self.life_steps) if self.life_steps else np.zeros(self.width)
+        return WorldStep(self.obs_BCHW, reward_B, terminated_B, truncated_B, lives_B.astype(np.int32))
 
 
 def corridor_episode(start: int, rng: np.random.Generator, gamma: float = 0.9) -> Records:

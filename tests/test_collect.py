@@ -20,6 +20,7 @@ from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld
 from pipeline.atari.rollout import rollout
 from pipeline.collect import BLOCK_EPISODES, CollectConfig, Collection
+from pipeline.datasets import schema
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import Flag
 from pipeline.datasets.verify import verify
@@ -29,7 +30,9 @@ STATES = 4000
 
 
 def config(states: int | None = STATES, episodes: int | None = None) -> CollectConfig:
-    return CollectConfig(game="Breakout", environment=ENVIRONMENT, epsilon=0.2, seed=0, states=states, episodes=episodes)
+    return CollectConfig(
+        game="Breakout", environment=ENVIRONMENT, epsilon=0.2, seed=0, states=states, episodes=episodes, recipe=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,54 @@ def test_an_abandoned_collection_goes_on(
     assert third.finish() == collected.manifest
 
 
+def test_abandoned_after_every_block_with_whole_shards_on_disk(
+    breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small shards: blocks are packed, dropped and half packed again, and the bytes are those of one undisturbed run."""
+    monkeypatch.setattr(schema, "SHARD", 1024)
+    monkeypatch.setattr(schema, "SMALL_CHUNK", 512)
+    whole = Collection(config(9000), breakout_teacher, teacher, tmp_path / "whole")
+    list(whole.run(one_worker))
+    manifest = whole.finish()
+    sittings = 0
+    while True:
+        sittings += 1
+        again = Collection(config(9000), breakout_teacher, teacher, tmp_path / "again")
+        (tmp_path / "again/dataset/states.zarr/q/c/0.killed.partial").write_bytes(b"debris of a killed write")
+        begun = again.writer.packed
+        start = None
+        for p in again.run(one_worker):
+            start = p.done if start is None else start
+            if start < p.done < 9000:
+                break
+        else:
+            break
+        assert begun % 1024 == 0
+    assert sittings > 2
+    assert begun > 0
+    assert not list(tmp_path.glob("again/blocks/000000.*.arrow"))
+    again = Collection(config(9000), breakout_teacher, teacher, tmp_path / "again")
+    list(again.run(one_worker))
+    assert again.finish() == manifest
+    assert _tree(again.dataset) == _tree(whole.dataset)
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_two_threads_of_a_worker_do_not_share_emulators(
+    collected: Dataset, breakout_teacher: Path, teacher: Agent, tmp_path: Path
+) -> None:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        collection = Collection(config(), breakout_teacher, teacher, tmp_path)
+        list(collection.run(client))
+    assert collection.finish() == collected.manifest
+
+
 def test_a_number_of_episodes(breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path: Path) -> None:
     collection = Collection(config(None, BLOCK_EPISODES + 1), breakout_teacher, teacher, tmp_path)
     list(collection.run(one_worker))
@@ -146,8 +197,10 @@ def test_sigkill_in_the_middle_loses_nothing(project: Path, collected: Dataset) 
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
+    assert list(project.glob(".work/collect/*/blocks/*.json")), "no block was finished in time"
     assert not (project / "data/datasets/Breakout").exists()
-    subprocess.run(command, cwd=project, env=environment, check=True, capture_output=True)
+    resumed = subprocess.run(command, cwd=project, env=environment, check=True, capture_output=True, text=True)
+    assert "4,000/4,000 states" in resumed.stderr
     manifest = json.loads((project / "data/datasets/Breakout/manifest.json").read_text())
     assert manifest["digest"] == collected.manifest.digest
     assert manifest["files"] == collected.manifest.files

@@ -34,17 +34,46 @@ def test_dear_stages_have_no_code_among_their_dependencies(path: Path) -> None:
         assert bool(code) == (stage["cmd"].split()[1] in CHEAP), name
 
 
+def imported(path: Path) -> set[str]:
+    """Our library's files that this file imports."""
+    modules = {node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+    modules |= {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    files = {f"{m.replace('.', '/')}.py" for m in modules if m.startswith("pipeline")}
+    return {f for f in files if (ROOT / f).is_file()}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
 @pytest.mark.parametrize("command", CHEAP)
 def test_cheap_stages_list_the_code_they_run(path: Path, command: str) -> None:
-    """The stage's own module and the modules it imports that decide its output."""
+    """The stage's own module, the library modules it imports, and what those of its own package import."""
     up = Path(*[".."] * len(path.parent.relative_to(ROOT).parts))
-    decides = {"mix": {"pipeline/datasets/mix.py"}, "report": {"pipeline/report"}}[command] | {CHEAP[command]}
-    imported = {
-        node.module for node in ast.walk(ast.parse((ROOT / CHEAP[command]).read_text())) if isinstance(node, ast.ImportFrom)
-    }
-    assert {"mix": "pipeline.datasets.mix", "report": "pipeline.report.page"}[command] in imported
+    own = {"mix": "pipeline/datasets/mix.py", "report": "pipeline/report"}[command]
+    needed = {CHEAP[command], *imported(ROOT / CHEAP[command])}
+    for file in [f for f in needed if f.startswith(own)]:
+        needed |= {f for f in imported(ROOT / file) if f != "pipeline/datasets/schema.py"}
     found = [stage for stage in stages_of(path).values() if stage["cmd"].split()[1] == command]
     assert found
     for stage in found:
-        assert {(up / d).as_posix() for d in decides} <= set(stage["deps"])
+        listed = [(path.parent / d).resolve().relative_to(ROOT).as_posix() for d in stage["deps"]]
+        missing = {f for f in needed if not any(f == d or f.startswith(d + "/") for d in listed)}
+        assert not missing, f"{command}: add {sorted((up / m).as_posix() for m in missing)} to its deps"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
+def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
+    raw = YAML(typ="safe", pure=True).load((path.parent / "params.yaml").read_text())
+    presets = {f"presets.{raw['students'][name]['preset']}" for grid in raw["grid"].values() for name in grid["students"]}
+    for name, stage in stages_of(path).items():
+        params = set(stage.get("params", []))
+        command = stage["cmd"].split()[1]
+        assert not params & {"presets", "students", "teachers", "teacher_presets", "datasets", "evaluation"}, name
+        if command == "distill":
+            assert presets <= params
+        if command == "evaluate":
+            deciding = set(raw["evaluation"]) - {"width"}  # slots at once; episodes do not depend on it
+            assert params == {"environment", *(f"evaluation.{key}" for key in deciding)}

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
@@ -48,7 +50,9 @@ def call(project: Path, *arguments: str) -> str:
     return result.output
 
 
-def test_the_road(project: Path) -> None:
+@pytest.fixture(scope="module")
+def travelled(project: Path) -> Path:
+    """The project after every command but the report."""
     call(project, "train-teacher", "--game", "breakout")
     card = json.loads((project / "data/teachers/Breakout/card.json").read_text())
     assert {"game", "algorithm", "network", "parameters", "steps", "recipe", "evaluation", "digest", "code"} <= card.keys()
@@ -74,21 +78,43 @@ def test_the_road(project: Path) -> None:
     for agent in ("teachers/Breakout", "random/Breakout", "students/small/kl-0", "students/small/mse-0"):
         call(project, "evaluate", agent)
         assert (project / f"data/clips/{agent}.mp4").stat().st_size > 1000
+    return project
 
 
-def test_the_report_names_a_missing_cell(project: Path) -> None:
-    episodes = project / "data/episodes/students/small/kl-0.parquet"
+def test_the_report(travelled: Path) -> None:
+    chance = travelled / "data/episodes/random/Breakout.parquet"
+    table = pq.read_table(chance)
+    worse = pa.array(table["episode_return"].to_numpy() - 9.0)  # so that this teacher has taught something
+    column = table.schema.get_field_index("episode_return")
+    pq.write_table(table.set_column(column, "episode_return", worse), chance)
+    call(travelled, "report")
+    rows = json.loads((travelled / "data/report/scores.json").read_text())
+    assert [row["role"] for row in rows] == ["teacher", "random", "student", "student"]
+    assert {"agent", "game", "variant", "network", "parameters", "seed", "episodes", "mean", "min", "teacher_percent"} <= rows[
+        0
+    ].keys()
+    page = (travelled / "data/report/index.html").read_text()
+    assert "epsilon 0.5, up to 30 null-ops" in page
+    assert page.count("data:video/mp4") == 3
+
+
+def test_teaching_again_is_training_again(travelled: Path) -> None:
+    assert not list(travelled.glob(".work/train-teacher/*/checkpoint.pt"))
+
+
+def test_the_report_names_a_missing_cell(travelled: Path) -> None:
+    episodes = travelled / "data/episodes/students/small/kl-0.parquet"
     kept = episodes.read_bytes()
     episodes.unlink()
-    result = CliRunner().invoke(main, ["--params", str(project / "params.yaml"), "report"])
+    result = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), "report"])
     assert result.exit_code == 1
     assert "pd-pipeline evaluate students/small/kl-0" in result.output
     episodes.write_bytes(kept)
 
 
-def test_another_environment_is_refused(project: Path) -> None:
-    text = (project / "params.yaml").read_text()
-    other = project / "sticky.yaml"
+def test_another_environment_is_refused(travelled: Path) -> None:
+    text = (travelled / "params.yaml").read_text()
+    other = travelled / "sticky.yaml"
     other.write_text(text.replace("sticky: 0.0", "sticky: 0.25"))
     result = CliRunner().invoke(main, ["--params", str(other), "evaluate", "students/small/kl-0"])
     assert result.exit_code == 1

@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from pipeline import collect as collecting
 from pipeline.agents.checkpoints import save_agent
@@ -26,21 +26,31 @@ from pipeline.atari.envs import SlotWorld, fingerprint
 from pipeline.datasets import blocks
 from pipeline.datasets.reader import open_dataset
 from pipeline.distill import offline
+from pipeline.distill.losses import LossName
 from pipeline.evaluate import Episode, play
-from pipeline.rl import pqn
+from pipeline.rl import dqn, pqn
+from pipeline.rl.learner import Learner
 from pipeline.seeding import episode_seeds
-from stages import collect, distill, evaluate, train_teacher
-from tests.fakes import ENVIRONMENT, SMALL, Corridor, corridor_dataset
-from tests.rl.test_pqn import learner
+from stages import collect, distill, evaluate, params, train_teacher
+from tests.fakes import ENVIRONMENT, SMALL, SMALL_NORM, Corridor, corridor_dataset
+from tests.rl import test_dqn
 
 PINS: Final = Path(__file__).with_name("recipes.json")
 CPU: Final = Compute(torch.device("cpu"), "float32")
 
 
 def run_train_teacher() -> list[float]:
-    """Loss and mean Q of PQN's first iterations in the corridor."""
-    agent = learner(640)
-    return [p.metrics[name] for p in itertools.islice(pqn.train(agent, Corridor(8)), 6) for name in ("loss", "q")]
+    """Loss and mean Q of the first iterations of PQN as shipped, and of DQN, in a corridor where lives are lost."""
+    shipped = replace(_shipped()["teacher_presets"]["pqn-atari"]["pqn"], envs=8, horizon=8, minibatch=32)
+    agents: list[Learner] = [
+        pqn.PqnLearner(shipped, 640, SMALL_NORM, {"Corridor": 2}, CPU, 0),
+        dqn.DqnLearner(replace(test_dqn.CONFIG, replay_start=64), 6144, SMALL, {"Corridor": 2}, CPU, 0),
+    ]
+    numbers = []
+    for agent in agents:
+        for p in itertools.islice(agent.train(Corridor(8, life_steps=5)), 3):
+            numbers += [p.metrics[name] for name in ("loss", "q", "episodes")]
+    return numbers
 
 
 def run_collect() -> list[float]:
@@ -52,7 +62,7 @@ def run_collect() -> list[float]:
             folder, QNetwork(NETWORKS["net3"], {"Breakout": 4}), {"environment": fingerprint("Breakout", ENVIRONMENT)}
         )
         config = collecting.CollectConfig(
-            game="Breakout", environment=ENVIRONMENT, epsilon=0.5, seed=0, states=1, episodes=None
+            game="Breakout", environment=ENVIRONMENT, epsilon=0.5, seed=0, states=1, episodes=None, recipe=collect.RECIPE
         )
         job = collecting.Block(
             index=0, config=config, teacher_folder=folder, teacher_digest=card["digest"], folder=Path(name) / "blocks"
@@ -70,18 +80,24 @@ def run_collect() -> list[float]:
 
 
 def run_distill() -> list[float]:
-    """Losses and held-out numbers of a student's first updates."""
+    """Losses and held-out numbers of a student's first updates, for each loss, by the preset as shipped."""
+    preset = _shipped()["presets"]["fast"]
+    config = replace(preset, batch=16, precision="float32", validate_every=4, warmup_updates=2)
+    numbers = []
     with tempfile.TemporaryDirectory() as name:
         corridor_dataset(Path(name) / "set", 30)
         dataset = open_dataset(Path(name) / "set")
-        config = _shipped_preset()
-        student = offline.Student(config, offline.Objective(loss="kl", temperature=0.01), SMALL, dataset, 12, CPU, 0)
-        return [p.metrics[key] for p in offline.train(student) for key in ("loss", "kl", "regret")]
+        for loss in get_args(LossName):
+            student = offline.Student(config, offline.Objective(loss=loss, temperature=0.01), SMALL, dataset, 8, CPU, 0)
+            numbers += [p.metrics[key] for p in offline.train(student) for key in ("loss", "kl", "regret")]
+    return numbers
 
 
-def _shipped_preset() -> offline.DistillConfig:
-    raw = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())["presets"]["fast"]
-    return offline.DistillConfig(**raw | {"batch": 16, "precision": "float32", "validate_every": 4, "warmup_updates": 2})
+def _shipped() -> dict[str, dict[str, Any]]:
+    """The presets of params.yaml, by section and name."""
+    loaded = params.load(Path("params.yaml"))
+    teachers = {name: {"pqn": preset.pqn} for name, preset in loaded.teacher_presets.items()}
+    return {"teacher_presets": teachers, "presets": dict(loaded.presets)}
 
 
 def run_evaluate() -> list[float]:

@@ -42,6 +42,14 @@ class EnvConfig:
     fire_reset: bool
     full_action_space: bool
 
+    def __post_init__(self) -> None:
+        if self.stack != 4:
+            raise ValueError(f"stack is {self.stack}: the networks see 4 frames")
+        if self.frame_skip < 1 or self.max_episode_frames < 1 or self.noop_max < 0:
+            raise ValueError("frame_skip and max_episode_frames are at least 1, noop_max at least 0")
+        if not 0 <= self.sticky <= 1:
+            raise ValueError(f"sticky is a probability, not {self.sticky:g}")
+
 
 def _arguments(game: GameSpec, config: EnvConfig) -> dict[str, Any]:
     return {  # every one of them, so that no default of ale-py can change a dataset

@@ -1,7 +1,7 @@
 """Which games there are, by the Arcade Learning Environment's CamelCase names, and the scores the literature gives them.
 
 Reference scores are raw, unclipped, full-game returns. Random, human and DQN: Mnih et al. 2015 (Nature DQN), Extended
-Data Table 2. `paper_teacher`: the DQN teachers of Rusu et al. 2015, Table 1.
+Data Table 2.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from ale_py import roms
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """Published returns: a random agent, a human tester, Nature DQN, and the teacher of Rusu et al. where they give one."""
+    """Published returns: a random agent, a human tester, and Nature DQN."""
 
     random: float
     human: float
     dqn: float
-    paper_teacher: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +35,12 @@ class GameSpec:
 
 REFERENCES: Final = {
     "BeamRider": Reference(random=363.9, human=5775.0, dqn=6846.0),
-    "Breakout": Reference(random=1.7, human=31.8, dqn=401.2, paper_teacher=303.9),
+    "Breakout": Reference(random=1.7, human=31.8, dqn=401.2),
     "Enduro": Reference(random=0.0, human=309.6, dqn=301.8),
-    "Freeway": Reference(random=0.0, human=29.6, dqn=30.3, paper_teacher=25.8),
+    "Freeway": Reference(random=0.0, human=29.6, dqn=30.3),
     "MsPacman": Reference(random=307.3, human=15693.0, dqn=2311.0),
-    "Pong": Reference(random=-20.7, human=9.3, dqn=18.9, paper_teacher=16.2),
-    "Qbert": Reference(random=163.9, human=13455.0, dqn=10596.0, paper_teacher=4589.8),
+    "Pong": Reference(random=-20.7, human=9.3, dqn=18.9),
+    "Qbert": Reference(random=163.9, human=13455.0, dqn=10596.0),
     "Riverraid": Reference(random=1338.5, human=13513.0, dqn=8316.0),
     "Seaquest": Reference(random=68.4, human=20182.0, dqn=5286.0),
     "SpaceInvaders": Reference(random=148.0, human=1652.0, dqn=1976.0),

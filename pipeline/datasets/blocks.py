@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -112,7 +113,7 @@ def write_block(folder: Path, block: int, episodes: Sequence[tuple[EpisodeRow, d
     """Write a finished block, its receipt last; returns the receipt: one row per episode, in seed order."""
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(episodes, key=lambda episode: episode[0].seed)
-    part = _data(folder, block).with_suffix(".part")
+    part = _data(folder, block).with_suffix(f".{uuid.uuid4().hex}.part")  # the same block may be written twice at once
     try:
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
             for _, record in ordered:
@@ -121,7 +122,7 @@ def write_block(folder: Path, block: int, episodes: Sequence[tuple[EpisodeRow, d
     finally:
         part.unlink(missing_ok=True)
     rows = [row for row, _ in ordered]
-    part = _receipt(folder, block).with_suffix(".json.part")
+    part = _receipt(folder, block).with_suffix(f".{uuid.uuid4().hex}.part")
     part.write_text(json.dumps([row._asdict() for row in rows]))
     part.replace(_receipt(folder, block))
     return rows

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets.reader import Dataset, episode_starts
-from pipeline.datasets.schema import Flag
+from pipeline.datasets.schema import SHARD
 from pipeline.seeding import stream
 
 
@@ -63,10 +63,12 @@ class Resident:
     """
 
     def __init__(self, dataset: Dataset, depth: int = 4) -> None:
-        records = dataset.records(0, len(dataset))
-        self.frame_MHW = np.concatenate([records.frame_NHW, np.zeros((1, 84, 84), dtype=np.uint8)])
-        self.q_NA = records.q_NA
-        self.random_N = (records.flags_N & Flag.RANDOM_ACTION) != 0
+        self.frame_MHW = np.zeros((len(dataset) + 1, 84, 84), dtype=np.uint8)
+        self.q_NA = np.zeros((len(dataset), dataset.manifest.actions), dtype=np.float32)
+        for start in range(0, len(dataset), SHARD):
+            stop = min(start + SHARD, len(dataset))
+            self.frame_MHW[start:stop] = dataset.read("frame", start, stop)
+            self.q_NA[start:stop] = dataset.read("q", start, stop)
         self._black = len(dataset)
         self._start_N = episode_starts(dataset.episodes, np.arange(len(dataset)))
         self._offsets_C = np.arange(1 - depth, 1)

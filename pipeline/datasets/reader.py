@@ -35,9 +35,10 @@ class Dataset:
 
     def records(self, start: int, stop: int) -> Records:
         """Steps `start` to `stop`, decoded. ValueError names the array that cannot be read."""
-        return Records(*(self._read(name, start, stop) for name in schema.ARRAYS))
+        return Records(*(self.read(name, start, stop) for name in schema.ARRAYS))
 
-    def _read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Steps `start` to `stop` of one array, decoded. ValueError says what cannot be read."""
         try:
             return np.asarray(self.arrays[name][start:stop])
         except Exception as error:  # codecs raise many types
@@ -56,9 +57,13 @@ class Dataset:
         wanted = np.asarray(steps, dtype=np.int64)
         if len(wanted) == 0:
             return np.zeros((0, depth, 84, 84), dtype=np.uint8)
+        if wanted.min() < 0 or wanted.max() >= len(self):
+            raise ValueError(
+                f"dataset {self.folder} has steps 0 to {len(self) - 1:,}: {wanted.min():,} to {wanted.max():,} were asked for"
+            )
         start_N = episode_starts(self.episodes, wanted)
         first = int(max(wanted.min() - depth + 1, 0))
-        frame_NHW = self._read("frame", first, int(wanted.max()) + 1)
+        frame_NHW = self.read("frame", first, int(wanted.max()) + 1)
         return stack(frame_NHW, wanted - first, start_N - first, depth)
 
 

@@ -5,8 +5,6 @@
     manifest.json     environment, teacher, settings, per-file digests and the dataset's digest; written last
     README.md         the dataset card
 
-docs/dataset-format.md specifies it for readers in other languages.
-
 Dimensions: N steps, A actions, H W pixels (84).
 """
 

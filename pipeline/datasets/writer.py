@@ -1,7 +1,7 @@
 """Appends records to a dataset under construction, one whole shard at a time, and finishes it with a manifest.
 
-Shards, the episode table and the manifest are each written by one atomic rename. A writer that was killed leaves whole
-shards; `packed()` says how many steps they hold. Only one process may write a dataset.
+Every shard is written by one atomic rename, and the manifest, last, by another. A writer that was killed leaves whole
+shards; `packed` says how many steps they hold. Only one process may write a dataset.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ def write_episodes(path: Path, rows: Iterable[EpisodeRow]) -> None:
 
 
 def _open_or_create(path: Path, actions: int) -> zarr.Group:
-    if (path / "zarr.json").exists():
-        return zarr.open_group(path, mode="r+")
-    group = zarr.open_group(path, mode="w", zarr_format=3)
+    for debris in [*path.rglob("*.partial"), *path.parent.glob(".*.part")]:  # of a writer that was killed
+        debris.unlink()
+    group = zarr.open_group(path, mode="a", zarr_format=3)
     for name, trailing, dtype, dimensions in (
         ("frame", (84, 84), "uint8", ("step", "height", "width")),
         ("q", (actions,), "float32", ("step", "action")),
@@ -134,6 +134,8 @@ def _open_or_create(path: Path, actions: int) -> zarr.Group:
         ("reward", (), "float32", ("step",)),
         ("flags", (), "uint8", ("step",)),
     ):
+        if name in group:
+            continue
         chunk = schema.FRAME_CHUNK if name == "frame" else schema.SMALL_CHUNK
         group.create_array(
             name,

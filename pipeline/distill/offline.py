@@ -51,6 +51,12 @@ class DistillConfig:
     validate_every: int
     validation_states: int
 
+    def __post_init__(self) -> None:
+        if min(self.batch, self.validate_every, self.validation_states) < 1 or self.warmup_updates < 0:
+            raise ValueError("batch, validate_every and validation_states are at least 1, warmup_updates at least 0")
+        if not 0 < self.held_out <= 0.5:
+            raise ValueError(f"held_out is {self.held_out:g}: hold out a fraction of the episodes between 0 and 0.5")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:

@@ -1,29 +1,36 @@
-"""Intervals: what the mean over episodes could have been with other episodes."""
+"""Intervals: what the mean over episodes could have been with other episodes.
+
+Dimensions: N episodes, R resamples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.seeding import stream
 
-Statistic = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+RESAMPLES: Final = 10_000
+Values = npt.NDArray[np.float64]
 
 
-def interval(
-    values: npt.ArrayLike, statistic: Statistic | None = None, *, resamples: int = 10_000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of `statistic` (default: the mean) over episodes.
-
-    `statistic` maps (resamples, n) to (resamples,). Deterministic: the same values give the same interval.
-    """
+def resampled_means(values: npt.ArrayLike, name: str = "episodes") -> Values:
+    """Means (R,) of bootstrap resamples. Equal lengths and names resample the same positions: that is what pairs two agents."""
     values_N = np.asarray(values, dtype=np.float64)
     if values_N.ndim != 1 or len(values_N) == 0:
         raise ValueError("an interval needs at least one episode")
-    pick_RN = stream(0, "bootstrap").integers(0, len(values_N), size=(resamples, len(values_N)))
-    drawn_RN = values_N[pick_RN]
-    result_R = drawn_RN.mean(axis=1) if statistic is None else statistic(drawn_RN)
-    low, high = np.quantile(result_R, [(1 - level) / 2, (1 + level) / 2])
+    pick_RN = stream(0, "bootstrap", name).integers(0, len(values_N), size=(RESAMPLES, len(values_N)))
+    return np.asarray(values_N[pick_RN].mean(axis=1))
+
+
+def percentiles(drawn_R: Values) -> tuple[float, float]:
+    """The 95 % percentile interval of resampled numbers."""
+    low, high = np.quantile(drawn_R, [0.025, 0.975])
     return float(low), float(high)
+
+
+def interval(values: npt.ArrayLike) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean. Deterministic: the same values give the same interval."""
+    return percentiles(resampled_means(values))

@@ -110,7 +110,7 @@ def teacher_curve(teacher: Contestant, evaluated: dict[str, Any]) -> str:
     curve = read_curve(teacher.curve)
     figure, axes = plt.subplots(figsize=(7.5, 3.2))
     axes.plot(
-        *_points([row for row in curve if row["train_return"] != "nan"], "steps", "train_return"),
+        *_points(curve, "steps", "train_return"),
         color="#888888",
         label="last 100 training episodes",
     )

@@ -62,8 +62,8 @@ class Section:
     students: Sequence[Contestant]
 
 
-def render(sections: Sequence[Section], provenance: Mapping[str, Any]) -> str:
-    """The page as text."""
+def render(sections: Sequence[Section], protocol: str, provenance: Mapping[str, Any]) -> str:
+    """The page as text. `protocol` says how episodes start, explore and end."""
     body = "".join(_section(section) for section in sections)
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
     return (
@@ -71,7 +71,7 @@ def render(sections: Sequence[Section], provenance: Mapping[str, Any]) -> str:
         f"<title>Policy distillation report</title><link rel='icon' href='data:,'><style>{STYLE}</style></head><body><main>"
         "<h1>Policy distillation report</h1>"
         "<p class='soft'>Students trained only from stored datasets of a teacher's states and Q-values, measured on whole episodes "
-        "with fresh seeds, raw returns, epsilon = 0.05, up to 30 null-ops at the start. The paper's numbers "
+        f"with fresh seeds, raw returns, {escape(protocol)}. The paper's numbers "
         "(Rusu et al. 2015) stand beside ours; its protocol starts from human play, so compare levels, not decimals.</p>"
         f"{body}<h2>Provenance</h2><dl>{facts}</dl></main><script>{SCRIPT}</script></body></html>\n"
     )
@@ -95,11 +95,13 @@ def _section(section: Section) -> str:
         videos = "".join(_clip(who) for who in clips)
         parts.append(
             f"<h3>The same seed, played by each</h3><p class='soft'>The first half minute of one episode. Random actions "
-            f"(epsilon = 0.05) fall on the same steps for everyone.</p><div><div class='clips'>{videos}</div>"
+            f"fall on the same steps for everyone.</p><div><div class='clips'>{videos}</div>"
             "<p><button type='button' data-play>Play all from the start</button></p></div>"
         )
+    used = {who.card.get("objective", {}).get("temperature") for who in section.students} - {None}
+    temperatures = ", ".join(f"{t:g}" for t in sorted(used))
     held_out = [
-        ("kl", "held-out KL at tau = 0.01 (nats)", "Held-out episodes: KL from the teacher's policy."),
+        ("kl", f"held-out KL at tau = {temperatures} (nats)", "Held-out episodes: KL from the teacher's policy."),
         ("agreement", "action agreement", "Held-out episodes: how often the student prefers the teacher's action."),
         ("regret", "regret (Q units)", "Held-out episodes: what the student's choices cost by the teacher's own Q-values."),
     ]

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from pipeline.seeding import stream
-
-RESAMPLES: Final = 10_000
-Returns = npt.NDArray[np.float64]
+from pipeline.report.bootstrap import Values, percentiles, resampled_means
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +38,8 @@ class Contestant:
 class Score:
     """A row of scores.json. Intervals are 95 % percentile bootstraps over episodes; they do not include training variance.
 
-    `teacher_percent` is the raw ratio that the paper reports; `normalized` is (mean - random) / (teacher - random) in per cent,
-    the one to compare and to average.
+    `teacher_percent` is the raw ratio that the paper reports, None for a teacher that scores no more than zero; `normalized`
+    is (mean - random) / (teacher - random) in per cent, the one to compare and to average.
     """
 
     agent: str
@@ -56,14 +53,14 @@ class Score:
     mean: float
     min: float
     ci95: tuple[float, float]
-    teacher_percent: float
+    teacher_percent: float | None
     normalized: float
     normalized_ci95: tuple[float, float]
     stalled: int
 
 
-def read_returns(path: Path) -> tuple[Returns, npt.NDArray[np.int64], int]:
-    """Returns and seeds in seed order, and how many episodes the frame cap cut."""
+def read_returns(path: Path) -> tuple[Values, npt.NDArray[np.int64], int]:
+    """Values and seeds in seed order, and how many episodes the frame cap cut."""
     table = pq.read_table(path)
     order = np.argsort(table["seed"].to_numpy())
     return table["episode_return"].to_numpy()[order], table["seed"].to_numpy()[order], int(np.sum(table["stalled"].to_numpy()))
@@ -79,13 +76,10 @@ def score(who: Contestant, teacher: Contestant, chance: Contestant) -> Score:
         raise ValueError(
             f"the teacher of {who.game} scores {best:.2f}, no better than random ({zero:.2f}): there is nothing to distil"
         )
-    rng = stream(0, "scores")
-    pick_RN = rng.integers(0, len(own_N), size=(RESAMPLES, len(own_N)))
+    own_R = resampled_means(own_N)
     paired = np.array_equal(own_seeds, teacher_seeds)
-    teacher_pick_RN = pick_RN if paired else rng.integers(0, len(teacher_N), size=(RESAMPLES, len(teacher_N)))
-    own_R = own_N[pick_RN].mean(axis=1)
-    teacher_R = teacher_N[teacher_pick_RN].mean(axis=1)
-    random_R = random_N[rng.integers(0, len(random_N), size=(RESAMPLES, len(random_N)))].mean(axis=1)
+    teacher_R = resampled_means(teacher_N, "episodes" if paired else "teacher's episodes")
+    random_R = resampled_means(random_N, "episodes" if who is chance else "random agent's episodes")
     normalized_R = 100.0 * (own_R - random_R) / (teacher_R - random_R)
     return Score(
         agent=who.agent,
@@ -98,14 +92,9 @@ def score(who: Contestant, teacher: Contestant, chance: Contestant) -> Score:
         episodes=len(own_N),
         mean=float(mean),
         min=float(own_N.min()),
-        ci95=_interval(own_R),
-        teacher_percent=float(100.0 * mean / best),
+        ci95=percentiles(own_R),
+        teacher_percent=float(100.0 * mean / best) if best > 0 else None,
         normalized=float(100.0 * (mean - zero) / (best - zero)),
-        normalized_ci95=_interval(normalized_R),
+        normalized_ci95=percentiles(normalized_R),
         stalled=stalled,
     )
-
-
-def _interval(drawn_R: Returns) -> tuple[float, float]:
-    low, high = np.quantile(drawn_R, [0.025, 0.975])
-    return float(low), float(high)

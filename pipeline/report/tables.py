@@ -42,7 +42,7 @@ COLUMNS: Final[Mapping[str, Callable[[Row], str]]] = {
     "size %": lambda r: f"{100 * r.score.parameters / r.teacher_parameters:.1f}",
     "mean return [95 %]": lambda r: _with_interval(r.score.mean, r.score.ci95, 2),
     "min": lambda r: f"{r.score.min:g}",
-    "% of teacher": lambda r: f"{r.score.teacher_percent:.1f}",
+    "% of teacher": lambda r: "n/a" if r.score.teacher_percent is None else f"{r.score.teacher_percent:.1f}",
     "normalised % [95 %]": lambda r: _with_interval(r.score.normalized, r.score.normalized_ci95, 1),
     "paper, % of teacher": _published,
     "episodes": lambda r: str(r.score.episodes) + (f" ({r.score.stalled} stalled)" if r.score.stalled else ""),

@@ -56,6 +56,10 @@ class PqnConfig:
     life_loss_ends: bool
 
     def __post_init__(self) -> None:
+        if min(self.envs, self.horizon, self.epochs, self.minibatch) < 1:
+            raise ValueError("envs, horizon, epochs and minibatch are at least 1")
+        if not 0 < self.epsilon_low <= self.epsilon_high <= 1:
+            raise ValueError("epsilons are 0 < epsilon_low <= epsilon_high <= 1")
         if (self.envs * self.horizon) % self.minibatch:
             raise ValueError(
                 f"minibatch {self.minibatch} does not divide envs x horizon = {self.envs * self.horizon}: choose a divisor"
@@ -105,6 +109,14 @@ class PqnLearner:
         self._obs_TBCHW = torch.empty(
             (config.horizon + 1, config.envs, spec.stack, 84, 84), dtype=torch.uint8, device=compute.device
         )
+
+    @property
+    def envs(self) -> int:
+        return self.config.envs
+
+    def train(self, world: World) -> Iterator[Progress]:
+        """`train` of this module, on this learner."""
+        return train(self, world)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs; plain tensors and numbers, so it loads with `weights_only=True`."""
@@ -222,7 +234,7 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
             total=learner.budget,
             unit="steps",
             metrics={
-                "return": float(np.mean(learner.recent_returns)) if learner.recent_returns else float("nan"),
+                **({"return": float(np.mean(learner.recent_returns))} if learner.recent_returns else {}),
                 "episodes": float(learner.episodes),
                 "updates": float(learner.updates),
                 **metrics,

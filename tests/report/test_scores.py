@@ -35,7 +35,9 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     assert found.teacher_percent == pytest.approx(100 * 10 / 15)
     assert found.normalized == pytest.approx(100 * 30 / 35)
     assert score(teacher, teacher, chance).normalized_ci95 == (100.0, 100.0)
-    assert score(chance, teacher, chance).normalized == 0.0
+    assert score(chance, teacher, chance).normalized_ci95 == (0.0, 0.0)
+    below = contestant(tmp_path, "teacher", [-5, 5], name="zero")
+    assert score(chance, below, chance).teacher_percent is None
 
 
 def test_pairing_by_seed_narrows_the_interval(tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_a_teacher_no_better_than_random_is_refused(tmp_path: Path) -> None:
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
-    covered = [low <= 0 <= high for low, high in (interval(rng.normal(size=60), resamples=1000) for _ in range(300))]
+    covered = [low <= 0 <= high for low, high in (interval(rng.normal(size=60)) for _ in range(300))]
     assert 0.90 < np.mean(covered) < 0.98
     with pytest.raises(ValueError, match="at least one episode"):
         interval([])
@@ -77,7 +79,9 @@ def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
     chance = contestant(tmp_path, "random", [-20, -21])
     student = contestant(tmp_path, "student", [9, 19], name="<net2>", loss="kl", curve=curve)
     rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, student)]
-    page = render([Section(game="Pong", mix="pong", rows=rows, teacher=teacher, students=[student])], {"digest": "abc"})
+    page = render(
+        [Section(game="Pong", mix="pong", rows=rows, teacher=teacher, students=[student])], "epsilon 0.05", {"digest": "abc"}
+    )
     assert "&lt;net2&gt;" in page
     assert "<net2>" not in page
     assert page.count("<svg") == 4

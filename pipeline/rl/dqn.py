@@ -1,0 +1,245 @@
+"""DQN as published (Mnih et al. 2015), on a vector environment; Double DQN (van Hasselt et al. 2016) as an option.
+
+The ratio of updates to steps is the published one whatever the number of environments: after each vector step of B steps,
+B / `steps_per_update` updates are made.
+
+Dimensions: B environments, M minibatch, C stacked frames, H W pixels, A actions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pipeline.agents.device import Compute
+from pipeline.agents.networks import NetworkSpec, QNetwork
+from pipeline.agents.policies import EpsilonGreedy, q_function
+from pipeline.atari.rollout import World, rollout
+from pipeline.progress import Progress
+from pipeline.rl.replay import Replay, Transitions
+from pipeline.seeding import episode_seeds, integer, stream
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DqnConfig:
+    """Settings of DQN (Mnih et al. 2015, Extended Data Table 1); the step budget is given apart.
+
+    `replay` and `replay_start` are steps, `target_every` is updates, epsilon falls linearly from 1 to `epsilon_final` over
+    `epsilon_steps` steps. `squared_decay` and `gradient_decay` are RMSProp's averages of squared and plain gradients,
+    `squared_minimum` what is added under its root. `double` picks the next action with the online network.
+    """
+
+    envs: int
+    replay: int
+    replay_start: int
+    minibatch: int
+    steps_per_update: int
+    target_every: int
+    learning_rate: float
+    squared_decay: float
+    gradient_decay: float
+    squared_minimum: float
+    gamma: float
+    epsilon_final: float
+    epsilon_steps: int
+    double: bool
+    clip_rewards: bool
+    life_loss_ends: bool
+
+    def __post_init__(self) -> None:
+        if min(self.envs, self.minibatch, self.steps_per_update, self.target_every, self.epsilon_steps) < 1:
+            raise ValueError("envs, minibatch, steps_per_update, target_every and epsilon_steps are at least 1")
+        if self.envs % self.steps_per_update:
+            raise ValueError(
+                f"envs {self.envs} is not a multiple of steps_per_update {self.steps_per_update}: "
+                f"a vector step must hold a whole number of updates"
+            )
+        if self.replay_start > self.replay:
+            raise ValueError(f"replay_start {self.replay_start:,} exceeds replay {self.replay:,}: lower it")
+
+
+class CenteredRmsProp(torch.optim.Optimizer):
+    """RMSProp as DQN uses it (Graves 2013, eq. 38-41, without momentum): g / sqrt(E[g^2] - E[g]^2 + minimum).
+
+    torch's centered RMSprop has one decay for both averages and adds its constant outside the root.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float, squared_decay: float, gradient_decay: float, minimum: float
+    ) -> None:
+        defaults = {"lr": lr, "squared_decay": squared_decay, "gradient_decay": gradient_decay, "minimum": minimum}
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update from the gradients at hand."""
+        assert closure is None
+        for group in self.param_groups:
+            held = [p for p in group["params"] if p.grad is not None]
+            for p in held:
+                if not self.state[p]:
+                    self.state[p] = {"squared": torch.zeros_like(p), "gradient": torch.zeros_like(p)}
+            gradients = [p.grad for p in held]
+            squared = [self.state[p]["squared"] for p in held]
+            mean = [self.state[p]["gradient"] for p in held]
+            torch._foreach_mul_(squared, group["squared_decay"])
+            torch._foreach_addcmul_(squared, gradients, gradients, 1.0 - group["squared_decay"])
+            torch._foreach_lerp_(mean, gradients, 1.0 - group["gradient_decay"])
+            scale = torch._foreach_addcmul(squared, mean, mean, -1.0)
+            torch._foreach_add_(scale, group["minimum"])
+            torch._foreach_sqrt_(scale)
+            torch._foreach_addcdiv_(held, gradients, scale, -group["lr"])
+
+
+class DqnLearner:
+    """A learning DQN agent: online and target network, optimiser, replay, counters.
+
+    The replay is not part of the checkpoint (7 GB at the published size): a resumed run first refills it to `replay_start`
+    with its own policy, which costs those steps and counts none of them.
+    """
+
+    def __init__(
+        self, config: DqnConfig, budget: int, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int
+    ) -> None:
+        self.config, self.budget, self.compute, self.seed = config, budget, compute, seed
+        with torch.random.fork_rng():
+            torch.manual_seed(integer(seed, "dqn", "weights"))
+            network = QNetwork(spec, heads)
+        self.network: QNetwork = network.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.target: QNetwork = QNetwork(spec, heads).to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.target.load_state_dict(self.network.state_dict())
+        self.optimizer = CenteredRmsProp(
+            self.network.parameters(),
+            lr=config.learning_rate,
+            squared_decay=config.squared_decay,
+            gradient_decay=config.gradient_decay,
+            minimum=config.squared_minimum,
+        )
+        self.replay = Replay(config.replay, config.envs, spec.stack)
+        self.steps = 0
+        self.updates = 0
+        self.episodes = 0
+        self.recent_returns: deque[float] = deque(maxlen=100)
+
+    @property
+    def envs(self) -> int:
+        return self.config.envs
+
+    def train(self, world: World) -> Iterator[Progress]:
+        """`train` of this module, on this learner."""
+        return train(self, world)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs but the replay; plain tensors and numbers."""
+        return {
+            "network": self.network.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counters": [self.steps, self.updates, self.episodes],
+            "recent_returns": list(self.recent_returns),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.target.load_state_dict(state["target"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps, self.updates, self.episodes = state["counters"]
+        self.recent_returns.extend(state["recent_returns"])
+
+    def epsilon(self) -> float:
+        """This moment's exploration rate."""
+        c = self.config
+        return 1.0 + min(1.0, self.steps / c.epsilon_steps) * (c.epsilon_final - 1.0)
+
+    def targets(self, batch: Transitions) -> Tensor:
+        """r + gamma max_a Q'(s', a), or with `double` Q'(s', argmax_a Q(s', a)); r alone where s' has no value."""
+        device = self.compute.device
+        next_obs_MCHW = torch.from_numpy(batch.next_obs_MCHW).to(device)
+        with torch.no_grad(), self.compute.autocast():
+            next_MA = self.target(next_obs_MCHW)
+            chooser_MA = self.network(next_obs_MCHW) if self.config.double else next_MA
+        value_M = next_MA.gather(1, chooser_MA.argmax(dim=1, keepdim=True)).squeeze(1)
+        reward_M, done_M = (torch.from_numpy(x).to(device) for x in (batch.reward_M, batch.done_M))
+        target_M: Tensor = reward_M + self.config.gamma * (1.0 - done_M) * value_M
+        return target_M
+
+    def update(self, batch: Transitions) -> Tensor:
+        """One gradient step on the clipped temporal-difference error; returns the minibatch's mean loss, on the device."""
+        target_M = self.targets(batch)
+        device = self.compute.device
+        with self.compute.autocast():
+            q_MA = self.network(torch.from_numpy(batch.obs_MCHW).to(device))
+        chosen_M = q_MA.gather(1, torch.from_numpy(batch.action_M).to(device).unsqueeze(1)).squeeze(1)
+        loss_M = nn.functional.smooth_l1_loss(chosen_M, target_M, reduction="none")  # error clipped to [-1, 1]
+        assert loss_M.shape == (len(batch.action_M),)
+        loss = loss_M.mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.updates += 1
+        if self.updates % self.config.target_every == 0:
+            self.target.load_state_dict(self.network.state_dict())
+        return loss.detach()
+
+
+def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
+    """Learn until the step budget is spent, yielding about every 2,000 steps. Metrics as `pqn.train`'s."""
+    c = learner.config
+    assert world.width == c.envs
+    rng = stream(learner.seed, "dqn", "minibatches", learner.updates)
+    policy = EpsilonGreedy(q_function(learner.network, learner.compute), learner.epsilon())
+    return_B = np.zeros(c.envs)
+    every = max(1, 2048 // c.envs)
+    losses: list[Tensor] = []
+    spent = {"update": 0.0}
+    began = time.perf_counter()
+    filling = len(learner.replay) < c.replay_start and learner.steps > 0  # a resumed run refills before it goes on
+    first = episode_seeds("train", learner.seed) + learner.episodes
+    for turn, step in enumerate(rollout(world, policy, itertools.count(first)), start=1):
+        return_B += step.reward_B
+        over_B = step.terminated_B | step.truncated_B
+        learner.recent_returns.extend(return_B[over_B].tolist())
+        learner.episodes += int(over_B.sum())
+        return_B[over_B] = 0.0
+        done_B = over_B | step.life_lost_B if c.life_loss_ends else over_B
+        reward_B: npt.NDArray[np.float32] = np.sign(step.reward_B) if c.clip_rewards else step.reward_B
+        learner.replay.add(step, reward_B, done_B)
+        if len(learner.replay) >= c.replay_start:
+            filling = False
+            start = time.perf_counter()
+            for _ in range(c.envs // c.steps_per_update):
+                losses.append(learner.update(learner.replay.sample(c.minibatch, rng)))
+            spent["update"] += time.perf_counter() - start
+        if not filling:
+            learner.steps += c.envs
+            policy.epsilon = learner.epsilon()
+        if turn % every and learner.steps < learner.budget:
+            continue
+        yield Progress(
+            done=learner.steps,
+            total=learner.budget,
+            unit="steps",
+            metrics={
+                **({"return": float(np.mean(learner.recent_returns))} if learner.recent_returns else {}),
+                "episodes": float(learner.episodes),
+                "updates": float(learner.updates),
+                **({"loss": float(torch.stack(losses).mean())} if losses else {}),
+                "q": float(step.q_BA.mean()),
+                "epsilon": float(np.max(policy.epsilon)),
+                "learning_rate": c.learning_rate,
+                "seconds_update": spent["update"],
+                "seconds_play": time.perf_counter() - began - spent["update"],
+            },
+        )
+        losses, spent["update"], began = [], 0.0, time.perf_counter()
+        if learner.steps >= learner.budget:
+            return

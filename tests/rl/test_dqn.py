@@ -1,0 +1,106 @@
+"""DQN: optimiser and targets by hand, and that it learns a world whose optimal Q-values are known."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.agents.device import Compute
+from pipeline.rl.dqn import CenteredRmsProp, DqnConfig, DqnLearner, train
+from pipeline.rl.replay import Transitions
+from tests.fakes import LENGTH, SMALL, Corridor, draw, optimal_q
+
+CONFIG = DqnConfig(
+    envs=8,
+    replay=4000,
+    replay_start=400,
+    minibatch=32,
+    steps_per_update=4,
+    target_every=100,
+    learning_rate=1e-3,
+    squared_decay=0.95,
+    gradient_decay=0.95,
+    squared_minimum=1e-4,
+    gamma=0.9,
+    epsilon_final=0.2,
+    epsilon_steps=2000,
+    double=False,
+    clip_rewards=True,
+    life_loss_ends=True,
+)
+
+
+def learner(steps: int, *, double: bool = False) -> DqnLearner:
+    compute = Compute(torch.device("cpu"), "float32")
+    return DqnLearner(replace(CONFIG, double=double), steps, SMALL, {"Corridor": 2}, compute, 0)
+
+
+def test_rmsprop_by_hand() -> None:
+    p = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = CenteredRmsProp([p], lr=0.1, squared_decay=0.9, gradient_decay=0.8, minimum=0.01)
+    value, squared, mean = 1.0, 0.0, 0.0
+    for gradient in (2.0, -1.0, 0.5):
+        p.grad = torch.tensor([gradient])
+        optimizer.step()
+        squared = 0.9 * squared + 0.1 * gradient**2
+        mean = 0.8 * mean + 0.2 * gradient
+        value -= 0.1 * gradient / math.sqrt(squared - mean**2 + 0.01)
+        assert p.item() == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_targets_by_hand(double: bool) -> None:
+    agent = learner(100, double=double)
+    with torch.no_grad():
+        for p in agent.target.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
+    obs = np.random.default_rng(0).integers(0, 256, (5, 4, 84, 84), dtype=np.uint8)
+    done = np.array([0, 0, 1, 0, 0], dtype=np.float32)
+    batch = Transitions(obs, np.zeros(5, np.int64), np.arange(5, dtype=np.float32), done, obs)
+    with torch.no_grad():
+        online, target = agent.network(torch.from_numpy(obs)), agent.target(torch.from_numpy(obs))
+    for i, value in enumerate(agent.targets(batch).tolist()):
+        best = int((online if double else target)[i].argmax())
+        assert value == pytest.approx(i + 0.9 * (1 - done[i]) * target[i, best].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_it_learns_the_optimal_q_values(double: bool) -> None:
+    agent = learner(5000, double=double)
+    *_, last = train(agent, Corridor(8))
+    assert last.done == 5000
+    states = np.stack([np.concatenate([np.zeros((3, 84, 84), np.uint8), draw(c)[None]]) for c in range(LENGTH)])
+    with torch.inference_mode():
+        q = agent.network(torch.from_numpy(states)).numpy()
+    assert (q.argmax(1) == 1).all()
+    assert np.abs(q - np.stack([optimal_q(c, 0.9) for c in range(LENGTH)])).max() < 0.25
+
+
+def test_updates_keep_their_ratio_to_steps() -> None:
+    agent = learner(2000)
+    list(train(agent, Corridor(8)))
+    assert agent.updates == (2000 - CONFIG.replay_start + CONFIG.envs) // CONFIG.steps_per_update
+
+
+def test_a_resumed_run_refills_its_replay_without_counting() -> None:
+    agent = learner(1200)
+    for _ in itertools.islice(train(agent, Corridor(8)), 1):
+        pass
+    again = learner(4000)
+    again.load_state_dict(agent.state_dict())
+    before = (again.steps, again.updates)
+    for _ in train(again, Corridor(8)):
+        if len(again.replay) >= CONFIG.replay_start:
+            break
+    assert again.steps - before[0] <= 2048
+    assert again.updates - before[1] <= (again.steps - before[0]) // CONFIG.steps_per_update + 2
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="whole number of updates"):
+        replace(CONFIG, envs=6)
+    with pytest.raises(ValueError, match="exceeds replay"):
+        replace(CONFIG, replay_start=5000)
