@@ -116,7 +116,7 @@ def test_abandoned_after_every_block_with_whole_shards_on_disk(
     while True:
         sittings += 1
         again = Collection(config(9000), breakout_teacher, teacher, tmp_path / "again")
-        (tmp_path / "again/dataset/states.zarr/q/c/0.killed.partial").write_bytes(b"debris of a killed write")
+        (tmp_path / "again/dataset/states.zarr/q/0.killed.partial").write_bytes(b"debris of a killed write")
         begun = again.writer.packed
         start = None
         for p in again.run(one_worker):
