@@ -1,4 +1,4 @@
-"""Why students are standardised: on real Pong, a small network fits 64 states in 80 updates with it, and hardly starts without."""
+"""Why students are standardised: on real Pong a small network fits 64 states in 80 updates with it, and hardly without."""
 
 import dataclasses
 from pathlib import Path
