@@ -1,7 +1,7 @@
 """Where and in which precision a network runs.
 
 Labels, gates and scores are float32 with TF32 off: bfloat16 labels would cost 0.4 nat at tau = 0.01. Training on a CPU
-with AVX512-bf16 or on a GPU uses bfloat16 autocast, 3-4x faster here than float32.
+with AVX512-bf16 or on a GPU uses bfloat16 autocast, which is faster.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Data-dependent initialisation: every layer starts with outputs of mean 0 and variance 1 over real states.
 
 Atari frames are a bright constant background with a few moving pixels. Under the usual initialisation the part of a layer's
-output that varies between states is a hundredth of its offset, and a small student without normalisation layers sits on a
-plateau for thousands of updates. Rescaling each layer once, before training, removes it and leaves the architecture
+output that varies between states is small beside its offset, and a small student without normalisation layers hardly starts
+to learn (tests/distill/test_standardise.py). Rescaling each layer once, before training, removes it and leaves the architecture
 untouched (Kraehenbuehl et al. 2016, arXiv 1511.06856; Mishkin and Matas 2016, arXiv 1511.06422).
 
 Dimensions: B batch, C stacked frames, H W pixels, A actions.

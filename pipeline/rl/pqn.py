@@ -1,7 +1,6 @@
 """PQN: Q-learning on a vector environment, with LayerNorm in place of replay and target network (Gallici et al. 2024).
 
 Each iteration plays `horizon` steps in every environment, computes Q(lambda) targets, and makes `epochs` passes over them.
-It trains a Pong teacher on two CPU cores in well under an hour.
 
 Dimensions: T horizon, B environments, N = T*B, C stacked frames, H W pixels, A actions.
 """
