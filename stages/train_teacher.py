@@ -12,7 +12,7 @@ import torch
 
 from pipeline.agents.checkpoints import CARD, save_agent
 from pipeline.agents.device import Compute, exact, pick_device
-from pipeline.agents.networks import QNetwork
+from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
@@ -55,11 +55,11 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
     learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
     state = _Run(work / "checkpoint.pt", learner)
     if state.resume():
-        say(f"resuming {game} at {learner.steps:,} steps from {work}")
-    if learner.steps > teacher.steps:
+        say(f"resuming {game} at {learner.tally.steps:,} steps from {work}")
+    if learner.tally.steps > teacher.steps:
         raise ValueError(
-            f"the unfinished run in {work} is at {learner.steps:,} steps, beyond teachers.{game}.steps = {teacher.steps:,}: "
-            f"raise that, or remove the folder to start afresh"
+            f"the unfinished run in {work} is at {learner.tally.steps:,} steps, "
+            f"beyond teachers.{game}.steps = {teacher.steps:,}: raise that, or remove the folder to start afresh"
         )
     state.budgets = [*(b for b in state.budgets if b != teacher.steps), teacher.steps]
     _learn(params, game, teacher, state)
@@ -75,8 +75,8 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
             "algorithm": preset.algorithm,
             "steps": state.best_steps,
             "frames": state.best_steps * params.environment.frame_skip,
-            "steps_trained": learner.steps,
-            "updates": learner.updates,
+            "steps_trained": learner.tally.steps,
+            "updates": learner.tally.updates,
             "budgets": state.budgets,
             "seed": teacher.seed,
             "recipe": teacher.recipe,
@@ -98,7 +98,7 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
 def _learn(params: settings.Params, game: str, teacher: settings.TeacherParams, state: _Run) -> None:
     """Spend the step budget, evaluating and checkpointing on the way."""
     learner = state.learner
-    policy = EpsilonGreedy(q_function(learner.network, learner.compute), params.evaluation.epsilon)
+    policy = EpsilonGreedy(q_function(learner.result, learner.compute), params.evaluation.epsilon)
     contestant = Contestant(f"teachers/{game}", game, policy, {})
 
     def select() -> None:
@@ -106,18 +106,20 @@ def _learn(params: settings.Params, game: str, teacher: settings.TeacherParams, 
         state.offer(evaluated)
         state.add_point(metrics, params.environment.frame_skip, evaluated)
         state.save()
-        say(f"{game} at {learner.steps:,} steps: mean return {evaluated:.2f} (best {state.best_return:.2f})")
+        say(f"{game} at {learner.tally.steps:,} steps: mean return {evaluated:.2f} (best {state.best_return:.2f})")
 
     def due() -> bool:
-        return learner.steps >= min(teacher.steps, (state.evaluated_steps // teacher.select_every + 1) * teacher.select_every)
+        return learner.tally.steps >= min(
+            teacher.steps, (state.evaluated_steps // teacher.select_every + 1) * teacher.select_every
+        )
 
     metrics: Mapping[str, float] = {}
     try:
-        if learner.steps and state.evaluated_steps < learner.steps and due():
+        if learner.tally.steps and state.evaluated_steps < learner.tally.steps and due():
             select()  # an evaluation that the last sitting did not finish
-        if learner.steps >= teacher.steps:
+        if learner.tally.steps >= teacher.steps:
             return
-        next_point = learner.steps
+        next_point = learner.tally.steps
         world = VectorWorld(game, params.environment, width=learner.envs)
         shown = ("return", "loss", "q", "epsilon", "seconds_environment", "seconds_forward", "seconds_update", "seconds_play")
         with closing(show(learner.train(world), f"train {game}", shown)) as progress:
@@ -132,7 +134,7 @@ def _learn(params: settings.Params, game: str, teacher: settings.TeacherParams, 
                     state.save()
     except KeyboardInterrupt:
         state.save()
-        say(f"stopped at {learner.steps:,} steps; the same command goes on from there")
+        say(f"stopped at {learner.tally.steps:,} steps; the same command goes on from there")
         raise
 
 
@@ -141,9 +143,9 @@ def _pass_gate(
 ) -> tuple[QNetwork, dict[str, Any]]:
     """The best snapshot and its evaluation on fresh episodes. ValueError if that is below the gate; nothing is lost."""
     device = state.learner.compute.device
-    best = QNetwork(state.learner.network.spec, state.learner.network.actions)
+    best = QNetwork(state.learner.result.spec, state.learner.result.actions)
     best.load_state_dict(state.best_weights)
-    best = best.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    best = place(best, device).eval()
     policy = EpsilonGreedy(q_function(best, exact(device)), params.evaluation.epsilon)
     say(f"gate: {teacher.gate_episodes} fresh episodes of the best snapshot ({state.best_steps:,} steps)")
     episodes = played(Contestant(f"teachers/{game}", game, policy, {}), params, "gate", teacher.seed, teacher.gate_episodes)
@@ -152,7 +154,7 @@ def _pass_gate(
         raise ValueError(
             f"{game} reached a mean return of {reached:.2f} over {len(episodes)} episodes, "
             f"its gate is {teacher.gate_return:g}: raise teachers.{game}.steps "
-            f"(the run goes on from {state.learner.steps:,}) or lower teachers.{game}.gate_return"
+            f"(the run goes on from {state.learner.tally.steps:,}) or lower teachers.{game}.gate_return"
         )
     returns = [e.episode_return for e in episodes]
     return best, {
@@ -211,8 +213,8 @@ class _Run:
     def offer(self, mean_return: float) -> None:
         """Keep the current weights if they evaluated best so far."""
         if mean_return > self.best_return:
-            self.best_return, self.best_steps = mean_return, self.learner.steps
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.learner.network.state_dict().items()}
+            self.best_return, self.best_steps = mean_return, self.learner.tally.steps
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.learner.result.state_dict().items()}
 
     @property
     def evaluated_steps(self) -> int:
@@ -224,10 +226,10 @@ class _Run:
         names = ("loss", "q", "epsilon", "learning_rate")
         self.curve.append(
             {
-                "steps": self.learner.steps,
-                "frames": self.learner.steps * frame_skip,
-                "updates": self.learner.updates,
-                "episodes": self.learner.episodes,
+                "steps": self.learner.tally.steps,
+                "frames": self.learner.tally.steps * frame_skip,
+                "updates": self.learner.tally.updates,
+                "episodes": self.learner.tally.episodes,
                 "seconds": round(self.seconds(), 1),
                 "train_return": round(metrics["return"], 3) if "return" in metrics else "",
                 "eval_return": "" if evaluated is None else round(evaluated, 3),

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pipeline.agents.networks import NETWORKS, NetworkSpec, QNetwork, count_parameters
+from pipeline.agents.networks import NETWORKS, NetworkSpec, QNetwork, count_parameters, place
 
 FORMAT: Final = 1
 WEIGHTS: Final = "model.safetensors"
@@ -96,5 +96,4 @@ def load_agent(folder: Path, device: torch.device) -> Agent:
         raise ValueError(f"{folder} is damaged ({first}): restore it with `git checkout` or `dvc pull`") from None
     if digest(network) != card["digest"]:
         raise ValueError(f"{folder / WEIGHTS} does not match the digest in its card: restore both from one source")
-    network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Agent(network, card)
+    return Agent(place(network, device).eval(), card)

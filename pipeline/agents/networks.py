@@ -119,6 +119,20 @@ class QNetwork(nn.Module):
         return q_BA
 
 
+def new_network(spec: NetworkSpec, heads: Mapping[str, int], device: torch.device, seed: int) -> QNetwork:
+    """A network with the weights that `seed` draws, whatever torch's global stream holds, placed on `device`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = QNetwork(spec, heads)
+    return place(network, device)
+
+
+def place(network: QNetwork, device: torch.device) -> QNetwork:
+    """The network on `device`, in the memory format of the fast convolutions."""
+    placed: QNetwork = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
+
+
 def count_parameters(network: nn.Module) -> int:
     """Trainable numbers in the network."""
     return sum(p.numel() for p in network.parameters())

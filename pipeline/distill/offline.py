@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.agents.device import Compute, Precision
 from pipeline.agents.initialise import standardise
-from pipeline.agents.networks import NetworkSpec, QNetwork
+from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
 from pipeline.datasets.loader import Resident, batch_steps, split_episodes
 from pipeline.datasets.reader import Dataset
 from pipeline.distill import losses
@@ -94,10 +94,8 @@ class Student:
         self._frame_MHW = torch.from_numpy(self._data.frame_MHW).to(compute.device)
         self._q_NA = torch.from_numpy(self._data.q_NA).to(compute.device)
         game = dataset.manifest.game
-        with torch.random.fork_rng():
-            torch.manual_seed(integer(seed, "student", "weights"))
-            network = QNetwork(spec, {game: dataset.manifest.actions})
-        self.network: QNetwork = network.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        heads = {game: dataset.manifest.actions}
+        self.network = new_network(spec, heads, compute.device, integer(seed, "student", "weights"))
         if config.standardise:
             obs_BCHW, q_BA = self.gather(batch_steps(self.train_N, min(INITIAL_STATES, len(self.train_N)), seed, 0))
             standardise(self.network, game, obs_BCHW, q_BA if objective.loss == "mse" else None)

@@ -8,23 +8,23 @@ Dimensions: B environments, M minibatch, C stacked frames, H W pixels, A actions
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from pipeline.agents.device import Compute
-from pipeline.agents.networks import NetworkSpec, QNetwork
+from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.rollout import World, rollout
 from pipeline.progress import Progress
+from pipeline.rl.learner import Tally, learning_signal
 from pipeline.rl.replay import Replay, Transitions
 from pipeline.seeding import episode_seeds, integer, stream
 
@@ -111,12 +111,8 @@ class DqnLearner:
         self, config: DqnConfig, budget: int, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int
     ) -> None:
         self.config, self.budget, self.compute, self.seed = config, budget, compute, seed
-        with torch.random.fork_rng():
-            torch.manual_seed(integer(seed, "dqn", "weights"))
-            network = QNetwork(spec, heads)
-        self.network: QNetwork = network.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.target: QNetwork = QNetwork(spec, heads).to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.target.load_state_dict(self.network.state_dict())
+        self.network = new_network(spec, heads, compute.device, integer(seed, "dqn", "weights"))
+        self.target = copy.deepcopy(self.network)
         self.optimizer = CenteredRmsProp(
             self.network.parameters(),
             lr=config.learning_rate,
@@ -125,14 +121,16 @@ class DqnLearner:
             minimum=config.squared_minimum,
         )
         self.replay = Replay(config.replay, config.envs, spec.stack)
-        self.steps = 0
-        self.updates = 0
-        self.episodes = 0
-        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.tally = Tally()
 
     @property
     def envs(self) -> int:
         return self.config.envs
+
+    @property
+    def result(self) -> QNetwork:
+        """The online network."""
+        return self.network
 
     def train(self, world: World) -> Iterator[Progress]:
         """`train` of this module, on this learner."""
@@ -144,21 +142,19 @@ class DqnLearner:
             "network": self.network.state_dict(),
             "target": self.target.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "counters": [self.steps, self.updates, self.episodes],
-            "recent_returns": list(self.recent_returns),
+            "tally": self.tally.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steps, self.updates, self.episodes = state["counters"]
-        self.recent_returns.extend(state["recent_returns"])
+        self.tally.load_state_dict(state["tally"])
 
     def epsilon(self) -> float:
         """This moment's exploration rate."""
         c = self.config
-        return 1.0 + min(1.0, self.steps / c.epsilon_steps) * (c.epsilon_final - 1.0)
+        return 1.0 + min(1.0, self.tally.steps / c.epsilon_steps) * (c.epsilon_final - 1.0)
 
     def targets(self, batch: Transitions) -> Tensor:
         """r + gamma max_a Q'(s', a), or with `double` Q'(s', argmax_a Q(s', a)); r alone where s' has no value."""
@@ -185,8 +181,8 @@ class DqnLearner:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.optimizer.step()
-        self.updates += 1
-        if self.updates % self.config.target_every == 0:
+        self.tally.updates += 1
+        if self.tally.updates % self.config.target_every == 0:
             self.target.load_state_dict(self.network.state_dict())
         return loss.detach()
 
@@ -195,23 +191,19 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
     """Learn until the step budget is spent, yielding about every 2,000 steps. Metrics as `pqn.train`'s."""
     c = learner.config
     assert world.width == c.envs
-    rng = stream(learner.seed, "dqn", "minibatches", learner.updates)
+    tally = learner.tally
+    tally.begin(c.envs)
+    rng = stream(learner.seed, "dqn", "minibatches", tally.updates)
     policy = EpsilonGreedy(q_function(learner.network, learner.compute), learner.epsilon())
-    return_B = np.zeros(c.envs)
     every = max(1, 2048 // c.envs)
     losses: list[Tensor] = []
     spent = {"update": 0.0}
     began = time.perf_counter()
-    filling = len(learner.replay) < c.replay_start and learner.steps > 0  # a resumed run refills before it goes on
-    first = episode_seeds("train", learner.seed) + learner.episodes
+    filling = len(learner.replay) < c.replay_start and tally.steps > 0  # a resumed run refills before it goes on
+    first = episode_seeds("train", learner.seed) + tally.episodes
     for turn, step in enumerate(rollout(world, policy, itertools.count(first)), start=1):
-        return_B += step.reward_B
-        over_B = step.terminated_B | step.truncated_B
-        learner.recent_returns.extend(return_B[over_B].tolist())
-        learner.episodes += int(over_B.sum())
-        return_B[over_B] = 0.0
-        done_B = over_B | step.life_lost_B if c.life_loss_ends else over_B
-        reward_B: npt.NDArray[np.float32] = np.sign(step.reward_B) if c.clip_rewards else step.reward_B
+        tally.add(step)
+        reward_B, done_B = learning_signal(step, clip_rewards=c.clip_rewards, life_loss_ends=c.life_loss_ends)
         learner.replay.add(step, reward_B, done_B)
         if len(learner.replay) >= c.replay_start:
             filling = False
@@ -220,18 +212,16 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
                 losses.append(learner.update(learner.replay.sample(c.minibatch, rng)))
             spent["update"] += time.perf_counter() - start
         if not filling:
-            learner.steps += c.envs
+            tally.steps += c.envs
             policy.epsilon = learner.epsilon()
-        if turn % every and learner.steps < learner.budget:
+        if turn % every and tally.steps < learner.budget:
             continue
         yield Progress(
-            done=learner.steps,
+            done=tally.steps,
             total=learner.budget,
             unit="steps",
             metrics={
-                **({"return": float(np.mean(learner.recent_returns))} if learner.recent_returns else {}),
-                "episodes": float(learner.episodes),
-                "updates": float(learner.updates),
+                **tally.metrics(),
                 **({"loss": float(torch.stack(losses).mean())} if losses else {}),
                 "q": float(step.q_BA.mean()),
                 "epsilon": float(np.max(policy.epsilon)),
@@ -241,5 +231,5 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
             },
         )
         losses, spent["update"], began = [], 0.0, time.perf_counter()
-        if learner.steps >= learner.budget:
+        if tally.steps >= learner.budget:
             return

@@ -1,28 +1,80 @@
-"""What every algorithm that learns from reward offers to the stages that train, evaluate, checkpoint and publish it."""
+"""What the algorithms that learn from reward share, and what they offer to the stages that train and publish them."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import QNetwork
-from pipeline.atari.rollout import World
+from pipeline.atari.rollout import Step, World
 from pipeline.progress import Progress
 
 
-class Learner(Protocol):
-    """`envs` is the width of the world it trains in; `budget` and `steps` are agent decisions over all environments."""
+class Tally:
+    """How far a run is: steps (agent decisions over all environments), updates, full episodes, and their latest raw returns."""
 
-    network: QNetwork
+    def __init__(self) -> None:
+        self.steps = 0
+        self.updates = 0
+        self.episodes = 0
+        self.recent_returns: deque[float] = deque(maxlen=100)
+        self._return_B = np.zeros(0)
+
+    def begin(self, width: int) -> None:
+        """A world of this width starts anew; episodes that a killed run left unfinished never count."""
+        self._return_B = np.zeros(width)
+
+    def add(self, step: Step) -> None:
+        """Account for the rewards and the ended episodes of one vector step; counting its steps is the learner's business."""
+        over_B = step.terminated_B | step.truncated_B
+        self._return_B += step.reward_B
+        self.recent_returns.extend(self._return_B[over_B].tolist())
+        self.episodes += int(over_B.sum())
+        self._return_B[over_B] = 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """`return` (mean of the last 100 full episodes, absent before the first), `episodes` and `updates`."""
+        returns = {"return": float(np.mean(self.recent_returns))} if self.recent_returns else {}
+        return {**returns, "episodes": float(self.episodes), "updates": float(self.updates)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "updates": self.updates,
+            "episodes": self.episodes,
+            "recent_returns": list(self.recent_returns),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self.updates, self.episodes = state["steps"], state["updates"], state["episodes"]
+        self.recent_returns.extend(state["recent_returns"])
+
+
+def learning_signal(
+    step: Step, *, clip_rewards: bool, life_loss_ends: bool
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Reward and end of episode as learned from (Mnih et al. 2015): rewards clipped to their sign, a lost life an end."""
+    over_B = step.terminated_B | step.truncated_B
+    reward_B = np.sign(step.reward_B) if clip_rewards else step.reward_B
+    return reward_B, over_B | step.life_lost_B if life_loss_ends else over_B
+
+
+class Learner(Protocol):
+    """`envs` is the width of the world it trains in; `budget` is in steps. `result` is the network to evaluate and publish."""
+
     compute: Compute
     budget: int
-    steps: int
-    updates: int
-    episodes: int
+    tally: Tally
 
     @property
     def envs(self) -> int: ...
+    @property
+    def result(self) -> QNetwork: ...
     def train(self, world: World) -> Iterator[Progress]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.agents.device import Compute
-from pipeline.agents.networks import NetworkSpec, QNetwork
+from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
 from pipeline.agents.policies import EpsilonGreedy
 from pipeline.atari.rollout import World, rollout
 from pipeline.progress import Progress
+from pipeline.rl.learner import Tally, learning_signal
 from pipeline.seeding import episode_seeds, integer
 
 
@@ -35,7 +36,9 @@ class PqnConfig:
     `exploration_fraction` of the steps to a ladder over the environments, log-spaced from `epsilon_low` to
     `epsilon_high`: data and scores are taken at epsilon = 0.05, so the teacher must have met its own mistakes.
     `target_epsilon` is the epsilon whose epsilon-greedy policy the targets value (Expected SARSA); 0 is Q-learning, whose
-    policy counts on never slipping and keeps no margin for it.
+    policy counts on never slipping and keeps no margin for it. `average_decay` is the decay, per update, of the moving
+    average of the weights that is evaluated and published (Polyak and Juditsky 1992): the last minibatches sway a policy
+    whose actions lie this close in value, their average much less. 0 publishes the weights as they are.
     """
 
     envs: int
@@ -51,6 +54,7 @@ class PqnConfig:
     epsilon_high: float
     exploration_fraction: float
     target_epsilon: float
+    average_decay: float
     clip_rewards: bool
     life_loss_ends: bool
 
@@ -59,6 +63,8 @@ class PqnConfig:
             raise ValueError("envs, horizon, epochs and minibatch are at least 1")
         if not 0 < self.epsilon_low <= self.epsilon_high <= 1:
             raise ValueError("epsilons are 0 < epsilon_low <= epsilon_high <= 1")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay is {self.average_decay}, not in [0, 1): 0.999 averages about 1,000 updates")
         if (self.envs * self.horizon) % self.minibatch:
             raise ValueError(
                 f"minibatch {self.minibatch} does not divide envs x horizon = {self.envs * self.horizon}: choose a divisor"
@@ -95,16 +101,11 @@ class PqnLearner:
         self, config: PqnConfig, budget: int, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int
     ) -> None:
         self.config, self.budget, self.compute, self.seed = config, budget, compute, seed
-        torch_seed = integer(seed, "pqn", "weights")
-        with torch.random.fork_rng():
-            torch.manual_seed(torch_seed)
-            self.network = QNetwork(spec, heads).to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = new_network(spec, heads, compute.device, integer(seed, "pqn", "weights"))
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))  # type: ignore[no-untyped-call]
         self.optimizer = torch.optim.RAdam(self.network.parameters(), lr=config.learning_rate, foreach=True)
         self.shuffle = torch.Generator().manual_seed(integer(seed, "pqn", "minibatches"))
-        self.steps = 0
-        self.updates = 0
-        self.episodes = 0
-        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.tally = Tally()
         self._obs_TBCHW = torch.empty(
             (config.horizon + 1, config.envs, spec.stack, 84, 84), dtype=torch.uint8, device=compute.device
         )
@@ -112,6 +113,13 @@ class PqnLearner:
     @property
     def envs(self) -> int:
         return self.config.envs
+
+    @property
+    def result(self) -> QNetwork:
+        """The averaged network."""
+        averaged = self.average.module
+        assert isinstance(averaged, QNetwork)
+        return averaged
 
     def train(self, world: World) -> Iterator[Progress]:
         """`train` of this module, on this learner."""
@@ -121,28 +129,28 @@ class PqnLearner:
         """Everything a resumed run needs; plain tensors and numbers, so it loads with `weights_only=True`."""
         return {
             "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "shuffle": self.shuffle.get_state(),
-            "counters": [self.steps, self.updates, self.episodes],
-            "recent_returns": list(self.recent_returns),
+            "tally": self.tally.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.shuffle.set_state(state["shuffle"])
-        self.steps, self.updates, self.episodes = state["counters"]
-        self.recent_returns.extend(state["recent_returns"])
+        self.tally.load_state_dict(state["tally"])
 
     def remaining(self) -> float:
         """Fraction of the step budget still ahead."""
-        return max(0.0, 1.0 - self.steps / self.budget)
+        return max(0.0, 1.0 - self.tally.steps / self.budget)
 
     def epsilon_B(self) -> npt.NDArray[np.float64]:
         """This moment's exploration rate of each environment."""
         c = self.config
         final_B = np.geomspace(c.epsilon_low, c.epsilon_high, c.envs)
-        annealed = min(1.0, self.steps / max(1.0, c.exploration_fraction * self.budget))
+        annealed = min(1.0, self.tally.steps / max(1.0, c.exploration_fraction * self.budget))
         return np.asarray(1.0 + annealed * (final_B - 1.0))
 
     def q_values(self, obs_BCHW: npt.NDArray[np.uint8], t: int) -> Tensor:
@@ -172,7 +180,8 @@ class PqnLearner:
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), c.max_grad_norm, foreach=True)
                 self.optimizer.step()
-                self.updates += 1
+                self.average.update_parameters(self.network)
+                self.tally.updates += 1
                 losses.append(loss.detach())
         return {"loss": float(torch.stack(losses).mean())}
 
@@ -186,7 +195,9 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
     c, device = learner.config, learner.compute.device
     assert world.width == c.envs
     seconds = {"environment": 0.0, "forward": 0.0, "update": 0.0}
-    first = episode_seeds("train", learner.seed) + learner.episodes
+    tally = learner.tally
+    tally.begin(c.envs)
+    first = episode_seeds("train", learner.seed) + tally.episodes
     slot = 0  # position in the horizon
 
     def q_values(obs_BCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -196,26 +207,19 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
         return np.asarray(q_BA)
 
     policy = EpsilonGreedy(q_values, learner.epsilon_B())
-    return_B = np.zeros(c.envs)
     action_TB = torch.zeros((c.horizon, c.envs), dtype=torch.int64)
     reward_TB = torch.zeros((c.horizon, c.envs))
     done_TB = torch.zeros((c.horizon, c.envs))
     value_TB = torch.zeros((c.horizon + 1, c.envs))
     began = time.perf_counter()
     for step in rollout(world, policy, itertools.count(first)):
-        over_B = step.terminated_B | step.truncated_B
-        return_B += step.reward_B
-        for finished in np.flatnonzero(over_B):
-            learner.recent_returns.append(float(return_B[finished]))
-            learner.episodes += 1
-        return_B[over_B] = 0.0
-
-        done_B = over_B | step.life_lost_B if c.life_loss_ends else over_B
+        tally.add(step)
+        reward_B, done_B = learning_signal(step, clip_rewards=c.clip_rewards, life_loss_ends=c.life_loss_ends)
         action_TB[slot] = torch.from_numpy(step.action_B)
-        reward_TB[slot] = torch.from_numpy(np.sign(step.reward_B) if c.clip_rewards else step.reward_B)
+        reward_TB[slot] = torch.from_numpy(reward_B)
         done_TB[slot] = torch.from_numpy(done_B.astype(np.float32))
         value_TB[slot] = torch.from_numpy(epsilon_greedy_value(step.q_BA, c.target_epsilon))
-        learner.steps += c.envs
+        tally.steps += c.envs
         slot += 1
         if slot < c.horizon:
             continue
@@ -229,13 +233,11 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
         slot = 0
         policy.epsilon = learner.epsilon_B()
         yield Progress(
-            done=learner.steps,
+            done=tally.steps,
             total=learner.budget,
             unit="steps",
             metrics={
-                **({"return": float(np.mean(learner.recent_returns))} if learner.recent_returns else {}),
-                "episodes": float(learner.episodes),
-                "updates": float(learner.updates),
+                **tally.metrics(),
                 **metrics,
                 "q": float(value_TB.mean()),
                 "epsilon": float(np.mean(policy.epsilon)),
@@ -243,7 +245,7 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
                 **{f"seconds_{name}": value for name, value in seconds.items()},
             },
         )
-        if learner.steps >= learner.budget:
+        if tally.steps >= learner.budget:
             return
         seconds.update(environment=0.0, forward=0.0, update=0.0)
         began = time.perf_counter()

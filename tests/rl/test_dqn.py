@@ -82,7 +82,7 @@ def test_it_learns_the_optimal_q_values(double: bool) -> None:
 def test_updates_keep_their_ratio_to_steps() -> None:
     agent = learner(2000)
     list(train(agent, Corridor(8)))
-    assert agent.updates == (2000 - CONFIG.replay_start + CONFIG.envs) // CONFIG.steps_per_update
+    assert agent.tally.updates == (2000 - CONFIG.replay_start + CONFIG.envs) // CONFIG.steps_per_update
 
 
 def test_a_resumed_run_refills_its_replay_without_counting() -> None:
@@ -91,12 +91,12 @@ def test_a_resumed_run_refills_its_replay_without_counting() -> None:
         pass
     again = learner(4000)
     again.load_state_dict(agent.state_dict())
-    before = (again.steps, again.updates)
+    before = (again.tally.steps, again.tally.updates)
     for _ in train(again, Corridor(8)):
         if len(again.replay) >= CONFIG.replay_start:
             break
-    assert again.steps - before[0] <= 2048
-    assert again.updates - before[1] <= (again.steps - before[0]) // CONFIG.steps_per_update + 2
+    assert again.tally.steps - before[0] <= 2048
+    assert again.tally.updates - before[1] <= (again.tally.steps - before[0]) // CONFIG.steps_per_update + 2
 
 
 def test_settings_that_cannot_be() -> None:

@@ -24,6 +24,7 @@ CONFIG = PqnConfig(
     epsilon_high=0.5,
     exploration_fraction=0.2,
     target_epsilon=0.0,
+    average_decay=0.9,
     clip_rewards=True,
     life_loss_ends=True,
 )
@@ -74,16 +75,28 @@ def test_state_survives_and_training_goes_on() -> None:
         pass
     again = learner(1280)
     again.load_state_dict(agent.state_dict())
-    assert (again.steps, again.updates, again.episodes) == (320, 20, agent.episodes)
-    assert agent.episodes > 0
+    assert (again.tally.steps, again.tally.updates, again.tally.episodes) == (320, 20, agent.tally.episodes)
+    assert agent.tally.episodes > 0
     *_, last = train(again, Corridor(8))
     assert last.done == 1280
+
+
+def test_the_result_is_the_moving_average_of_the_weights() -> None:
+    agent = learner(320)
+    action = torch.zeros(8, 8, dtype=torch.int64)
+    agent.update(action, torch.ones(8, 8))  # 2 epochs x 2 minibatches: 4 updates
+    first = [p.clone() for p in agent.result.parameters()]
+    moved = [p.clone() for p in agent.network.parameters()]
+    assert any((a - b).abs().max() > 0 for a, b in zip(first, moved, strict=True))
+    agent.average.update_parameters(agent.network)
+    for was, weight, now in zip(first, moved, agent.result.parameters(), strict=True):
+        torch.testing.assert_close(now, 0.9 * was + 0.1 * weight)
 
 
 def test_epsilon_falls_to_a_ladder() -> None:
     agent = learner(1000)
     assert np.allclose(agent.epsilon_B(), 1.0)
-    agent.steps = 200
+    agent.tally.steps = 200
     assert agent.epsilon_B()[0] == pytest.approx(0.1)
     assert agent.epsilon_B()[-1] == pytest.approx(0.5)
 
