@@ -80,6 +80,22 @@ def train_teacher(session: Session, game: str, device: str) -> None:
     click.echo(stage.run(layout, params, game, device))
 
 
+@main.command("import-teacher")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--from", "source", type=click.Choice(["sb3", "cleanrl"]), required=True, help="Who wrote FILE.")
+@click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
+@click.option("--gate", "gate_return", type=float, help="Mean return it must exceed. [default: the random agent's]")
+@click.option("--episodes", type=click.IntRange(min=1), default=200, show_default=True, help="Episodes of its evaluation.")
+@device_option
+@click.pass_obj
+def import_teacher(session: Session, /, device: str, game: str, **options: Any) -> None:
+    """Accept somebody else's DQN checkpoint as the teacher of a game, after evaluating it. Nothing but tensors is loaded."""
+    from stages import import_teacher as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, game, device_name=device, **options))
+
+
 @main.command()
 @click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
 @click.option("--states", type=click.IntRange(min=1), help="Exactly this many states. [default: params.yaml]")

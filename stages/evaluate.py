@@ -138,6 +138,18 @@ def _play(
     return sorted(finished), traces[0] if traces else None
 
 
+def record(returns: list[float], params: settings.Params) -> dict[str, Any]:
+    """What a teacher's card says of the evaluation that accepted it."""
+    return {
+        "mean_return": float(np.mean(returns)),
+        "ci95": list(interval(returns)),
+        "min_return": min(returns),
+        "episodes": len(returns),
+        "epsilon": params.evaluation.epsilon,
+        "protocol": f"up to {params.environment.noop_max} null-ops, raw full-game return, fresh seeds",
+    }
+
+
 def mean_return(episodes: list[Episode]) -> float:
     return float(np.mean([e.episode_return for e in episodes]))
 

@@ -16,10 +16,9 @@ from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
-from pipeline.report.bootstrap import interval
 from pipeline.rl.learner import Learner
 from stages import params as settings
-from stages.evaluate import Contestant, mean_return, played
+from stages.evaluate import Contestant, mean_return, played, record
 from stages.paths import Layout
 from stages.publish import load_state, replace_folder, save_state, write_csv
 from stages.runlog import duration, say, show
@@ -156,15 +155,7 @@ def _pass_gate(
             f"its gate is {teacher.gate_return:g}: raise teachers.{game}.steps "
             f"(the run goes on from {state.learner.tally.steps:,}) or lower teachers.{game}.gate_return"
         )
-    returns = [e.episode_return for e in episodes]
-    return best, {
-        "mean_return": reached,
-        "ci95": list(interval(returns)),
-        "min_return": min(returns),
-        "episodes": len(returns),
-        "epsilon": params.evaluation.epsilon,
-        "protocol": f"up to {params.environment.noop_max} null-ops, raw full-game return, fresh seeds",
-    }
+    return best, record([e.episode_return for e in episodes], params)
 
 
 class _Run:

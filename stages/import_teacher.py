@@ -1,0 +1,80 @@
+"""import-teacher: somebody else's DQN checkpoint becomes a teacher, once it has played our protocol well enough."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pipeline.agents.checkpoints import CARD, save_agent
+from pipeline.agents.device import exact, pick_device
+from pipeline.agents.imports import Source, load_foreign
+from pipeline.agents.networks import place
+from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
+from pipeline.atari.envs import action_meanings, fingerprint
+from pipeline.atari.games import find_game
+from stages import params as settings
+from stages.evaluate import Contestant, played, record
+from stages.paths import Layout
+from stages.publish import replace_folder
+from stages.runlog import say
+from stages.versions import code_version
+
+
+def run(
+    layout: Layout,
+    params: settings.Params,
+    game: str,
+    *,
+    file: Path,
+    source: Source,
+    gate_return: float | None,
+    episodes: int,
+    device_name: str,
+) -> Path:
+    """Check, evaluate and publish `file` as the teacher of `game`; returns the published folder.
+
+    Without a `gate_return` it must beat the random agent on the same episodes, which an agent that is shown another action
+    set or other frames than it was trained on does not.
+    """
+    game = find_game(game).name
+    target = layout.teacher(game)
+    if target.exists():
+        raise ValueError(f"{target} holds a teacher already: move it away first, or use the params file of another folder")
+    actions = len(action_meanings(game, params.environment))
+    device = pick_device(device_name)
+    network = place(load_foreign(file, source, game, actions), device).eval()
+
+    def play(policy: EpsilonGreedy) -> list[float]:
+        contestant = Contestant(f"teachers/{game}", game, policy, {})
+        return [e.episode_return for e in played(contestant, params, "gate", 0, episodes)]
+
+    returns = play(EpsilonGreedy(q_function(network, exact(device)), params.evaluation.epsilon))
+    reached = sum(returns) / len(returns)
+    if gate_return is None:
+        chance = play(EpsilonGreedy(uniform_random(actions), 1.0))
+        gate_return = sum(chance) / len(chance)
+        what = f"the random agent's {gate_return:.2f}"
+    else:
+        what = f"its gate, {gate_return:g}"
+    if not reached > gate_return:
+        raise ValueError(
+            f"{file} reached a mean return of {reached:.2f} over {episodes} episodes of {game}, not above {what}: "
+            f"check --game, and that it was trained on this environment (frame skip, frames, actions)"
+        )
+    folder = layout.work("import-teacher", game, {"file": str(file)}) / "publish"
+    card = save_agent(
+        folder,
+        network,
+        {
+            "role": "teacher",
+            "game": game,
+            "algorithm": "dqn",
+            "imported": {"from": source, "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
+            "evaluation": record(returns, params),
+            "environment": fingerprint(game, params.environment),
+            "code": code_version(),
+        },
+    )
+    replace_folder(folder, target)
+    say(f"published {target / CARD}: mean return {reached:.2f} over {episodes} episodes, digest {card['digest'][:12]}")
+    return target
