@@ -77,6 +77,43 @@ class EpsilonGreedy:
         return Decision(np.where(random_B, chance_B, q_BA.argmax(axis=1)), q_BA, random_B)
 
 
+LONGEST_HOLD: Final = 10_000
+
+
+class EzGreedy:
+    """Temporally extended epsilon-greedy, ez-greedy (Dabney, Ostrovski and Barreto 2020): for learning only.
+
+    A free slot begins, with probability `epsilon`, to repeat a uniform action for n steps, P(n) ~ n ** -exponent (the zeta
+    distribution, cut at 10,000), so that games in which a single random action leads nowhere are explored at all. Slots keep
+    what they hold from step to step, so every call must ask about all of them; a new episode starts free.
+    """
+
+    def __init__(self, q_values: QFunction, epsilon: float | npt.NDArray[np.float64], exponent: float, width: int) -> None:
+        if not exponent > 1:
+            raise ValueError(f"the exponent of the holding time is {exponent:g}, it must exceed 1: Dabney et al. use 2")
+        self.q_values = q_values
+        self.epsilon = epsilon
+        weight = np.arange(1.0, LONGEST_HOLD + 1) ** -exponent
+        self._cumulative = np.cumsum(weight / weight.sum())
+        self._left_B = np.zeros(width, dtype=np.int64)
+        self._held_B = np.zeros(width, dtype=np.int64)
+
+    def __call__(
+        self, obs_BCHW: npt.NDArray[np.uint8], seed_B: npt.NDArray[np.int64], step_B: npt.NDArray[np.int64]
+    ) -> Decision:
+        assert len(seed_B) == len(self._left_B)
+        q_BA = self.q_values(obs_BCHW)
+        self._left_B[step_B == 0] = 0
+        begins_B, chance_B = explore(self.epsilon, q_BA.shape[1], seed_B, step_B)
+        begins_B &= self._left_B == 0
+        hold_B = 1 + np.searchsorted(self._cumulative, uniform(seed_B, step_B, 2)).clip(max=LONGEST_HOLD - 1)
+        self._left_B = np.where(begins_B, hold_B, self._left_B)
+        self._held_B = np.where(begins_B, chance_B, self._held_B)
+        random_B = self._left_B > 0
+        self._left_B -= random_B
+        return Decision(np.where(random_B, self._held_B, q_BA.argmax(axis=1)), q_BA, random_B)
+
+
 def uniform_random(actions: int) -> QFunction:
     """The random agent: indifferent Q-values; play it with epsilon = 1."""
     return lambda obs_BCHW: np.zeros((len(obs_BCHW), actions), dtype=np.float32)

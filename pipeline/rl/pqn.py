@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
-from pipeline.agents.policies import EpsilonGreedy
+from pipeline.agents.policies import EpsilonGreedy, EzGreedy
 from pipeline.atari.rollout import World, rollout
 from pipeline.progress import Progress
 from pipeline.rl.learner import Tally, learning_signal
@@ -35,6 +35,7 @@ class PqnConfig:
     `learning_rate` falls linearly to `learning_rate_end`. Epsilon falls linearly from 1 over the first
     `exploration_fraction` of the steps to a ladder over the environments, log-spaced from `epsilon_low` to
     `epsilon_high`: data and scores are taken at epsilon = 0.05, so the teacher must have met its own mistakes.
+    With `hold_exponent` a random action is held (ez-greedy, see `policies.EzGreedy`).
     `target_epsilon` is the epsilon whose epsilon-greedy policy the targets value (Expected SARSA); 0 is Q-learning, whose
     policy counts on never slipping and keeps no margin for it. `average_decay` is the decay, per update, of the moving
     average of the weights that is evaluated and published (Polyak and Juditsky 1992): the last minibatches sway a policy
@@ -53,6 +54,7 @@ class PqnConfig:
     epsilon_low: float
     epsilon_high: float
     exploration_fraction: float
+    hold_exponent: float | None = None
     target_epsilon: float
     average_decay: float
     clip_rewards: bool
@@ -206,7 +208,11 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
         seconds["forward"] += time.perf_counter() - start
         return np.asarray(q_BA)
 
-    policy = EpsilonGreedy(q_values, learner.epsilon_B())
+    policy: EpsilonGreedy | EzGreedy = (
+        EpsilonGreedy(q_values, learner.epsilon_B())
+        if c.hold_exponent is None
+        else EzGreedy(q_values, learner.epsilon_B(), c.hold_exponent, c.envs)
+    )
     action_TB = torch.zeros((c.horizon, c.envs), dtype=torch.int64)
     reward_TB = torch.zeros((c.horizon, c.envs))
     done_TB = torch.zeros((c.horizon, c.envs))

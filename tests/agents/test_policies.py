@@ -7,7 +7,7 @@ import torch
 
 from pipeline.agents.device import exact
 from pipeline.agents.networks import NETWORKS, QNetwork
-from pipeline.agents.policies import EpsilonGreedy, explore, q_function
+from pipeline.agents.policies import EpsilonGreedy, EzGreedy, explore, q_function
 
 
 def states(count: int) -> Any:
@@ -40,3 +40,34 @@ def test_padding_hides_the_batch_width() -> None:
     whole = q_values(obs)
     assert whole.shape == (21, 6)
     assert all(np.array_equal(q_values(obs[i : i + 1])[0], whole[i]) for i in range(21))
+
+
+def test_ez_greedy_holds_its_random_actions_for_a_zeta_time() -> None:
+    width = 4000
+    q_BA = np.zeros((width, 4), dtype=np.float32)
+    policy = EzGreedy(lambda _: q_BA, 1.0, 2.0, width)
+    seed_B = np.arange(width)
+    first = policy(states(1), seed_B, np.zeros(width, dtype=np.int64))
+    assert first.random_B.all()
+    policy.epsilon = 0.0  # nothing new begins: what is still random is held
+    held_TB = []
+    for t in range(1, 6):
+        later = policy(states(1), seed_B, np.full(width, t))
+        assert np.array_equal(later.action_B[later.random_B], first.action_B[later.random_B])
+        held_TB.append(later.random_B)
+    survival = np.mean(held_TB, axis=1)  # P(n > t) of the zeta distribution: 1 - sum of 6 / (pi k)^2, k <= t
+    expected = 1.0 - np.cumsum(6.0 / (np.pi * np.arange(1, 6)) ** 2)
+    np.testing.assert_allclose(survival, expected, atol=0.025)
+
+
+def test_ez_greedy_without_chance_is_greedy_and_a_new_episode_starts_free() -> None:
+    q_BA = np.random.default_rng(0).random((64, 4)).astype(np.float32)
+    seed_B = np.arange(64)
+    never = EzGreedy(lambda _: q_BA, 0.0, 2.0, 64)(states(1), seed_B, np.zeros(64, dtype=np.int64))
+    assert not never.random_B.any()
+    assert np.array_equal(never.action_B, q_BA.argmax(1))
+    policy = EzGreedy(lambda _: q_BA, 1.0, 1.01, 64)
+    assert policy(states(1), seed_B, np.zeros(64, dtype=np.int64)).random_B.all()
+    policy.epsilon = 0.0
+    assert policy(states(1), seed_B, np.ones(64, dtype=np.int64)).random_B.any()  # still held
+    assert not policy(states(1), seed_B, np.zeros(64, dtype=np.int64)).random_B.any()
