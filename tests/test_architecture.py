@@ -19,6 +19,7 @@ OWNERS = {
     "gymnasium": {"pipeline.atari"},
     "ale_py": {"pipeline.atari"},
     "zarr": {"pipeline.datasets"},
+    "zarrs": {"pipeline.datasets"},
     "numcodecs": {"pipeline.datasets"},
     "distributed": {"pipeline.collect", "stages"},
     "dask": {"pipeline.collect", "stages"},

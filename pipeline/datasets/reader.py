@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,10 @@ import zarr
 
 from pipeline.datasets import schema
 from pipeline.datasets.schema import EpisodeRow, Manifest, Records
+
+
+READ_PIPELINE: Final = "zarrs.ZarrsCodecPipeline"
+"""Decodes on all cores. Reading only: its writes of sharded arrays differ from run to run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +116,9 @@ def open_dataset(folder: str | Path, *, check_files: bool = False) -> Dataset:
     if sum(row.length for row in rows) != manifest.states:
         raise ValueError(f"dataset {folder}: the episode table covers other states than the manifest's {manifest.states:,}")
     try:
-        group = zarr.open_group(folder / schema.STATES, mode="r")
-        arrays = {name: group[name] for name in schema.ARRAYS}
+        with zarr.config.set({"codec_pipeline.path": READ_PIPELINE}):
+            group = zarr.open_group(folder / schema.STATES, mode="r")
+            arrays = {name: group[name] for name in schema.ARRAYS}
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise ValueError(f"dataset {folder}: {schema.STATES} is incomplete ({error}): restore it with `dvc pull`") from None
     shapes = {name: array.shape for name, array in arrays.items() if isinstance(array, zarr.Array)}
