@@ -20,7 +20,6 @@ import zarr
 from pipeline.datasets import schema
 from pipeline.datasets.schema import EpisodeRow, Manifest, Records
 
-
 READ_PIPELINE: Final = "zarrs.ZarrsCodecPipeline"
 """Decodes on all cores. Reading only: its writes of sharded arrays differ from run to run."""
 
