@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,15 @@ def run(layout: Layout, params: settings.Params, agent: str, device_name: str) -
     contestant = find_contestant(layout, params, agent, pick_device(device_name))
     protocol = params.evaluation
     settings.check_recipe("evaluation", protocol.recipe, RECIPE)
-    episodes, trace = _play(contestant, params, "evaluate", protocol.seed, protocol.episodes, CLIP_STEPS)
+    decides = {
+        "agent": contestant.card.get("digest"),
+        "environment": fingerprint(contestant.game, params.environment),
+        "epsilon": _epsilon(contestant.policy),
+        "seed": protocol.seed,
+        "recipe": RECIPE,
+    }
+    notes = _Notes(layout.work("evaluate", agent, decides) / "episodes.jsonl")
+    episodes, trace = _play(contestant, params, "evaluate", protocol.seed, protocol.episodes, notes)
     returns = [e.episode_return for e in episodes]
     low, high = interval(returns)
     scores = {
@@ -82,6 +92,7 @@ def run(layout: Layout, params: settings.Params, agent: str, device_name: str) -
     write_clip(layout.clip(agent), contestant.game, params.environment, trace)
     with replaced_file(layout.scores(agent)) as part:
         part.write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
+    notes.remove()
     say(f"{agent}: mean return {scores['mean']:.2f} [{low:.2f}, {high:.2f}], min {scores['min']:g}, {len(episodes)} episodes")
     return layout.scores(agent)
 
@@ -113,29 +124,64 @@ def find_contestant(layout: Layout, params: settings.Params, agent: str, device:
 
 def played(contestant: Contestant, params: settings.Params, purpose: str, seed: int, episodes: int) -> list[Episode]:
     """`episodes` whole episodes on the seeds of `purpose`, in seed order."""
-    return _play(contestant, params, purpose, seed, episodes, 0)[0]
+    return _play(contestant, params, purpose, seed, episodes, None)[0]
+
+
+class _Notes:
+    """The episodes that an evaluation has finished, a line each, so that a killed one goes on where it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.finished: list[Episode] = []
+        self.trace: Trace | None = None
+        if path.exists():
+            whole, newline, _ = path.read_text().rpartition("\n")  # a kill may tear the last line
+            path.write_text(whole + newline)
+            for line in whole.splitlines():
+                self._take(json.loads(line))
+
+    def _take(self, note: dict[str, Any]) -> None:
+        if "actions" in note:
+            self.trace = Trace(note["seed"], np.array(note["actions"]))
+        else:
+            self.finished.append(Episode(**note))
+
+    def add(self, event: Episode | Trace) -> None:
+        """Remember what has just been played."""
+        note = {"seed": event.seed, "actions": event.action_T.tolist()} if isinstance(event, Trace) else dict(event._asdict())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(note) + "\n")
+        self._take(note)
+
+    def remove(self) -> None:
+        """The scores are written."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
 def _play(
-    contestant: Contestant, params: settings.Params, purpose: str, seed: int, episodes: int, trace_steps: int
+    contestant: Contestant, params: settings.Params, purpose: str, seed: int, episodes: int, notes: _Notes | None
 ) -> tuple[list[Episode], Trace | None]:
-    world = SlotWorld(contestant.game, params.environment, width=min(episodes, params.evaluation.width))
+    """All episodes, and with notes the trace of the first; those that the notes hold already are not played again."""
     first = episode_seeds(purpose, seed)
-    finished: list[Episode] = []
-    traces: list[Trace] = []
+    seeds = range(first, first + episodes)
+    finished = [e for e in notes.finished if e.seed in seeds] if notes else []
+    ahead = sorted(set(seeds) - {e.seed for e in finished})
 
-    def progress() -> Any:
-        for event in play(world, contestant.policy, range(first, first + episodes), trace_steps):
+    def progress() -> Iterator[Progress]:
+        world = SlotWorld(contestant.game, params.environment, width=min(len(ahead), params.evaluation.width))
+        for event in play(world, contestant.policy, ahead, CLIP_STEPS if notes and ahead[0] == first else 0):
+            if notes:
+                notes.add(event)
             if isinstance(event, Trace):
-                traces.append(event)
                 continue
             finished.append(event)
-            mean = mean_return(finished)
-            yield Progress(done=len(finished), total=episodes, unit="episodes", metrics={"return": mean})
+            yield Progress(done=len(finished), total=episodes, unit="episodes", metrics={"return": mean_return(finished)})
 
-    for _ in show(progress(), f"{purpose} {contestant.agent}", ("return",)):
-        pass
-    return sorted(finished), traces[0] if traces else None
+    if ahead:
+        for _ in show(progress(), f"{purpose} {contestant.agent}", ("return",)):
+            pass
+    return sorted(finished), notes.trace if notes else None
 
 
 def record(returns: list[float], params: settings.Params) -> dict[str, Any]:
