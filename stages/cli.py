@@ -70,14 +70,20 @@ def main(ctx: click.Context, params_path: Path) -> None:
 
 @main.command("train-teacher")
 @click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
+@click.option(
+    "--from",
+    "start",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Begin from the checkpoint of a run with other settings; the card tells.",
+)
 @device_option
 @click.pass_obj
-def train_teacher(session: Session, game: str, device: str) -> None:
+def train_teacher(session: Session, game: str, start: Path | None, device: str) -> None:
     """Train a teacher from reward and publish it if it passes its gate."""
     from stages import train_teacher as stage
 
     layout, params = session.load()
-    click.echo(stage.run(layout, params, game, device))
+    click.echo(stage.run(layout, params, game, device, start))
 
 
 @main.command("import-teacher")

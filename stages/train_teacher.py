@@ -32,8 +32,11 @@ RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
 
 
-def run(layout: Layout, params: settings.Params, game: str, device_name: str) -> Path:
-    """Train or go on training the teacher of `game`; returns the published folder."""
+def run(layout: Layout, params: settings.Params, game: str, device_name: str, start: Path | None = None) -> Path:
+    """Train or go on training the teacher of `game`; returns the published folder.
+
+    `start` is the checkpoint of a run with other settings to begin from; the card's history tells of both.
+    """
     game = find_game(game).name
     teacher: settings.TeacherParams = settings.pick(params.teachers, game, "teacher")
     preset: settings.TeacherPreset = settings.pick(params.teacher_presets, teacher.preset, "teacher preset")
@@ -53,14 +56,22 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
     heads = {game: len(action_meanings(game, params.environment))}
     learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
     state = _Run(work / "checkpoint.pt", learner)
-    if state.resume():
+    if state.resume(state.path):
         say(f"resuming {game} at {learner.tally.steps:,} steps from {work}")
+    elif start is not None:
+        if not state.resume(start):
+            raise ValueError(
+                f"{start} does not exist: --from wants the checkpoint.pt of an unfinished run in .work/train-teacher"
+            )
+        state.best_return = float("-inf")  # its evaluations may have been others
+        say(f"beginning {game} at {learner.tally.steps:,} steps from {start}")
     if learner.tally.steps > teacher.steps:
         raise ValueError(
             f"the unfinished run in {work} is at {learner.tally.steps:,} steps, "
             f"beyond teachers.{game}.steps = {teacher.steps:,}: raise that, or remove the folder to start afresh"
         )
-    state.budgets = [*(b for b in state.budgets if b != teacher.steps), teacher.steps]
+    chosen = {"preset": teacher.preset, **preset.model_dump(exclude_none=True)[preset.algorithm]}
+    state.begin_sitting({"budget": teacher.steps, "settings": chosen})
     _learn(params, game, teacher, state)
     best, evaluation = _pass_gate(params, game, teacher, state)
 
@@ -76,11 +87,11 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str) ->
             "frames": state.best_steps * params.environment.frame_skip,
             "steps_trained": learner.tally.steps,
             "updates": learner.tally.updates,
-            "budgets": state.budgets,
+            "history": state.history,
             "seed": teacher.seed,
             "recipe": teacher.recipe,
             "evaluation": evaluation,
-            "settings": {"preset": teacher.preset, **preset.model_dump(exclude_none=True)[preset.algorithm]},
+            "settings": chosen,
             "environment": environment,
             "code": code_version(),
         },
@@ -167,19 +178,26 @@ class _Run:
         self.best_return = float("-inf")
         self.best_steps = 0
         self.best_weights: dict[str, torch.Tensor] = {}
-        self.budgets: list[int] = []
+        self.history: list[dict[str, Any]] = []
         self._seconds = 0.0
         self._started = self._saved = time.monotonic()
 
-    def resume(self) -> bool:
-        state = load_state(self.path)
+    def resume(self, path: Path) -> bool:
+        """Take over what was saved at `path`, if anything was."""
+        state = load_state(path)
         if state is None:
             return False
         self.learner.load_state_dict(state["learner"])
         self.curve, self.best_return, self.best_steps = state["curve"], state["best_return"], state["best_steps"]
         self.best_weights, self._seconds = state["best_weights"], state["seconds"]
-        self.budgets = state["budgets"]
+        self.history = state["history"]
         return True
+
+    def begin_sitting(self, chosen: dict[str, Any]) -> None:
+        """Remember from which step on the budget or the settings are these."""
+        before = {k: v for k, v in self.history[-1].items() if k != "from"} if self.history else None
+        if before != chosen:
+            self.history.append({"from": self.learner.tally.steps, **chosen})
 
     def save(self) -> None:
         state = {
@@ -188,7 +206,7 @@ class _Run:
             "best_return": self.best_return,
             "best_steps": self.best_steps,
             "best_weights": self.best_weights,
-            "budgets": self.budgets,
+            "history": self.history,
             "seconds": self.seconds(),
         }
         save_state(self.path, state)

@@ -1,7 +1,7 @@
 """What a recipe number stands for: the numbers of a tiny run of each dear stage's library function.
 
 DVC does not rerun a dear stage when code changes, only when its `recipe` does. So a change of behaviour must raise the
-number, and this test notices. After raising a stage's RECIPE, `python -m tests.test_recipes` pins the new numbers.
+number, and this test notices. The settings here are the tests' own: what params.yaml sets, DVC watches. After raising a stage's RECIPE, `python -m tests.test_recipes` pins the new numbers.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ from pipeline.evaluate import Episode, play
 from pipeline.rl import dqn, pqn
 from pipeline.rl.learner import Learner
 from pipeline.seeding import episode_seeds
-from stages import collect, distill, evaluate, params, train_teacher
+from stages import collect, distill, evaluate, train_teacher
+from tests.distill import test_offline
 from tests.fakes import ENVIRONMENT, SMALL, SMALL_NORM, Corridor, corridor_dataset
-from tests.rl import test_dqn
+from tests.rl import test_dqn, test_pqn
 
 PINS: Final = Path(__file__).with_name("recipes.json")
 CPU: Final = Compute(torch.device("cpu"), "float32")
 
 
 def run_train_teacher() -> list[float]:
-    """Loss and mean Q of the first iterations of PQN as shipped, and of DQN, in a corridor where lives are lost."""
-    shipped = replace(_shipped()["teacher_presets"]["pqn-atari"]["pqn"], envs=8, horizon=8, minibatch=32)
+    """Loss and mean Q of the first iterations of PQN and of DQN, in a corridor where lives are lost; PQN's averaged weights."""
     agents: list[Learner] = [
-        pqn.PqnLearner(shipped, 640, SMALL_NORM, {"Corridor": 2}, CPU, 0),
+        pqn.PqnLearner(replace(test_pqn.CONFIG, target_epsilon=0.05), 640, SMALL_NORM, {"Corridor": 2}, CPU, 0),
         dqn.DqnLearner(replace(test_dqn.CONFIG, replay_start=64), 6144, SMALL, {"Corridor": 2}, CPU, 0),
     ]
     numbers = []
     for agent in agents:
         for p in itertools.islice(agent.train(Corridor(8, life_steps=5)), 3):
             numbers += [p.metrics[name] for name in ("loss", "q", "episodes")]
+        numbers.append(sum(float(weight.abs().mean()) for weight in agent.result.parameters()))
     return numbers
 
 
@@ -80,9 +81,8 @@ def run_collect() -> list[float]:
 
 
 def run_distill() -> list[float]:
-    """Losses and held-out numbers of a student's first updates, for each loss, by the preset as shipped."""
-    preset = _shipped()["presets"]["fast"]
-    config = replace(preset, batch=16, precision="float32", validate_every=4, warmup_updates=2)
+    """Losses and held-out numbers of a student's first updates, for each loss."""
+    config = replace(test_offline.CONFIG, batch=16, validate_every=4, warmup_updates=2)
     numbers = []
     with tempfile.TemporaryDirectory() as name:
         corridor_dataset(Path(name) / "set", 30)
@@ -91,13 +91,6 @@ def run_distill() -> list[float]:
             student = offline.Student(config, offline.Objective(loss=loss, temperature=0.01), SMALL, dataset, 8, CPU, 0)
             numbers += [p.metrics[key] for p in offline.train(student) for key in ("loss", "kl", "regret")]
     return numbers
-
-
-def _shipped() -> dict[str, dict[str, Any]]:
-    """The presets of params.yaml, by section and name."""
-    loaded = params.load(Path("params.yaml"))
-    teachers = {name: {"pqn": preset.pqn} for name, preset in loaded.teacher_presets.items()}
-    return {"teacher_presets": teachers, "presets": dict(loaded.presets)}
 
 
 def run_evaluate() -> list[float]:
