@@ -1,7 +1,8 @@
 """What a recipe number stands for: the numbers of a tiny run of each dear stage's library function.
 
 DVC does not rerun a dear stage when code changes, only when its `recipe` does. So a change of behaviour must raise the
-number, and this test notices. The settings here are the tests' own: what params.yaml sets, DVC watches. After raising a stage's RECIPE, `python -m tests.test_recipes` pins the new numbers.
+number, and this test notices. The settings here are the tests' own: those in params.yaml, DVC watches. After raising a
+stage's RECIPE, `python -m tests.test_recipes` pins the new numbers.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def run_train_teacher() -> list[float]:
     for agent in agents:
         for p in itertools.islice(agent.train(Corridor(8, life_steps=5)), 3):
             numbers += [p.metrics[name] for name in ("loss", "q", "episodes")]
-        numbers.append(sum(float(weight.abs().mean()) for weight in agent.result.parameters()))
+        numbers.append(sum(float(weight.detach().abs().mean()) for weight in agent.result.parameters()))
     return numbers
 
 
