@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipeline.agents.checkpoints import CARD, save_agent
@@ -32,6 +32,8 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     variant: settings.StudentParams = settings.pick(params.students, variant_name, "student")
     settings.check_recipe(f"students.{variant_name}", variant.recipe, RECIPE)
     config = settings.pick(params.presets, variant.preset, "preset")
+    if variant.learning_rate is not None:
+        config = replace(config, learning_rate=variant.learning_rate)
     spec = settings.network(variant.network)
     mix = read_mix(layout.mix(mix_name))
     if len(mix) != 1:
@@ -39,7 +41,12 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     (ingredient,) = mix.values()
     dataset = open_ingredient(layout.dataset(ingredient.dataset), ingredient, mix_name)
     agent = f"{mix_name}/{variant_name}-{seed}"
-    decides = {"variant": variant.model_dump(), "preset": asdict(config), "seed": seed, "digest": ingredient.digest}
+    decides = {
+        "variant": variant.model_dump(exclude_none=True),
+        "preset": asdict(config),
+        "seed": seed,
+        "digest": ingredient.digest,
+    }
     work = layout.work("distill", agent, decides)
     work.mkdir(parents=True, exist_ok=True)
 
@@ -79,7 +86,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             "updates": variant.updates,
             "best_updates": student.best_updates,
             "samples": variant.updates * config.batch,
-            "held_out": {key: best[key] for key in ("kl", "agreement", "regret")},
+            "held_out": {key: best[key] for key in ("held_out_loss", "kl", "agreement", "regret")},
             "settings": {"preset": variant.preset, **asdict(config)},
             "dataset": {"name": ingredient.dataset, "digest": ingredient.digest, "states": len(dataset)},
             "teacher": dataset.manifest.teacher,

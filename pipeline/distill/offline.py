@@ -35,8 +35,9 @@ class DistillConfig:
 
     The learning rate rises linearly over `warmup_updates`, then falls to zero: `cosine` over the rest, or stays (`constant`).
     Every `validate_every` updates the student is measured on up to `validation_states` states of held-out episodes
-    (`held_out` is their fraction); the weights of the lowest held-out KL are the result. `standardise` starts from the
-    data-dependent initialisation of `agents.initialise`.
+    (`held_out` is their fraction); the weights of the lowest held-out loss, its own, are the result (a student of NLL moves
+    away from the teacher's tempered policy while it learns). `standardise` starts from the data-dependent initialisation of
+    `agents.initialise`.
     """
 
     batch: int
@@ -60,7 +61,7 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """Which loss, with which temperature: for the KL loss, and for the held-out KL that every student is selected by."""
+    """Which loss, with which temperature: for the KL loss, and for the held-out KL that every student is measured by."""
 
     loss: LossName
     temperature: float
@@ -100,7 +101,7 @@ class Student:
             obs_BCHW, q_BA = self.gather(batch_steps(self.train_N, min(INITIAL_STATES, len(self.train_N)), seed, 0))
             standardise(self.network, game, obs_BCHW, q_BA if objective.loss == "mse" else None)
         self.optimizer = _optimizer(config, self.network)
-        self.best_kl = math.inf
+        self.best_loss = math.inf
         self.best_updates = 0
         self.best_weights: dict[str, Tensor] = {}
         self.curve: list[dict[str, float]] = []
@@ -111,7 +112,7 @@ class Student:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
-            "best": [self.best_kl, self.best_updates],
+            "best": [self.best_loss, self.best_updates],
             "best_weights": self.best_weights,
             "curve": self.curve,
         }
@@ -120,7 +121,7 @@ class Student:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates, self.best_weights, self.curve = state["updates"], state["best_weights"], state["curve"]
-        self.best_kl, self.best_updates = state["best"]
+        self.best_loss, self.best_updates = state["best"]
 
     def gather(self, step_B: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """States (B, C, H, W) and Q-values (B, A) at these steps, on the device."""
@@ -145,29 +146,31 @@ class Student:
         return loss.detach()
 
     def validate(self) -> dict[str, float]:
-        """On held-out episodes: KL at the objective's temperature (nats), action agreement, and mean regret (Q units)."""
-        sums = torch.zeros(3, dtype=torch.float64)
+        """On held-out episodes: the student's own loss, KL at the objective's temperature (nats), how often it prefers the
+        teacher's action, and the mean regret of its choices (Q units)."""
+        sums = torch.zeros(4, dtype=torch.float64)
         temperature = self.objective.temperature
         for start in range(0, len(self._held_out_N), 512):
             obs_BCHW, q_BA = self.gather(self._held_out_N[start : start + 512])
             with torch.inference_mode():
                 student_BA = self.network(obs_BCHW)
             logits_BA = losses.policy_logits(self.objective.loss, student_BA, temperature)
-            rows_B3 = torch.stack(
+            rows_B4 = torch.stack(
                 [
+                    losses.loss_B(self.objective.loss, student_BA, q_BA, temperature),
                     losses.kl(logits_BA, q_BA, temperature),
                     (student_BA.argmax(1) == q_BA.argmax(1)).float(),
                     losses.regret(student_BA, q_BA),
                 ],
                 dim=1,
             )
-            sums += rows_B3.double().sum(dim=0).cpu()
-        kl, agreement, regret = (sums / len(self._held_out_N)).tolist()
-        return {"kl": kl, "agreement": agreement, "regret": regret}
+            sums += rows_B4.double().sum(dim=0).cpu()
+        loss, kl, agreement, regret = (sums / len(self._held_out_N)).tolist()
+        return {"held_out_loss": loss, "kl": kl, "agreement": agreement, "regret": regret}
 
-    def keep_if_best(self, kl: float) -> None:
-        if kl < self.best_kl:
-            self.best_kl, self.best_updates = kl, self.updates
+    def keep_if_best(self, held_out_loss: float) -> None:
+        if held_out_loss < self.best_loss:
+            self.best_loss, self.best_updates = held_out_loss, self.updates
             self.best_weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
 
 
@@ -192,7 +195,7 @@ def _optimizer(config: DistillConfig, network: QNetwork) -> torch.optim.Optimize
 def train(student: Student) -> Iterator[Progress]:
     """Learn until the budget of updates is spent; yields every 50 updates and after every validation.
 
-    Metrics: `loss` (mean since the last yield), `learning_rate`, and after a validation `kl`, `agreement`, `regret`.
+    Metrics: `loss` (mean since the last yield), `learning_rate`, and after a validation what `Student.validate` gives.
     """
     config = student.config
     recent: list[Tensor] = []
@@ -210,8 +213,8 @@ def train(student: Student) -> Iterator[Progress]:
         recent = []
         if validating:
             metrics |= student.validate()
-            if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["kl"]):
+            if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["held_out_loss"]):
                 raise ValueError(f"the loss is not finite after {done:,} updates: lower the learning rate")
-            student.keep_if_best(metrics["kl"])
+            student.keep_if_best(metrics["held_out_loss"])
             student.curve.append({"updates": done, **metrics})
         yield Progress(done=done, total=student.budget, unit="updates", metrics=metrics)

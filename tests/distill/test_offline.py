@@ -105,3 +105,11 @@ def test_an_exploding_run_says_so(dataset: Dataset) -> None:
 def test_a_temperature_must_be_positive() -> None:
     with pytest.raises(ValueError, match="not positive"):
         Objective(loss="kl", temperature=0.0)
+
+
+def test_the_result_is_the_best_by_its_own_held_out_loss(dataset: Dataset) -> None:
+    one = student(dataset, "nll", 60)
+    list(train(one))
+    best = min(one.curve, key=lambda point: point["held_out_loss"])
+    assert one.best_updates == best["updates"]
+    assert best["kl"] > min(point["kl"] for point in one.curve)  # the tempered policy is not what it learns
