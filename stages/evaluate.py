@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -207,6 +208,8 @@ def _epsilon(policy: EpsilonGreedy) -> float:
 def write_clip(path: Path, game: str, environment: EnvConfig, trace: Trace | None) -> None:
     """An MP4 of the traced steps, replayed in colour, one video frame per agent step."""
     assert trace is not None
+    # Without this ffmpeg is started by a plain fork, and the child of a process with many threads may crash before it runs.
+    os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
     frames = np.stack([frame for frame, _ in replay(game, environment, trace.seed, trace.action_T)])
     with replaced_file(path) as part:
         data = iio.imwrite(
