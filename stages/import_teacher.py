@@ -49,7 +49,8 @@ def run(
         return [e.episode_return for e in played(contestant, params, "gate", 0, episodes)]
 
     returns = play(EpsilonGreedy(q_function(network, exact(device)), params.evaluation.epsilon))
-    reached = sum(returns) / len(returns)
+    evaluation = record(returns, params)
+    reached = evaluation["mean_return"]
     if gate_return is None:
         chance = play(EpsilonGreedy(uniform_random(actions), 1.0))
         gate_return = sum(chance) / len(chance)
@@ -70,7 +71,7 @@ def run(
             "game": game,
             "algorithm": "dqn",
             "imported": {"from": source, "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
-            "evaluation": record(returns, params),
+            "evaluation": evaluation,
             "environment": fingerprint(game, params.environment),
             "code": code_version(),
         },

@@ -38,7 +38,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def killed_after(events: int) -> Any:
         def play(*arguments: Any) -> Iterator[Any]:
-            for event in original(*arguments):
+            for event in play_episodes(*arguments):
                 yield event
                 played.append(event.seed)
                 if len(played) == events:
@@ -46,7 +46,6 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
         return play
 
-    original = play_episodes
     monkeypatch.setattr(evaluate, "play", killed_after(3))
     assert call(cut).exit_code == 130
     (notes,) = (cut / ".work/evaluate").rglob("episodes.jsonl")
