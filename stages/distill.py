@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.agents.checkpoints import CARD, save_agent
@@ -32,8 +32,6 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     variant: settings.StudentParams = settings.pick(params.students, variant_name, "student")
     settings.check_recipe(f"students.{variant_name}", variant.recipe, RECIPE)
     config = settings.pick(params.presets, variant.preset, "preset")
-    if variant.learning_rate is not None:
-        config = replace(config, learning_rate=variant.learning_rate)
     spec = settings.network(variant.network)
     mix = read_mix(layout.mix(mix_name))
     if len(mix) != 1:
@@ -42,7 +40,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     dataset = open_ingredient(layout.dataset(ingredient.dataset), ingredient, mix_name)
     agent = f"{mix_name}/{variant_name}-{seed}"
     decides = {
-        "variant": variant.model_dump(exclude_none=True),
+        "variant": variant.model_dump(),
         "preset": asdict(config),
         "seed": seed,
         "digest": ingredient.digest,

@@ -69,14 +69,13 @@ class DatasetParams(Section):
 
 
 class StudentParams(Section):
-    """A named variant. `learning_rate`, where given, stands in for the preset's."""
+    """A named variant."""
 
     loss: LossName
     temperature: float = Field(gt=0)
     network: str
     preset: str
     updates: int = Field(gt=0)
-    learning_rate: float | None = Field(default=None, gt=0)
     recipe: int
 
 

@@ -6,12 +6,14 @@ right end gives reward 1 and ends the episode. From cell c the optimal return is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ruamel.yaml import YAML
 
 from pipeline.agents.networks import NetworkSpec
 from pipeline.atari.envs import EnvConfig, WorldStep
@@ -27,6 +29,16 @@ ENVIRONMENT = EnvConfig(
     frame_skip=4, stack=4, noop_max=30, max_episode_frames=108_000, sticky=0.0, fire_reset=True, full_action_space=False
 )
 """The standard Atari world, as params.yaml has it."""
+
+
+@contextmanager
+def edited_params(folder: Path) -> Iterator[dict[str, Any]]:
+    """The repository's params.yaml as a mapping to edit; what it has become is written to `folder`."""
+    yaml = YAML(typ="safe", pure=True)
+    raw: dict[str, Any] = yaml.load(Path("params.yaml").read_text())
+    yield raw
+    folder.mkdir(parents=True, exist_ok=True)
+    yaml.dump(raw, folder / "params.yaml")
 
 
 def draw(cell: int) -> npt.NDArray[np.uint8]:

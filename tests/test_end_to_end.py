@@ -2,15 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from ruamel.yaml import YAML
 
 from stages.cli import main
+from tests.fakes import edited_params
 
 STUDENTS = {"kl": {"loss": "kl"}, "mse": {"loss": "mse"}}
 
@@ -18,29 +17,27 @@ STUDENTS = {"kl": {"loss": "kl"}, "mse": {"loss": "mse"}}
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """params.yaml of a quick Breakout: an hour's numbers divided by a thousand."""
-    yaml = YAML(typ="safe", pure=True)
-    raw: dict[str, Any] = yaml.load(Path("params.yaml").read_text())
-    teacher = raw["teachers"]["Pong"] | {
-        "network": "pqn",
-        "steps": 512,
-        "select_every": 256,
-        "select_episodes": 2,
-        "gate_return": 0.0,
-        "gate_episodes": 2,
-    }
-    raw["teachers"] = {"Breakout": teacher}
-    raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 8, "horizon": 16, "minibatch": 64}
-    raw["datasets"] = {"Breakout": raw["datasets"]["Pong"] | {"states": 1500}}
-    raw["mixes"] = {"small": ["Breakout"]}
-    raw["students"] = {
-        name: {"temperature": 0.01, "network": "net3", "preset": "fast", "updates": 12, "recipe": 1} | more
-        for name, more in STUDENTS.items()
-    }
-    raw["presets"]["fast"] |= {"batch": 32, "validate_every": 6, "validation_states": 64, "warmup_updates": 2}
-    raw["grid"] = {"small": {"students": list(STUDENTS), "seeds": [0]}}
-    raw["evaluation"] |= {"episodes": 6, "epsilon": 0.5}
     folder = tmp_path_factory.mktemp("road")
-    yaml.dump(raw, folder / "params.yaml")
+    with edited_params(folder) as raw:
+        teacher = raw["teachers"]["Pong"] | {
+            "network": "pqn",
+            "steps": 512,
+            "select_every": 256,
+            "select_episodes": 2,
+            "gate_return": 0.0,
+            "gate_episodes": 2,
+        }
+        raw["teachers"] = {"Breakout": teacher}
+        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 8, "horizon": 16, "minibatch": 64}
+        raw["datasets"] = {"Breakout": raw["datasets"]["Pong"] | {"states": 1500}}
+        raw["mixes"] = {"small": ["Breakout"]}
+        raw["students"] = {
+            name: {"temperature": 0.01, "network": "net3", "preset": "fast", "updates": 12, "recipe": 1} | more
+            for name, more in STUDENTS.items()
+        }
+        raw["presets"]["fast"] |= {"batch": 32, "validate_every": 6, "validation_states": 64, "warmup_updates": 2}
+        raw["grid"] = {"small": {"students": list(STUDENTS), "seeds": [0]}}
+        raw["evaluation"] |= {"episodes": 6, "epsilon": 0.5}
     return folder
 
 

@@ -7,21 +7,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from ruamel.yaml import YAML
 
 from pipeline.evaluate import play as play_episodes
 from stages import evaluate
 from stages.cli import main
+from tests.fakes import edited_params
 
 SCORES = "data/scores/random/Pong.json"
 
 
 def project(folder: Path) -> Path:
-    yaml = YAML(typ="safe", pure=True)
-    raw: dict[str, Any] = yaml.load(Path("params.yaml").read_text())
-    raw["evaluation"] |= {"episodes": 5, "width": 2}
-    folder.mkdir()
-    yaml.dump(raw, folder / "params.yaml")
+    with edited_params(folder) as raw:
+        raw["evaluation"] |= {"episodes": 5, "width": 2}
     return folder
 
 

@@ -32,7 +32,7 @@ def test_an_imported_teacher_is_one_to_collect_from(project: Path) -> None:
     assert card["network"] == "dqn"
     assert card["imported"]["from"] == "cleanrl"
     assert card["evaluation"]["episodes"] == 2
-    assert call(project, "collect", "--game", "Pong", "--episodes", "1", "--workers", "1").exit_code == 0
+    assert call(project, "collect", "--game", "Pong", "--states", "64", "--workers", "1").exit_code == 0
     manifest = json.loads((project / "data/datasets/Pong/manifest.json").read_text())
     assert manifest["teacher"]["digest"] == card["digest"]
     again = call(project, *given)

@@ -6,20 +6,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ruamel.yaml import YAML
 
 from stages import params
+from tests.fakes import edited_params
 
 SHIPPED = sorted(Path(__file__).parents[2].glob("**/params.yaml"))
 
 
 def edited(tmp_path: Path, change: Any) -> Path:
-    yaml = YAML(typ="safe", pure=True)
-    raw = yaml.load(Path("params.yaml").read_text())
-    change(raw)
-    path = tmp_path / "params.yaml"
-    yaml.dump(raw, path)
-    return path
+    with edited_params(tmp_path) as raw:
+        change(raw)
+    return tmp_path / "params.yaml"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.parent.name)

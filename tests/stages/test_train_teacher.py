@@ -6,20 +6,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from ruamel.yaml import YAML
 
 from stages.cli import main
+from tests.fakes import edited_params
 
 
 def write(folder: Path, *, steps: int, gate: float, epsilon: float = 0.5) -> None:
-    yaml = YAML(typ="safe", pure=True)
-    raw: dict[str, Any] = yaml.load(Path("params.yaml").read_text())
     few = {"steps": steps, "select_every": 128, "select_episodes": 1, "gate_return": gate, "gate_episodes": 1}
-    raw["teachers"] = {"Breakout": raw["teachers"]["Pong"] | few}
-    raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 8, "horizon": 8, "minibatch": 64}
-    raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"epsilon_low": epsilon, "epsilon_high": epsilon}
-    raw["evaluation"]["epsilon"] = 0.9
-    yaml.dump(raw, folder / "params.yaml")
+    with edited_params(folder) as raw:
+        raw["teachers"] = {"Breakout": raw["teachers"]["Pong"] | few}
+        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 8, "horizon": 8, "minibatch": 64}
+        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"epsilon_low": epsilon, "epsilon_high": epsilon}
+        raw["evaluation"]["epsilon"] = 0.9
 
 
 def call(folder: Path, *arguments: str) -> Result:
