@@ -109,19 +109,19 @@ def test_abandoned_after_every_block_with_whole_shards_on_disk(
     """Small shards: blocks are packed, dropped and half packed again, and the bytes are those of one undisturbed run."""
     monkeypatch.setattr(schema, "SHARD", 512)
     monkeypatch.setattr(schema, "SMALL_CHUNK", 256)
-    whole = Collection(config(5000), breakout_teacher, teacher, tmp_path / "whole")
+    whole = Collection(config(9000), breakout_teacher, teacher, tmp_path / "whole")
     list(whole.run(one_worker))
     manifest = whole.finish()
     sittings = 0
     while True:
         sittings += 1
-        again = Collection(config(5000), breakout_teacher, teacher, tmp_path / "again")
+        again = Collection(config(9000), breakout_teacher, teacher, tmp_path / "again")
         (tmp_path / "again/dataset/states.zarr/q/0.killed.partial").write_bytes(b"debris of a killed write")
         begun = again.writer.packed
         start = None
         for p in again.run(one_worker):
             start = p.done if start is None else start
-            if start < p.done < 5000:
+            if start < p.done < 9000:
                 break
         else:
             break
@@ -129,7 +129,7 @@ def test_abandoned_after_every_block_with_whole_shards_on_disk(
     assert sittings > 2
     assert begun > 0
     assert not list(tmp_path.glob("again/blocks/000000.*.arrow"))
-    again = Collection(config(5000), breakout_teacher, teacher, tmp_path / "again")
+    again = Collection(config(9000), breakout_teacher, teacher, tmp_path / "again")
     list(again.run(one_worker))
     assert again.finish() == manifest
     assert _tree(again.dataset) == _tree(whole.dataset)

@@ -20,8 +20,8 @@ QFunction = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """States (B, C, H, W) -> Q-values (B, A)."""
 
 
-PAD: Final = 8
-"""Forward passes for labels and scores come in multiples of this many states."""
+CHUNK: Final = 16
+"""Forward passes for labels and scores, those in float32, are of exactly this many states."""
 
 
 class Decision(NamedTuple):
@@ -35,17 +35,20 @@ class Decision(NamedTuple):
 def q_function(network: QNetwork, compute: Compute, game: str | None = None) -> QFunction:
     """The network as a plain function from numpy states to numpy Q-values, without gradients.
 
-    Batches are padded to a multiple of 8: the matrix kernels differ in the last bit below that, and a state's Q-values
-    must not depend on how many others were asked about at once.
+    In float32, states go through in chunks of exactly 16, the last one padded: which matrix kernel runs, and so the last bit,
+    depends on the size of the batch, and a state's label must not depend on how many others were asked about at once. In
+    bfloat16, which serves learning alone, they go through together.
     """
 
     def q_values(obs_BCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         count = len(obs_BCHW)
-        if count % PAD:
-            padding = np.zeros((PAD - count % PAD, *obs_BCHW.shape[1:]), dtype=np.uint8)
+        size = CHUNK if compute.precision == "float32" else count
+        if count % size:
+            padding = np.zeros((size - count % size, *obs_BCHW.shape[1:]), dtype=np.uint8)
             obs_BCHW = np.concatenate([obs_BCHW, padding])
         with torch.inference_mode(), compute.autocast():
-            q_BA = network(torch.from_numpy(obs_BCHW).to(compute.device), game)
+            chunks = torch.from_numpy(obs_BCHW).to(compute.device).split(size)
+            q_BA = torch.cat([network(chunk, game) for chunk in chunks])
         return np.asarray(q_BA[:count].cpu().numpy(), dtype=np.float32)
 
     return q_values

@@ -41,16 +41,6 @@ def test_heads_are_chosen_by_game() -> None:
         QNetwork(NETWORKS["net3"], {})
 
 
-@pytest.mark.parametrize("name", ["net3", "pqn"])
-def test_a_states_values_do_not_depend_on_its_batch(name: str) -> None:
-    network = QNetwork(NETWORKS[name], {"any": 6}).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    obs = torch.randint(0, 256, (32, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        whole = network(obs)
-        assert torch.equal(network(obs[:8]), whole[:8])
-        assert torch.equal(network(obs[8:24]), whole[8:24])
-
-
 def test_the_head_is_float32_under_autocast() -> None:
     network = QNetwork(NETWORKS["net3"], {"any": 6})
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline.agents.device import exact
@@ -34,8 +35,9 @@ def test_exploration_is_a_function_of_seed_and_step() -> None:
     assert np.array_equal(chosen_B, action_B[4321:4330])
 
 
-def test_padding_hides_the_batch_width() -> None:
-    q_values = q_function(QNetwork(NETWORKS["net3"], {"any": 6}).eval(), exact(torch.device("cpu")))
+@pytest.mark.parametrize("name", ["net3", "pqn"])
+def test_a_states_values_do_not_depend_on_its_batch(name: str) -> None:
+    q_values = q_function(QNetwork(NETWORKS[name], {"any": 6}).eval(), exact(torch.device("cpu")))
     obs = states(21)
     whole = q_values(obs)
     assert whole.shape == (21, 6)

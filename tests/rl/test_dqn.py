@@ -69,9 +69,9 @@ def test_targets_by_hand(double: bool) -> None:
 
 @pytest.mark.parametrize("double", [False, True])
 def test_it_learns_the_optimal_q_values(double: bool) -> None:
-    agent = learner(5000, double=double)
+    agent = learner(3000, double=double)
     *_, last = train(agent, Corridor(8))
-    assert last.done == 5000
+    assert last.done == 3000
     states = np.stack([np.concatenate([np.zeros((3, 84, 84), np.uint8), draw(c)[None]]) for c in range(LENGTH)])
     with torch.inference_mode():
         q = agent.network(torch.from_numpy(states)).numpy()

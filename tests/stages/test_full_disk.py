@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from distributed import Client
 
 from stages.cli import main
 
@@ -23,21 +24,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_collect_on_a_full_disk_goes_on_when_there_is_room(breakout_teacher: Path, small_disk: Path, tmp_path: Path) -> None:
+def test_collect_on_a_full_disk_goes_on_when_there_is_room(
+    breakout_teacher: Path, one_worker: Client, small_disk: Path, tmp_path: Path
+) -> None:
     shutil.copy("params.yaml", tmp_path)
     shutil.copytree(breakout_teacher, tmp_path / "data/teachers/Breakout")
 
-    def collect(out: Path) -> Result:
-        options = ["--game", "Breakout", "--states", "3000", "--workers", "1", "--out", str(out)]
+    def collect(out: Path, *where: str) -> Result:
+        options = ["--game", "Breakout", "--states", "3000", "--out", str(out), *where]
         return CliRunner().invoke(main, ["--params", str(tmp_path / "params.yaml"), "collect", *options])
 
-    result = collect(small_disk / "set")
+    result = collect(small_disk / "set", "--workers", "1")
     assert result.exit_code == 1
     assert "no space left on the disk" in result.output
     assert "run the same command again" in result.output
     assert not (small_disk / "set").exists()
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    assert collect(small_disk / "set").exit_code == 0
-    assert collect(tmp_path / "roomy").exit_code == 0
+    running = ("--scheduler", one_worker.scheduler_info()["address"])
+    assert collect(small_disk / "set", *running).exit_code == 0
+    assert collect(tmp_path / "roomy", *running).exit_code == 0
     manifests = [(folder / "manifest.json").read_text() for folder in (small_disk / "set", tmp_path / "roomy")]
     assert manifests[0] == manifests[1]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from distributed import Client
 
 from stages.cli import main
 from tests.agents.test_imports import CleanRl
@@ -13,10 +14,10 @@ from tests.agents.test_imports import CleanRl
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with params.yaml and a CleanRL checkpoint that nobody trained: it loses Pong in short episodes."""
+    """A folder with params.yaml and a CleanRL checkpoint that nobody trained: it loses Breakout in short episodes."""
     (tmp_path / "params.yaml").write_text(Path("params.yaml").read_text())
     torch.manual_seed(0)
-    torch.save(CleanRl(6).state_dict(), tmp_path / "dqn.pth")
+    torch.save(CleanRl(4).state_dict(), tmp_path / "dqn.pth")
     return tmp_path
 
 
@@ -24,16 +25,17 @@ def call(project: Path, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *arguments])
 
 
-def test_an_imported_teacher_is_one_to_collect_from(project: Path) -> None:
-    given = ["import-teacher", str(project / "dqn.pth"), "--from", "cleanrl", "--game", "pong", "--episodes", "2"]
-    result = call(project, *given, "--gate", "-22")
+def test_an_imported_teacher_is_one_to_collect_from(project: Path, one_worker: Client) -> None:
+    given = ["import-teacher", str(project / "dqn.pth"), "--from", "cleanrl", "--game", "breakout", "--episodes", "2"]
+    result = call(project, *given, "--gate", "-1")
     assert result.exit_code == 0, result.output
-    card = json.loads((project / "data/teachers/Pong/card.json").read_text())
+    card = json.loads((project / "data/teachers/Breakout/card.json").read_text())
     assert card["network"] == "dqn"
     assert card["imported"]["from"] == "cleanrl"
     assert card["evaluation"]["episodes"] == 2
-    assert call(project, "collect", "--game", "Pong", "--states", "64", "--workers", "1").exit_code == 0
-    manifest = json.loads((project / "data/datasets/Pong/manifest.json").read_text())
+    running = ("--scheduler", one_worker.scheduler_info()["address"])
+    assert call(project, "collect", "--game", "Breakout", "--states", "64", *running).exit_code == 0
+    manifest = json.loads((project / "data/datasets/Breakout/manifest.json").read_text())
     assert manifest["teacher"]["digest"] == card["digest"]
     again = call(project, *given)
     assert again.exit_code == 1
@@ -41,7 +43,7 @@ def test_an_imported_teacher_is_one_to_collect_from(project: Path) -> None:
 
 
 def test_below_its_gate_nothing_is_published(project: Path) -> None:
-    given = ["import-teacher", str(project / "dqn.pth"), "--from", "cleanrl", "--game", "Pong", "--episodes", "1"]
+    given = ["import-teacher", str(project / "dqn.pth"), "--from", "cleanrl", "--game", "Breakout", "--episodes", "1"]
     result = call(project, *given, "--gate", "18")
     assert result.exit_code == 1
     assert "not above its gate, 18" in result.output
@@ -49,6 +51,6 @@ def test_below_its_gate_nothing_is_published(project: Path) -> None:
 
 
 def test_the_wrong_game_is_one_line(project: Path) -> None:
-    result = call(project, "import-teacher", str(project / "dqn.pth"), "--from", "cleanrl", "--game", "Breakout")
+    result = call(project, "import-teacher", str(project / "dqn.pth"), "--from", "cleanrl", "--game", "Pong")
     assert result.exit_code == 1
-    assert "chooses among 6 actions, Breakout has 4" in result.output
+    assert "chooses among 4 actions, Pong has 6" in result.output
