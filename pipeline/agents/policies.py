@@ -47,7 +47,7 @@ def q_function(network: QNetwork, compute: Compute, game: str | None = None) -> 
             padding = np.zeros((size - count % size, *obs_BCHW.shape[1:]), dtype=np.uint8)
             obs_BCHW = np.concatenate([obs_BCHW, padding])
         with torch.inference_mode(), compute.autocast():
-            chunks = torch.from_numpy(obs_BCHW).to(compute.device).split(size)
+            chunks = torch.split(torch.from_numpy(obs_BCHW).to(compute.device), size)
             q_BA = torch.cat([network(chunk, game) for chunk in chunks])
         return np.asarray(q_BA[:count].cpu().numpy(), dtype=np.float32)
 
