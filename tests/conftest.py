@@ -38,3 +38,9 @@ def one_worker() -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+
+
+@pytest.fixture
+def on_one_worker(one_worker: Client) -> tuple[str, str]:
+    """Options that make `collect` use that worker, which saves starting one."""
+    return "--scheduler", one_worker.scheduler_info()["address"]

@@ -107,8 +107,8 @@ def test_abandoned_after_every_block_with_whole_shards_on_disk(
     breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small shards: blocks are packed, dropped and half packed again, and the bytes are those of one undisturbed run."""
-    monkeypatch.setattr(schema, "SHARD", 512)
-    monkeypatch.setattr(schema, "SMALL_CHUNK", 256)
+    monkeypatch.setattr(schema, "SHARD", 1024)
+    monkeypatch.setattr(schema, "SMALL_CHUNK", 512)
     whole = Collection(config(9000), breakout_teacher, teacher, tmp_path / "whole")
     list(whole.run(one_worker))
     manifest = whole.finish()
@@ -125,7 +125,7 @@ def test_abandoned_after_every_block_with_whole_shards_on_disk(
                 break
         else:
             break
-        assert begun % 512 == 0
+        assert begun % 1024 == 0
     assert sittings > 2
     assert begun > 0
     assert not list(tmp_path.glob("again/blocks/000000.*.arrow"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.agents.device import exact
-from pipeline.agents.networks import NETWORKS, QNetwork
+from pipeline.agents.networks import NETWORKS, QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, EzGreedy, explore, q_function
 
 
@@ -37,7 +37,8 @@ def test_exploration_is_a_function_of_seed_and_step() -> None:
 
 @pytest.mark.parametrize("name", ["net3", "pqn"])
 def test_a_states_values_do_not_depend_on_its_batch(name: str) -> None:
-    q_values = q_function(QNetwork(NETWORKS[name], {"any": 6}).eval(), exact(torch.device("cpu")))
+    cpu = torch.device("cpu")
+    q_values = q_function(place(QNetwork(NETWORKS[name], {"any": 6}), cpu).eval(), exact(cpu))
     obs = states(21)
     whole = q_values(obs)
     assert whole.shape == (21, 6)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from distributed import Client
 
 from stages.cli import main
 
@@ -25,7 +24,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_collect_on_a_full_disk_goes_on_when_there_is_room(
-    breakout_teacher: Path, one_worker: Client, small_disk: Path, tmp_path: Path
+    breakout_teacher: Path, on_one_worker: tuple[str, str], small_disk: Path, tmp_path: Path
 ) -> None:
     shutil.copy("params.yaml", tmp_path)
     shutil.copytree(breakout_teacher, tmp_path / "data/teachers/Breakout")
@@ -40,8 +39,7 @@ def test_collect_on_a_full_disk_goes_on_when_there_is_room(
     assert "run the same command again" in result.output
     assert not (small_disk / "set").exists()
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    running = ("--scheduler", one_worker.scheduler_info()["address"])
-    assert collect(small_disk / "set", *running).exit_code == 0
-    assert collect(tmp_path / "roomy", *running).exit_code == 0
+    assert collect(small_disk / "set", *on_one_worker).exit_code == 0
+    assert collect(tmp_path / "roomy", *on_one_worker).exit_code == 0
     manifests = [(folder / "manifest.json").read_text() for folder in (small_disk / "set", tmp_path / "roomy")]
     assert manifests[0] == manifests[1]

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from distributed import Client
 
 from stages.cli import main
 from tests.agents.test_imports import CleanRl
@@ -25,7 +24,7 @@ def call(project: Path, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *arguments])
 
 
-def test_an_imported_teacher_is_one_to_collect_from(project: Path, one_worker: Client) -> None:
+def test_an_imported_teacher_is_one_to_collect_from(project: Path, on_one_worker: tuple[str, str]) -> None:
     given = ["import-teacher", str(project / "dqn.pth"), "--from", "cleanrl", "--game", "breakout", "--episodes", "2"]
     result = call(project, *given, "--gate", "-1")
     assert result.exit_code == 0, result.output
@@ -33,8 +32,7 @@ def test_an_imported_teacher_is_one_to_collect_from(project: Path, one_worker: C
     assert card["network"] == "dqn"
     assert card["imported"]["from"] == "cleanrl"
     assert card["evaluation"]["episodes"] == 2
-    running = ("--scheduler", one_worker.scheduler_info()["address"])
-    assert call(project, "collect", "--game", "Breakout", "--states", "64", *running).exit_code == 0
+    assert call(project, "collect", "--game", "Breakout", "--states", "64", *on_one_worker).exit_code == 0
     manifest = json.loads((project / "data/datasets/Breakout/manifest.json").read_text())
     assert manifest["teacher"]["digest"] == card["digest"]
     again = call(project, *given)
