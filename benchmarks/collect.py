@@ -1,15 +1,20 @@
 """Collection states/s against what the environment and the float32 forward pass allow: 1 / (1/environment + 1/forward).
 
-One worker on one core, the bound on the same core in the same run, interleaved; then one against two worker processes.
+One worker on one core plays tasks of four blocks, the bound on the same core in the same run, interleaved. The environment is
+taken twice: its steps alone, and with the seeded starts of the episodes played (the emulator loads its ROM anew for each).
+Then one against two worker processes.
 
     python -m benchmarks.collect [GAME]
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -22,12 +27,24 @@ from pipeline.agents.checkpoints import load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.policies import q_function
 from pipeline.atari.envs import VectorWorld
-from pipeline.collect import BLOCK_EPISODES, Block, CollectConfig, Collection, play_block
+from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, play
 from pipeline.datasets import blocks
 from stages import params
 
-STEPS = 400
+STEPS = 500
+TASK_BLOCKS = 4
 WORKERS_STATES = 131_072
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Everything that starts in here shares one core: a world's threads too."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def main(game: str) -> None:
@@ -35,42 +52,50 @@ def main(game: str) -> None:
     folder = Path(settings.zoo) / game
     agent = load_agent(folder, torch.device("cpu"))
     config = CollectConfig(game=game, environment=settings.environment, epsilon=0.05, seed=0, states=1, episodes=None, recipe=1)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, one_core():
         torch.set_num_threads(1)
-        world = VectorWorld(game, settings.environment, width=BLOCK_EPISODES, threads=1)
-        seed_B = np.arange(BLOCK_EPISODES)
-        everyone = np.ones(BLOCK_EPISODES, dtype=np.bool_)
+        world = VectorWorld(game, settings.environment, width=SLOTS, threads=1)
+        seed_B = np.arange(SLOTS)
+        everyone = np.ones(SLOTS, dtype=np.bool_)
         obs, _ = world.reset(seed_B, everyone)
         q_values = q_function(agent.network, exact(torch.device("cpu")), game)
         rng = np.random.default_rng(0)
         index = count()
+        lengths: list[int] = []
 
         def environment() -> int:
             for _ in range(STEPS):
-                world.step(rng.integers(0, agent.network.actions[game], BLOCK_EPISODES), everyone)
-            return STEPS * BLOCK_EPISODES
+                world.step(rng.integers(0, agent.network.actions[game], SLOTS), everyone)
+            return STEPS * SLOTS
 
         def forward() -> int:
             for _ in range(STEPS):
                 q_values(obs)
-            return STEPS * BLOCK_EPISODES
+            return STEPS * SLOTS
 
         def collection() -> int:
-            job = Block(
-                index=next(index),
+            first = next(index) * TASK_BLOCKS
+            task = Task(
+                blocks=range(first, first + TASK_BLOCKS),
                 config=config,
                 teacher_folder=folder,
                 teacher_digest=agent.digest,
                 folder=Path(name) / "blocks",
             )
-            rows = play_block(job)
-            list(blocks.read_block(job.folder, job.index))
-            return sum(row.length for row in rows)
+            play(task)
+            lengths.extend(records.steps for block in task.blocks for records in blocks.read_block(task.folder, block))
+            return sum(lengths[-TASK_BLOCKS * BLOCK_EPISODES :])
 
-        found = rates({"environment": environment, "forward": forward, "collect": collection}, rounds=3)
-        bound = 1 / (1 / found["environment"] + 1 / found["forward"])
+        def starts() -> int:
+            world.reset(seed_B, everyone)
+            return SLOTS
+
+        found = rates({"environment": environment, "starts": starts, "forward": forward, "collect": collection}, rounds=3)
         print(f"{game}, one core: " + ", ".join(f"{k} {v:,.0f}/s" for k, v in found.items()))
-        print(f"collection is {found['collect'] / bound:.1%} of the bound {bound:,.0f} states/s")
+        starting = len(lengths) / sum(lengths) / found["starts"]  # seconds per state
+        for what, extra in (("steps", 0.0), ("steps and seeded starts", starting)):
+            bound = 1 / (1 / found["environment"] + extra + 1 / found["forward"])
+            print(f"collection is {found['collect'] / bound:.1%} of the bound {bound:,.0f} states/s (environment: {what})")
 
     seconds = {}
     for workers in (1, 2):

@@ -1,14 +1,16 @@
 """Teacher + world -> dataset, block by block, on Dask.
 
 Block b is episodes b*E to (b+1)*E - 1, played under the seeds of the same numbers: a pure function of the teacher and the
-settings. Workers play blocks in any order and write them beside each other; one coordinator packs finished blocks, in block
-order, into shards. So 1 or N workers, killed or not, end in the same bytes.
+settings. A task is a run of blocks, so that the free slots of a block that ends begin the next one. Workers play tasks in any
+order and write blocks beside each other; one coordinator packs finished blocks, in block order, into shards. So 1 or N
+workers, killed or not, end in the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import os
+import math
 import shutil
 import threading
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from distributed import Client, as_completed
+from distributed import Client, Future, wait
 
 from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.agents.device import exact
@@ -32,7 +34,16 @@ from pipeline.progress import Progress
 from pipeline.seeding import episode_seeds
 
 BLOCK_EPISODES: Final = 16
-"""Episodes of a block, all played at once: wide enough for the matrix kernels, small enough to lose."""
+"""Episodes of a block: what is written at once, small enough to lose."""
+
+SLOTS: Final = 32
+"""Episodes that a worker plays at once: two forward passes of 16 in a row, the second with the weights in the cache."""
+
+LONGEST_TASK: Final = 16
+"""Blocks of a task at most, so that workers that come late find something to do."""
+
+LOOK_SECONDS: Final = 1.0
+"""How often the coordinator looks for the blocks of unfinished tasks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +76,10 @@ class CollectConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """One task: play block `index` of `config` with the teacher in `teacher_folder` and write it into `folder`."""
+class Task:
+    """Play `blocks` of `config` with the teacher in `teacher_folder` and write them into `folder`."""
 
-    index: int
+    blocks: range
     config: CollectConfig
     teacher_folder: Path
     teacher_digest: str
@@ -93,23 +104,22 @@ def _world(game: str, environment: EnvConfig) -> SlotWorld:
     """This thread's emulators: a worker of several threads plays several blocks at once."""
     key = (game, environment)
     if getattr(_worlds, "key", None) != key:
-        _worlds.key, _worlds.world = key, SlotWorld(game, environment, width=BLOCK_EPISODES)
+        _worlds.key, _worlds.world = key, SlotWorld(game, environment, width=SLOTS)
     world: SlotWorld = _worlds.world
     return world
 
 
-def play_block(block: Block) -> list[EpisodeRow]:
-    """Play and write one block; returns its receipt. Idempotent: a block that is there already is not played again."""
-    receipt = blocks.read_receipt(block.folder, block.index)
-    if receipt is not None and blocks.has_data(block.folder, block.index):
-        return receipt
-    config = block.config
-    agent = _teacher(block.teacher_folder, block.teacher_digest)
+def play(task: Task) -> None:
+    """Play the task's blocks and write each as it ends. Idempotent: what is there already is not played again."""
+    missing = [index for index in task.blocks if _receipt(task.folder, index) is None]
+    config = task.config
+    agent = _teacher(task.teacher_folder, task.teacher_digest)
     policy = EpsilonGreedy(q_function(agent.network, exact(torch.device("cpu")), config.game), config.epsilon)
-    first = episode_seeds("collect", config.seed) + block.index * BLOCK_EPISODES
-    recorders = {first + i: blocks.Recorder(first + i) for i in range(BLOCK_EPISODES)}
-    finished = []
-    for step in rollout(_world(config.game, config.environment), policy, iter(recorders)):
+    first = episode_seeds("collect", config.seed)
+    seeds = [first + index * BLOCK_EPISODES + i for index in missing for i in range(BLOCK_EPISODES)]
+    recorders = {seed: blocks.Recorder(seed) for seed in seeds}
+    finished: dict[int, list[tuple[EpisodeRow, dict[str, Any]]]] = {index: [] for index in missing}
+    for step in rollout(_world(config.game, config.environment), policy, iter(seeds)):
         flags_B = (
             (step.step_B == 0) * Flag.EPISODE_START
             + step.terminated_B * Flag.TERMINATED
@@ -128,8 +138,18 @@ def play_block(block: Block) -> list[EpisodeRow]:
             )
             if step.terminated_B[slot] or step.truncated_B[slot]:
                 done = recorders.pop(seed)
-                finished.append(done.finish(terminated=bool(step.terminated_B[slot]), truncated=bool(step.truncated_B[slot])))
-    return blocks.write_block(block.folder, block.index, finished)
+                index = (seed - first) // BLOCK_EPISODES
+                finished[index].append(
+                    done.finish(terminated=bool(step.terminated_B[slot]), truncated=bool(step.truncated_B[slot]))
+                )
+                if len(finished[index]) == BLOCK_EPISODES:
+                    blocks.write_block(task.folder, index, finished.pop(index))
+
+
+def _receipt(folder: Path, index: int) -> list[EpisodeRow] | None:
+    """The receipt of a block that is finished and still has its data."""
+    receipt = blocks.read_receipt(folder, index)
+    return receipt if receipt is not None and blocks.has_data(folder, index) else None
 
 
 class Collection:
@@ -167,45 +187,60 @@ class Collection:
             index += 1
         yield self._progress(0)
 
-        pending = as_completed()
-        submitted, flying = index, 0
+        submitted = index
+        flying: dict[Future[None], Task] = {}
 
         def submit() -> None:
-            nonlocal submitted, flying
-            job = Block(
-                index=submitted,
+            nonlocal submitted
+            task = Task(
+                blocks=range(submitted, submitted + self._share(receipts, submitted, workers)),
                 config=self.config,
                 teacher_folder=self.teacher_folder.resolve(),
                 teacher_digest=self.teacher.digest,
                 folder=self.blocks.resolve(),
             )
-            pending.add(client.submit(play_block, job, key=f"block-{submitted}-{os.getpid()}", pure=False))
-            submitted, flying = submitted + 1, flying + 1
+            flying[client.submit(play, task, pure=False)] = task
+            submitted = task.blocks.stop
 
         workers = max(1, sum(client.nthreads().values()))
         while not self._enough():
-            # One block waits behind those that run, once the first ones tell how long blocks are.
-            while flying < workers + bool(self._rows) and not self._expected(receipts, flying):
+            # One task waits behind those that run, once the first ones tell how long blocks are.
+            while len(flying) < workers + bool(self._rows) and (not flying or self._missing(receipts, submitted) > 0):
                 submit()
-            future = next(pending)
-            flying -= 1
-            receipt = future.result()
-            receipts[int(str(future.key).split("-")[1])] = receipt
+            with contextlib.suppress(TimeoutError):
+                wait(list(flying), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED")
+            for future, task in list(flying.items()):
+                finished = future.done()
+                wanted = [i for i in task.blocks if i >= self._next and i not in receipts]
+                receipts.update({i: receipt for i in wanted if (receipt := _receipt(self.blocks, i)) is not None})
+                if finished:
+                    future.result()  # or why it failed
+                    if lost := [i for i in wanted if i not in receipts]:
+                        raise ValueError(
+                            f"a worker has played blocks {lost}, but {self.blocks.resolve()} does not hold them: "
+                            f"collect in a folder that every worker shares with this machine"
+                        )
+                    del flying[future]
             while self._next in receipts and not self._enough():
                 self._pack(receipts.pop(self._next))
             yield self._progress(sum(row.length for rows in receipts.values() for row in rows))
-        for future in list(pending.futures):
-            future.cancel()
+        client.cancel(list(flying))
 
-    def _expected(self, waiting: dict[int, list[EpisodeRow]], flying: int) -> bool:
-        """Whether what is packed, waiting and in flight will probably do (blocks in flight: as long as the average so far)."""
+    def _missing(self, waiting: dict[int, list[EpisodeRow]], submitted: int) -> float:
+        """Blocks still to be submitted, those in flight being as long as the average so far; infinite before the first."""
         rows = [*self._rows, *(row for receipt in waiting.values() for row in receipt)]
-        if flying == 0 or not rows:
-            return False
+        if not rows:
+            return math.inf
+        flying = submitted - self._next - len(waiting)
         if self.config.episodes is not None:
-            return len(rows) + flying * BLOCK_EPISODES >= self.config.episodes
-        mean = sum(row.length for row in rows) / len(rows)
-        return sum(row.length for row in rows) + flying * BLOCK_EPISODES * mean >= (self.config.states or 0)
+            return (self.config.episodes - len(rows)) / BLOCK_EPISODES - flying
+        states = sum(row.length for row in rows)
+        return ((self.config.states or 0) - states) * len(rows) / states / BLOCK_EPISODES - flying
+
+    def _share(self, waiting: dict[int, list[EpisodeRow]], submitted: int, workers: int) -> int:
+        """Blocks of the next task: guided self-scheduling, a share of what is missing (Polychronopoulos and Kuck 1987)."""
+        missing = self._missing(waiting, submitted)
+        return 1 if math.isinf(missing) else min(LONGEST_TASK, max(1, int(missing / workers)))
 
     def _covered(self, receipt: list[EpisodeRow]) -> bool:
         """Whether the next block lies in whole shards already."""

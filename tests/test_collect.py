@@ -14,15 +14,16 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
+from pipeline import collect as collecting
 from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld
 from pipeline.atari.rollout import rollout
-from pipeline.collect import BLOCK_EPISODES, CollectConfig, Collection
+from pipeline.collect import BLOCK_EPISODES, LONGEST_TASK, CollectConfig, Collection
 from pipeline.datasets import schema
 from pipeline.datasets.reader import Dataset, open_dataset
-from pipeline.datasets.schema import Flag
+from pipeline.datasets.schema import EpisodeRow, Flag
 from pipeline.datasets.verify import verify
 from tests.fakes import ENVIRONMENT
 
@@ -151,12 +152,42 @@ def test_two_threads_of_a_worker_do_not_share_emulators(
     assert collection.finish() == collected.manifest
 
 
-def test_a_number_of_episodes(breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path: Path) -> None:
+def test_a_task_is_a_share_of_what_is_missing(breakout_teacher: Path, teacher: Agent, tmp_path: Path) -> None:
+    collection = Collection(config(None, 60 * BLOCK_EPISODES), breakout_teacher, teacher, tmp_path)
+    row = EpisodeRow(0, 0, 10, 0.0, terminated=True, truncated=False, complete=True, sha256="")
+    first = {0: [row] * BLOCK_EPISODES}
+    assert collection._share({}, 0, 2) == 1  # nobody knows yet how long blocks are
+    assert collection._share(first, 2, 2) == LONGEST_TASK
+    assert collection._share(first, 40, 2) == 10
+    assert collection._share(first, 59, 2) == 1
+    states = Collection(config(60 * BLOCK_EPISODES * 10), breakout_teacher, teacher, tmp_path)
+    assert states._share(first, 40, 2) == 10
+
+
+def test_blocks_that_a_worker_wrote_elsewhere_are_missed(
+    breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "play", repr)  # a worker on a disk of its own: it succeeds, and nothing is here
+    with pytest.raises(ValueError, match=r"blocks \[0\].*every worker shares"):
+        list(Collection(config(), breakout_teacher, teacher, tmp_path).run(one_worker))
+
+
+def test_a_number_of_episodes_in_one_task_of_two_blocks(
+    collected: Dataset,
+    breakout_teacher: Path,
+    teacher: Agent,
+    one_worker: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fixture played its blocks one by one; in a run, free slots begin the next block's episodes. Same episodes."""
+    monkeypatch.setattr(Collection, "_share", lambda *_: 2)
     collection = Collection(config(None, BLOCK_EPISODES + 1), breakout_teacher, teacher, tmp_path)
     list(collection.run(one_worker))
-    manifest = collection.finish()
-    assert manifest.episodes == BLOCK_EPISODES + 1
-    assert all(row.complete for row in open_dataset(collection.dataset).episodes)
+    assert collection.finish().episodes == BLOCK_EPISODES + 1
+    rows = open_dataset(collection.dataset).episodes
+    assert all(row.complete for row in rows)
+    assert list(rows) == list(collected.episodes[: len(rows)])
 
 
 def test_how_much_must_be_said_once() -> None:

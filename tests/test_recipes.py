@@ -66,11 +66,13 @@ def run_collect() -> list[float]:
         config = collecting.CollectConfig(
             game="Breakout", environment=ENVIRONMENT, epsilon=0.5, seed=0, states=1, episodes=None, recipe=collect.RECIPE
         )
-        job = collecting.Block(
-            index=0, config=config, teacher_folder=folder, teacher_digest=card["digest"], folder=Path(name) / "blocks"
+        task = collecting.Task(
+            blocks=range(1), config=config, teacher_folder=folder, teacher_digest=card["digest"], folder=Path(name) / "blocks"
         )
-        rows = collecting.play_block(job)
-        records = next(blocks.read_block(job.folder, 0))
+        collecting.play(task)
+        rows = blocks.read_receipt(task.folder, 0)
+        assert rows is not None
+        records = next(blocks.read_block(task.folder, 0))
     numbers = [float(x) for row in rows[:4] for x in (row.seed, row.length, row.episode_return)]
     return [
         *numbers,

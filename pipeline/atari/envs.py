@@ -110,12 +110,15 @@ class VectorWorld:
 
 
 class SlotWorld:
-    """`width` emulators of one game, each with a thread of its own, of which only the playing ones are stepped."""
+    """`width` emulators of one game, each with a thread of its own, of which only the playing ones are stepped.
+
+    An emulator is made when its slot first plays.
+    """
 
     def __init__(self, game: str, config: EnvConfig, *, width: int) -> None:
         self.width = width
-        arguments = _arguments(find_game(game), config)
-        self._slots = [AtariVectorEnv(**arguments, num_envs=1, batch_size=0, num_threads=1) for _ in range(width)]
+        self._arguments = _arguments(find_game(game), config)
+        self._slots: dict[int, AtariVectorEnv] = {}
         self._obs_BCHW = np.zeros((width, config.stack, 84, 84), dtype=np.uint8)
         self._reward_B = np.zeros(width, dtype=np.float32)
         self._terminated_B = np.zeros(width, dtype=np.bool_)
@@ -127,7 +130,9 @@ class SlotWorld:
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
         """Start the episode of `seed_B` in each slot of `mask_B`; returns all slots' states and lives."""
         self._obs_BCHW = self._obs_BCHW.copy()  # what was handed out stays as it was
-        for slot in np.flatnonzero(mask_B):
+        for slot in np.flatnonzero(mask_B).tolist():
+            if slot not in self._slots:
+                self._slots[slot] = AtariVectorEnv(**self._arguments, num_envs=1, batch_size=0, num_threads=1)
             obs_1CHW, info = self._slots[slot].reset(seed=seed_B[slot : slot + 1])
             self._obs_BCHW[slot] = obs_1CHW[0]
             self._lives_B[slot] = info["lives"][0]
@@ -135,7 +140,7 @@ class SlotWorld:
 
     def step(self, action_B: npt.NDArray[np.int64], playing_B: npt.NDArray[np.bool_]) -> WorldStep:
         """One agent step in every playing slot."""
-        playing = np.flatnonzero(playing_B)
+        playing = np.flatnonzero(playing_B).tolist()
         for slot in playing:
             self._slots[slot].send(action_B[slot : slot + 1])
         self._obs_BCHW = np.empty_like(self._obs_BCHW)

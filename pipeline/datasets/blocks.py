@@ -109,8 +109,8 @@ def _receipt(folder: Path, block: int) -> Path:
     return folder / f"{block:06}.json"
 
 
-def write_block(folder: Path, block: int, episodes: Sequence[tuple[EpisodeRow, dict[str, Any]]]) -> list[EpisodeRow]:
-    """Write a finished block, its receipt last; returns the receipt: one row per episode, in seed order."""
+def write_block(folder: Path, block: int, episodes: Sequence[tuple[EpisodeRow, dict[str, Any]]]) -> None:
+    """Write a finished block, and last its receipt: one row per episode, in seed order."""
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(episodes, key=lambda episode: episode[0].seed)
     part = _data(folder, block).with_suffix(f".{uuid.uuid4().hex}.part")  # the same block may be written twice at once
@@ -121,11 +121,9 @@ def write_block(folder: Path, block: int, episodes: Sequence[tuple[EpisodeRow, d
         part.replace(_data(folder, block))
     finally:
         part.unlink(missing_ok=True)
-    rows = [row for row, _ in ordered]
     part = _receipt(folder, block).with_suffix(f".{uuid.uuid4().hex}.part")
-    part.write_text(json.dumps([row._asdict() for row in rows]))
+    part.write_text(json.dumps([row._asdict() for row, _ in ordered]))
     part.replace(_receipt(folder, block))
-    return rows
 
 
 def read_receipt(folder: Path, block: int) -> list[EpisodeRow] | None:
