@@ -5,7 +5,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 SETUP := .venv/.ready
 
-.PHONY: setup repro test check format bench sample clean
+.PHONY: setup repro test test-slow check format bench sample clean
 
 setup: $(SETUP)
 
@@ -20,6 +20,9 @@ repro: $(SETUP)  ## run whatever is missing of the quick road; the report is dat
 
 test: $(SETUP)  ## the default suite, under 3 minutes on two cores
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+
+test-slow: $(SETUP)  ## what the default suite leaves out
+	OMP_NUM_THREADS=1 pytest -m slow
 
 check: $(SETUP)  ## format, lint and types
 	ruff format --check .

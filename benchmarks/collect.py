@@ -1,8 +1,8 @@
 """Collection states/s against what the environment and the float32 forward pass allow: 1 / (1/environment + 1/forward).
 
-One worker on one core plays tasks of four blocks, the bound on the same core in the same run, interleaved. The environment is
-taken twice: its steps alone, and with the seeded starts of the episodes played (the emulator loads its ROM anew for each).
-Then one against two worker processes.
+One worker on one core plays a block alone and four in a run; the bound is measured on the same core in the same run, interleaved.
+The environment is taken twice: its steps alone, and with the seeded starts of the episodes played (the emulator loads its ROM
+anew for each). Then one against two worker processes.
 
     python -m benchmarks.collect [GAME]
 """
@@ -13,9 +13,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +23,15 @@ import torch
 from distributed import Client, LocalCluster
 
 from benchmarks.timing import rates
-from pipeline.agents.checkpoints import load_agent
+from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.policies import q_function
-from pipeline.atari.envs import VectorWorld
+from pipeline.atari.envs import EnvConfig, VectorWorld
 from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, play
 from pipeline.datasets import blocks
 from stages import params
 
 STEPS = 500
-TASK_BLOCKS = 4
 WORKERS_STATES = 131_072
 
 
@@ -51,16 +50,21 @@ def main(game: str) -> None:
     settings = params.load(Path("params.yaml"))
     folder = Path(settings.zoo) / game
     agent = load_agent(folder, torch.device("cpu"))
-    config = CollectConfig(game=game, environment=settings.environment, epsilon=0.05, seed=0, states=1, episodes=None, recipe=1)
+    against_bound(game, settings.environment, folder, agent)
+    one_against_two(game, settings.environment, folder, agent)
+
+
+def against_bound(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None:
+    config = CollectConfig(game=game, environment=env, epsilon=0.05, seed=0, states=1, episodes=None, recipe=1)
     with tempfile.TemporaryDirectory() as name, one_core():
         torch.set_num_threads(1)
-        world = VectorWorld(game, settings.environment, width=SLOTS, threads=1)
+        world = VectorWorld(game, env, width=SLOTS, threads=1)
         seed_B = np.arange(SLOTS)
         everyone = np.ones(SLOTS, dtype=np.bool_)
         obs, _ = world.reset(seed_B, everyone)
         q_values = q_function(agent.network, exact(torch.device("cpu")), game)
         rng = np.random.default_rng(0)
-        index = count()
+        played = 0
         lengths: list[int] = []
 
         def environment() -> int:
@@ -73,30 +77,41 @@ def main(game: str) -> None:
                 q_values(obs)
             return STEPS * SLOTS
 
-        def collection() -> int:
-            first = next(index) * TASK_BLOCKS
+        def collection(count: int) -> int:
+            nonlocal played
             task = Task(
-                blocks=range(first, first + TASK_BLOCKS),
+                blocks=range(played, played + count),
                 config=config,
                 teacher_folder=folder,
                 teacher_digest=agent.digest,
-                folder=Path(name) / "blocks",
+                folder=Path(name),
             )
             play(task)
+            played += count
             lengths.extend(records.steps for block in task.blocks for records in blocks.read_block(task.folder, block))
-            return sum(lengths[-TASK_BLOCKS * BLOCK_EPISODES :])
+            return sum(lengths[-count * BLOCK_EPISODES :])
 
         def starts() -> int:
             world.reset(seed_B, everyone)
             return SLOTS
 
-        found = rates({"environment": environment, "starts": starts, "forward": forward, "collect": collection}, rounds=3)
+        tasks: dict[str, Callable[[], int]] = {
+            "environment": environment,
+            "starts": starts,
+            "forward": forward,
+            "a block": partial(collection, 1),
+            "four blocks": partial(collection, 4),
+        }
+        found = rates(tasks, rounds=3)
         print(f"{game}, one core: " + ", ".join(f"{k} {v:,.0f}/s" for k, v in found.items()))
         starting = len(lengths) / sum(lengths) / found["starts"]  # seconds per state
         for what, extra in (("steps", 0.0), ("steps and seeded starts", starting)):
             bound = 1 / (1 / found["environment"] + extra + 1 / found["forward"])
-            print(f"collection is {found['collect'] / bound:.1%} of the bound {bound:,.0f} states/s (environment: {what})")
+            print(f"bound {bound:,.0f} states/s (environment: {what})")
+            print(", ".join(f"{task}: {found[task] / bound:.1%} of it" for task in ("a block", "four blocks")))
 
+
+def one_against_two(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None:
     seconds = {}
     for workers in (1, 2):
         with (
@@ -106,7 +121,7 @@ def main(game: str) -> None:
         ):
             whole = CollectConfig(
                 game=game,
-                environment=settings.environment,
+                environment=env,
                 epsilon=0.05,
                 seed=0,
                 states=WORKERS_STATES,

@@ -8,7 +8,6 @@ workers, killed or not, end in the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import shutil
@@ -20,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from distributed import Client, Future, wait
+from distributed import Client, Future
 
 from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.agents.device import exact
@@ -40,7 +39,7 @@ SLOTS: Final = 32
 """Episodes that a worker plays at once: two forward passes of 16 in a row, the second with the weights in the cache."""
 
 LONGEST_TASK: Final = 16
-"""Blocks of a task at most, so that workers that come late find something to do."""
+"""Blocks of a task at most: what workers that come late must wait for."""
 
 LOOK_SECONDS: Final = 1.0
 """How often the coordinator looks for the blocks of unfinished tasks."""
@@ -109,9 +108,10 @@ def _world(game: str, environment: EnvConfig) -> SlotWorld:
     return world
 
 
-def play(task: Task) -> None:
-    """Play the task's blocks and write each as it ends. Idempotent: what is there already is not played again."""
-    missing = [index for index in task.blocks if _receipt(task.folder, index) is None]
+def play(task: Task) -> dict[int, list[EpisodeRow]]:
+    """Play the task's blocks and write each as it ends; returns their receipts. A block that has one is not played again."""
+    receipts = blocks.receipts(task.folder, task.blocks)
+    missing = [index for index in task.blocks if index not in receipts]
     config = task.config
     agent = _teacher(task.teacher_folder, task.teacher_digest)
     policy = EpsilonGreedy(q_function(agent.network, exact(torch.device("cpu")), config.game), config.epsilon)
@@ -143,13 +143,8 @@ def play(task: Task) -> None:
                     done.finish(terminated=bool(step.terminated_B[slot]), truncated=bool(step.truncated_B[slot]))
                 )
                 if len(finished[index]) == BLOCK_EPISODES:
-                    blocks.write_block(task.folder, index, finished.pop(index))
-
-
-def _receipt(folder: Path, index: int) -> list[EpisodeRow] | None:
-    """The receipt of a block that is finished and still has its data."""
-    receipt = blocks.read_receipt(folder, index)
-    return receipt if receipt is not None and blocks.has_data(folder, index) else None
+                    receipts[index] = blocks.write_block(task.folder, index, finished.pop(index))
+    return receipts
 
 
 class Collection:
@@ -176,8 +171,9 @@ class Collection:
         return len(self._rows) >= self.config.episodes
 
     def run(self, client: Client) -> Iterator[Progress]:
-        """Play what is missing on the client's workers and pack it; yields after every block."""
-        receipts: dict[int, list[EpisodeRow]] = {}
+        """Play what is missing on the client's workers and pack it; yields after every block, and every second between."""
+        self.blocks.mkdir(parents=True, exist_ok=True)
+        receipts: dict[int, list[EpisodeRow]] = {}  # of blocks that wait to be packed
         index = 0
         while not self._enough():  # blocks that an earlier sitting finished
             receipt = blocks.read_receipt(self.blocks, index)
@@ -188,43 +184,47 @@ class Collection:
         yield self._progress(0)
 
         submitted = index
-        flying: dict[Future[None], Task] = {}
+        flying: dict[Future[dict[int, list[EpisodeRow]]], Task] = {}
+        landed = threading.Event()
+        try:
+            while not self._enough():
+                workers = max(1, sum(client.nthreads().values()))
+                # One task waits behind those that run, once the first ones tell how long blocks are.
+                while len(flying) < workers + bool(self._rows) and (not flying or self._missing(receipts, submitted) > 0):
+                    task = self._task(submitted, self._share(receipts, submitted, workers))
+                    submitted = task.blocks.stop
+                    future = client.submit(play, task, pure=False)
+                    future.add_done_callback(lambda _: landed.set())
+                    flying[future] = task
+                if self._next not in receipts:
+                    landed.wait(LOOK_SECONDS)
+                    landed.clear()
+                for future, task in list(flying.items()):
+                    if future.done():
+                        found = future.result()
+                        del flying[future]
+                    else:
+                        found = {
+                            i: receipt for i in task.blocks if (receipt := blocks.read_receipt(self.blocks, i)) is not None
+                        }
+                    receipts.update({i: receipt for i, receipt in found.items() if i >= self._next})
+                if self._next in receipts:
+                    self._pack(receipts.pop(self._next))
+                yield self._progress(sum(row.length for rows in receipts.values() for row in rows))
+        finally:
+            client.cancel(list(flying))
 
-        def submit() -> None:
-            nonlocal submitted
-            task = Task(
-                blocks=range(submitted, submitted + self._share(receipts, submitted, workers)),
-                config=self.config,
-                teacher_folder=self.teacher_folder.resolve(),
-                teacher_digest=self.teacher.digest,
-                folder=self.blocks.resolve(),
-            )
-            flying[client.submit(play, task, pure=False)] = task
-            submitted = task.blocks.stop
-
-        workers = max(1, sum(client.nthreads().values()))
-        while not self._enough():
-            # One task waits behind those that run, once the first ones tell how long blocks are.
-            while len(flying) < workers + bool(self._rows) and (not flying or self._missing(receipts, submitted) > 0):
-                submit()
-            with contextlib.suppress(TimeoutError):
-                wait(list(flying), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED")
-            for future, task in list(flying.items()):
-                finished = future.done()
-                wanted = [i for i in task.blocks if i >= self._next and i not in receipts]
-                receipts.update({i: receipt for i in wanted if (receipt := _receipt(self.blocks, i)) is not None})
-                if finished:
-                    future.result()  # or why it failed
-                    if lost := [i for i in wanted if i not in receipts]:
-                        raise ValueError(
-                            f"a worker has played blocks {lost}, but {self.blocks.resolve()} does not hold them: "
-                            f"collect in a folder that every worker shares with this machine"
-                        )
-                    del flying[future]
-            while self._next in receipts and not self._enough():
-                self._pack(receipts.pop(self._next))
-            yield self._progress(sum(row.length for rows in receipts.values() for row in rows))
-        client.cancel(list(flying))
+    def _task(self, first: int, count: int) -> Task:
+        """The task of the next `count` blocks, none of which has a receipt without data."""
+        for index in range(first, first + count):
+            blocks.forget_without_data(self.blocks, index)
+        return Task(
+            blocks=range(first, first + count),
+            config=self.config,
+            teacher_folder=self.teacher_folder.resolve(),
+            teacher_digest=self.teacher.digest,
+            folder=self.blocks.resolve(),
+        )
 
     def _missing(self, waiting: dict[int, list[EpisodeRow]], submitted: int) -> float:
         """Blocks still to be submitted, those in flight being as long as the average so far; infinite before the first."""
@@ -240,7 +240,7 @@ class Collection:
     def _share(self, waiting: dict[int, list[EpisodeRow]], submitted: int, workers: int) -> int:
         """Blocks of the next task: guided self-scheduling, a share of what is missing (Polychronopoulos and Kuck 1987)."""
         missing = self._missing(waiting, submitted)
-        return 1 if math.isinf(missing) else min(LONGEST_TASK, max(1, int(missing / workers)))
+        return 1 if math.isinf(missing) else min(LONGEST_TASK, max(1, math.ceil(missing / workers)))
 
     def _covered(self, receipt: list[EpisodeRow]) -> bool:
         """Whether the next block lies in whole shards already."""
@@ -252,6 +252,11 @@ class Collection:
             for row in receipt:
                 self._rows.append(row._replace(start=self._states()))
         else:
+            if not blocks.has_data(self.blocks, self._next):
+                raise ValueError(
+                    f"a worker has played block {self._next}, but it is not in {self.blocks.resolve()}: "
+                    f"collect in a folder that every worker shares with this machine"
+                )
             for row, records in zip(receipt, blocks.read_block(self.blocks, self._next), strict=True):
                 if self._enough():
                     break
@@ -285,7 +290,8 @@ class Collection:
         if self.config.episodes is not None:
             return Progress(len(self._rows), self.config.episodes, "episodes", metrics)
         assert self.config.states is not None
-        return Progress(min(self._states() + waiting, self.config.states), self.config.states, "states", metrics)
+        played = min(self._states() + waiting, self.config.states - (not self._enough()))
+        return Progress(played, self.config.states, "states", metrics)
 
     def discard(self) -> None:
         """Drop the work files, once the dataset lies where it belongs."""

@@ -76,14 +76,24 @@ def main(ctx: click.Context, params_path: Path) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Begin from the checkpoint of a run with other settings; the card tells.",
 )
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop learning after so much training time, if the steps are not spent by then, and try the gate.",
+)
+@click.option("--seed", type=click.IntRange(0, 99), help="Another seed than params.yaml's; wants --out.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder. [default: that of the zoo]")
 @device_option
 @click.pass_obj
-def train_teacher(session: Session, game: str, start: Path | None, device: str) -> None:
-    """Train a teacher from reward and publish it if it passes its gate."""
+def train_teacher(session: Session, /, device: str, game: str, **options: Any) -> None:
+    """Train a teacher from reward and publish it if it passes its gate.
+
+    Killed or stopped, the same command goes on where it was.
+    """
     from stages import train_teacher as stage
 
     layout, params = session.load()
-    click.echo(stage.run(layout, params, game, device, start))
+    click.echo(stage.run(layout, params, game, device_name=device, **options))
 
 
 @main.command("import-teacher")

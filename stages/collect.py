@@ -18,7 +18,7 @@ from pipeline.collect import CollectConfig, Collection
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
 from stages.paths import Layout
-from stages.publish import replace_folder
+from stages.publish import check_target, replace_folder
 from stages.runlog import say, show
 
 RECIPE = 1
@@ -66,8 +66,7 @@ def run(
             f"restore the environment section or train the teacher again"
         )
     target = out or layout.dataset(game)
-    if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):
-        raise ValueError(f"{target} holds something that is not a dataset: choose another --out or empty it")
+    check_target(target, MANIFEST, "a dataset")
     root = layout if out is None else Layout(root=target.resolve().parent, zoo=layout.zoo)
     work = root.work(
         "collect",

@@ -29,6 +29,12 @@ def replace_folder(finished: Path, target: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def check_target(target: Path, mark: str, what: str) -> None:
+    """ValueError if `target` is something else than a folder that holds `mark`, or is to be: nobody's files are replaced."""
+    if target.exists() and not (target / mark).is_file() and (target.is_file() or any(target.iterdir())):
+        raise ValueError(f"{target} holds something that is not {what}: choose another --out or empty it")
+
+
 @contextmanager
 def replaced_file(target: Path) -> Iterator[Path]:
     """Write to the path this yields; it becomes `target` by one rename when the block ends well."""

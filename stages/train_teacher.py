@@ -2,43 +2,61 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.agents.checkpoints import CARD, save_agent
+from pipeline.agents.checkpoints import CARD, load_card, save_agent
 from pipeline.agents.device import Compute, exact, pick_device
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
+from pipeline.progress import Progress
 from pipeline.rl.learner import Learner
 from stages import params as settings
 from stages.evaluate import Contestant, mean_return, played, record
 from stages.paths import Layout
-from stages.publish import load_state, replace_folder, save_state, write_csv
+from stages.publish import check_target, load_state, replace_folder, save_state, write_csv
 from stages.runlog import duration, say, show
 from stages.versions import code_version
 
 CHECKPOINT_EVERY_SECONDS = 120.0
 CURVE_POINTS = 100
+SHOWN = ("return", "loss", "q", "epsilon", *(f"seconds_{part}" for part in ("environment", "forward", "update", "play")))
 
 
 RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
 
 
-def run(layout: Layout, params: settings.Params, game: str, device_name: str, start: Path | None = None) -> Path:
+def run(
+    layout: Layout,
+    params: settings.Params,
+    game: str,
+    *,
+    device_name: str,
+    start: Path | None,
+    minutes: float | None,
+    seed: int | None,
+    out: Path | None,
+) -> Path:
     """Train or go on training the teacher of `game`; returns the published folder.
 
-    `start` is the checkpoint of a run with other settings to begin from; the card's history tells of both.
+    `start` is the checkpoint of a run with other settings to begin from; the card's history tells of both. `minutes` is a
+    budget of training time beside the one of steps, whichever ends first. `seed` and `out` make a second teacher of the game.
     """
     game = find_game(game).name
     teacher: settings.TeacherParams = settings.pick(params.teachers, game, "teacher")
+    if seed is not None and seed != teacher.seed:
+        if out is None:
+            raise ValueError(f"seed {seed} would replace the teacher of {game} by another: say where it goes with --out")
+        teacher = teacher.model_copy(update={"seed": seed})
     preset: settings.TeacherPreset = settings.pick(params.teacher_presets, teacher.preset, "teacher preset")
     settings.check_recipe(f"teachers.{game}", teacher.recipe, RECIPE)
     environment = fingerprint(game, params.environment)
@@ -49,13 +67,20 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str, st
         "environment": environment,
         "epsilon": params.evaluation.epsilon,
     }
+    target = out or layout.teacher(game)
+    check_target(target, CARD, "a teacher")
+    if out is not None:
+        if (target / CARD).exists() and (theirs := load_card(target)["game"]) != game:
+            raise ValueError(f"{target} holds a teacher of {theirs}: choose another --out")
+        layout = Layout(root=target.resolve().parent, zoo=layout.zoo)
     work = layout.work("train-teacher", game, decides)
     work.mkdir(parents=True, exist_ok=True)
 
     compute = Compute(pick_device(device_name), "bfloat16")
     heads = {game: len(action_meanings(game, params.environment))}
     learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
-    state = _Run(work / "checkpoint.pt", learner)
+    time_budget = 60 * minutes if minutes else math.inf
+    state = _Run(work / "checkpoint.pt", learner, teacher, params.environment.frame_skip, time_budget)
     if state.resume(state.path):
         say(f"resuming {game} at {learner.tally.steps:,} steps from {work}")
     elif start is not None:
@@ -63,7 +88,7 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str, st
             raise ValueError(
                 f"{start} does not exist: --from wants the checkpoint.pt of an unfinished run in .work/train-teacher"
             )
-        state.best_return = float("-inf")  # its evaluations may have been others
+        state.forget_sittings()
         say(f"beginning {game} at {learner.tally.steps:,} steps from {start}")
     if learner.tally.steps > teacher.steps:
         raise ValueError(
@@ -72,8 +97,10 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str, st
         )
     chosen = {"preset": teacher.preset, **preset.model_dump(exclude_none=True)[preset.algorithm]}
     state.begin_sitting({"budget": teacher.steps, "settings": chosen})
-    _learn(params, game, teacher, state)
-    best, evaluation = _pass_gate(params, game, teacher, state)
+    _learn(params, game, state)
+    if learner.tally.steps < teacher.steps:
+        say(f"stopped learning at {learner.tally.steps:,} of {teacher.steps:,} steps: the time is spent")
+    best, evaluation = _pass_gate(params, game, state)
 
     folder = work / "publish"
     card = save_agent(
@@ -97,7 +124,6 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str, st
         },
     )
     write_csv(folder / "curve.csv", state.curve)
-    target = layout.teacher(game)
     replace_folder(folder, target)
     state.path.unlink()  # so that the next run trains anew
     reached = f"mean return {evaluation['mean_return']:.2f}"
@@ -105,53 +131,40 @@ def run(layout: Layout, params: settings.Params, game: str, device_name: str, st
     return target
 
 
-def _learn(params: settings.Params, game: str, teacher: settings.TeacherParams, state: _Run) -> None:
-    """Spend the step budget, evaluating and checkpointing on the way."""
+def _learn(params: settings.Params, game: str, state: _Run) -> None:
+    """Spend the budget of steps or of time, evaluating and checkpointing on the way and at the end."""
     learner = state.learner
     policy = EpsilonGreedy(q_function(learner.result, learner.compute), params.evaluation.epsilon)
     contestant = Contestant(f"teachers/{game}", game, policy, {})
 
     def select() -> None:
-        evaluated = mean_return(played(contestant, params, "select", teacher.seed, teacher.select_episodes))
+        evaluated = mean_return(played(contestant, params, "select", state.teacher.seed, state.teacher.select_episodes))
         state.offer(evaluated)
-        state.add_point(metrics, params.environment.frame_skip, evaluated)
         state.save()
         say(f"{game} at {learner.tally.steps:,} steps: mean return {evaluated:.2f} (best {state.best_return:.2f})")
 
-    def due() -> bool:
-        return learner.tally.steps >= min(
-            teacher.steps, (state.evaluated_steps // teacher.select_every + 1) * teacher.select_every
-        )
-
-    metrics: Mapping[str, float] = {}
     try:
-        if learner.tally.steps and state.evaluated_steps < learner.tally.steps and due():
+        if state.selection_due():
             select()  # an evaluation that the last sitting did not finish
-        if learner.tally.steps >= teacher.steps:
-            return
-        next_point = learner.tally.steps
-        world = VectorWorld(game, params.environment, width=learner.envs)
-        shown = ("return", "loss", "q", "epsilon", "seconds_environment", "seconds_forward", "seconds_update", "seconds_play")
-        with closing(show(learner.train(world), f"train {game}", shown)) as progress:
-            for p in progress:
-                metrics = p.metrics
-                if due():
-                    select()
-                elif p.done >= next_point:
-                    state.add_point(metrics, params.environment.frame_skip, None)
-                    next_point = p.done + teacher.steps // CURVE_POINTS
-                if state.due():
-                    state.save()
+        if not state.spent():
+            world = VectorWorld(game, params.environment, width=learner.envs)
+            with closing(show(state.until_spent(learner.train(world)), f"train {game}", SHOWN)) as progress:
+                for _ in progress:
+                    if state.selection_due():
+                        select()
+                    elif state.checkpoint_due():
+                        state.save()
+        if state.evaluated_steps < learner.tally.steps or not state.best_weights:
+            select()
     except KeyboardInterrupt:
         state.save()
         say(f"stopped at {learner.tally.steps:,} steps; the same command goes on from there")
         raise
 
 
-def _pass_gate(
-    params: settings.Params, game: str, teacher: settings.TeacherParams, state: _Run
-) -> tuple[QNetwork, dict[str, Any]]:
+def _pass_gate(params: settings.Params, game: str, state: _Run) -> tuple[QNetwork, dict[str, Any]]:
     """The best snapshot and its evaluation on fresh episodes. ValueError if that is below the gate; nothing is lost."""
+    teacher = state.teacher
     device = state.learner.compute.device
     best = QNetwork(state.learner.result.spec, state.learner.result.actions)
     best.load_state_dict(state.best_weights)
@@ -161,9 +174,10 @@ def _pass_gate(
     episodes = played(Contestant(f"teachers/{game}", game, policy, {}), params, "gate", teacher.seed, teacher.gate_episodes)
     reached = mean_return(episodes)
     if reached < teacher.gate_return:
+        budget = "--minutes" if state.learner.tally.steps < teacher.steps else f"teachers.{game}.steps"
         raise ValueError(
             f"{game} reached a mean return of {reached:.2f} over {len(episodes)} episodes, "
-            f"its gate is {teacher.gate_return:g}: raise teachers.{game}.steps "
+            f"its gate is {teacher.gate_return:g}: raise {budget} "
             f"(the run goes on from {state.learner.tally.steps:,}) or lower teachers.{game}.gate_return"
         )
     return best, record([e.episode_return for e in episodes], params)
@@ -172,8 +186,12 @@ def _pass_gate(
 class _Run:
     """A training run's resumable state in one file: the learner, the best snapshot so far, and the curve."""
 
-    def __init__(self, path: Path, learner: Learner) -> None:
-        self.path, self.learner = path, learner
+    def __init__(
+        self, path: Path, learner: Learner, teacher: settings.TeacherParams, frame_skip: int, time_budget: float
+    ) -> None:
+        self.path, self.learner, self.teacher = path, learner, teacher
+        self.frame_skip, self.time_budget = frame_skip, time_budget
+        self._metrics: Mapping[str, float] = {}
         self.curve: list[dict[str, Any]] = []
         self.best_return = float("-inf")
         self.best_steps = 0
@@ -192,6 +210,11 @@ class _Run:
         self.best_weights, self._seconds = state["best_weights"], state["seconds"]
         self.history = state["history"]
         return True
+
+    def forget_sittings(self) -> None:
+        """Keep what was learned, but not its evaluations, which may have been others, nor its time."""
+        self.best_return, self.best_steps, self.best_weights = float("-inf"), 0, {}
+        self._seconds = 0.0
 
     def begin_sitting(self, chosen: dict[str, Any]) -> None:
         """Remember from which step on the budget or the settings are these."""
@@ -212,17 +235,39 @@ class _Run:
         save_state(self.path, state)
         self._saved = time.monotonic()
 
-    def due(self) -> bool:
+    def checkpoint_due(self) -> bool:
         return time.monotonic() - self._saved > CHECKPOINT_EVERY_SECONDS
 
     def seconds(self) -> float:
         """Wall time of all sittings."""
         return self._seconds + time.monotonic() - self._started
 
-    def offer(self, mean_return: float) -> None:
-        """Keep the current weights if they evaluated best so far."""
-        if mean_return > self.best_return:
-            self.best_return, self.best_steps = mean_return, self.learner.tally.steps
+    def spent(self) -> bool:
+        """Whether the budget of steps or that of time is spent."""
+        return self.learner.tally.steps >= self.teacher.steps or self.seconds() >= self.time_budget
+
+    def until_spent(self, progress: Iterator[Progress]) -> Iterator[Progress]:
+        """Pass `progress` through, keeping its metrics and adding points to the curve, until a budget is spent."""
+        next_point = self.learner.tally.steps
+        for p in progress:
+            self._metrics = p.metrics
+            if p.done >= next_point:
+                self._add_point(None)
+                next_point = p.done + self.teacher.steps // CURVE_POINTS
+            yield p
+            if self.spent():
+                return
+
+    def selection_due(self) -> bool:
+        """Whether it is time for an evaluation that may choose these weights: every `select_every` steps."""
+        every = self.teacher.select_every
+        return self.learner.tally.steps >= (self.evaluated_steps // every + 1) * every
+
+    def offer(self, evaluated: float) -> None:
+        """A mean return of the current weights, for the curve; keep them if it is the best so far."""
+        self._add_point(evaluated)
+        if evaluated > self.best_return:
+            self.best_return, self.best_steps = evaluated, self.learner.tally.steps
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.learner.result.state_dict().items()}
 
     @property
@@ -230,15 +275,18 @@ class _Run:
         """Steps at the last evaluation, 0 before the first."""
         return next((int(point["steps"]) for point in reversed(self.curve) if point["eval_return"] != ""), 0)
 
-    def add_point(self, metrics: Mapping[str, float], frame_skip: int, evaluated: float | None) -> None:
-        """One row of the curve; a column is empty where its number is not known."""
+    def _add_point(self, evaluated: float | None) -> None:
+        """One row of the curve; a column is empty where its number is not known. An evaluation joins the row of its step."""
         names = ("loss", "q", "epsilon", "learning_rate")
+        metrics, tally = self._metrics, self.learner.tally
+        if self.curve and self.curve[-1]["steps"] == tally.steps:
+            self.curve.pop()
         self.curve.append(
             {
-                "steps": self.learner.tally.steps,
-                "frames": self.learner.tally.steps * frame_skip,
-                "updates": self.learner.tally.updates,
-                "episodes": self.learner.tally.episodes,
+                "steps": tally.steps,
+                "frames": tally.steps * self.frame_skip,
+                "updates": tally.updates,
+                "episodes": tally.episodes,
                 "seconds": round(self.seconds(), 1),
                 "train_return": round(metrics["return"], 3) if "return" in metrics else "",
                 "eval_return": "" if evaluated is None else round(evaluated, 3),

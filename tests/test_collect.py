@@ -113,6 +113,7 @@ def test_abandoned_after_every_block_with_whole_shards_on_disk(
     whole = Collection(config(9000), breakout_teacher, teacher, tmp_path / "whole")
     list(whole.run(one_worker))
     manifest = whole.finish()
+    monkeypatch.setattr(Collection, "_share", lambda *_: 2)
     sittings = 0
     while True:
         sittings += 1
@@ -129,7 +130,7 @@ def test_abandoned_after_every_block_with_whole_shards_on_disk(
         assert begun % 1024 == 0
     assert sittings > 2
     assert begun > 0
-    assert not list(tmp_path.glob("again/blocks/000000.*.arrow"))
+    assert not list(tmp_path.glob("again/blocks/000000.arrow"))
     again = Collection(config(9000), breakout_teacher, teacher, tmp_path / "again")
     list(again.run(one_worker))
     assert again.finish() == manifest
@@ -167,8 +168,9 @@ def test_a_task_is_a_share_of_what_is_missing(breakout_teacher: Path, teacher: A
 def test_blocks_that_a_worker_wrote_elsewhere_are_missed(
     breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collecting, "play", repr)  # a worker on a disk of its own: it succeeds, and nothing is here
-    with pytest.raises(ValueError, match=r"blocks \[0\].*every worker shares"):
+    row = EpisodeRow(0, 0, 10, 0.0, terminated=True, truncated=False, complete=True, sha256="")
+    monkeypatch.setattr(collecting, "play", lambda task: {i: [row] for i in task.blocks})  # on a disk of its own
+    with pytest.raises(ValueError, match=r"has played block 0.*every worker shares"):
         list(Collection(config(), breakout_teacher, teacher, tmp_path).run(one_worker))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,9 +109,8 @@ def _receipt(folder: Path, block: int) -> Path:
     return folder / f"{block:06}.json"
 
 
-def write_block(folder: Path, block: int, episodes: Sequence[tuple[EpisodeRow, dict[str, Any]]]) -> None:
-    """Write a finished block, and last its receipt: one row per episode, in seed order."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_block(folder: Path, block: int, episodes: Sequence[tuple[EpisodeRow, dict[str, Any]]]) -> list[EpisodeRow]:
+    """Write a finished block into `folder`, its receipt last; returns the receipt: one row per episode, in seed order."""
     ordered = sorted(episodes, key=lambda episode: episode[0].seed)
     part = _data(folder, block).with_suffix(f".{uuid.uuid4().hex}.part")  # the same block may be written twice at once
     try:
@@ -121,9 +120,11 @@ def write_block(folder: Path, block: int, episodes: Sequence[tuple[EpisodeRow, d
         part.replace(_data(folder, block))
     finally:
         part.unlink(missing_ok=True)
+    rows = [row for row, _ in ordered]
     part = _receipt(folder, block).with_suffix(f".{uuid.uuid4().hex}.part")
-    part.write_text(json.dumps([row._asdict() for row, _ in ordered]))
+    part.write_text(json.dumps([row._asdict() for row in rows]))
     part.replace(_receipt(folder, block))
+    return rows
 
 
 def read_receipt(folder: Path, block: int) -> list[EpisodeRow] | None:
@@ -134,6 +135,11 @@ def read_receipt(folder: Path, block: int) -> list[EpisodeRow] | None:
         return None
 
 
+def receipts(folder: Path, indices: Iterable[int]) -> dict[int, list[EpisodeRow]]:
+    """The rows of those of the blocks that are finished."""
+    return {index: rows for index in indices if (rows := read_receipt(folder, index)) is not None}
+
+
 def has_data(folder: Path, block: int) -> bool:
     """Whether the block's records are still there (they are dropped once they lie in whole shards)."""
     return _data(folder, block).exists()
@@ -141,6 +147,12 @@ def has_data(folder: Path, block: int) -> bool:
 
 def drop_data(folder: Path, block: int) -> None:
     _data(folder, block).unlink(missing_ok=True)
+
+
+def forget_without_data(folder: Path, block: int) -> None:
+    """Remove the receipt of a block whose records are gone, so that it is played again."""
+    if not has_data(folder, block):
+        _receipt(folder, block).unlink(missing_ok=True)
 
 
 def read_block(folder: Path, block: int) -> Iterator[Records]:

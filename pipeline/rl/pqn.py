@@ -108,8 +108,9 @@ class PqnLearner:
         self.optimizer = torch.optim.RAdam(self.network.parameters(), lr=config.learning_rate, foreach=True)
         self.shuffle = torch.Generator().manual_seed(integer(seed, "pqn", "minibatches"))
         self.tally = Tally()
-        self._obs_TBCHW = torch.empty(
-            (config.horizon + 1, config.envs, spec.stack, 84, 84), dtype=torch.uint8, device=compute.device
+        # Channels last, as the convolutions want them: turned once here, not at every pass of every epoch.
+        self._obs_TBHWC = torch.empty(
+            (config.horizon + 1, config.envs, 84, 84, spec.stack), dtype=torch.uint8, device=compute.device
         )
 
     @property
@@ -157,15 +158,16 @@ class PqnLearner:
 
     def q_values(self, obs_BCHW: npt.NDArray[np.uint8], t: int) -> Tensor:
         """Q-values of the states of step t of the horizon; keeps the states on the device for `update`."""
-        self._obs_TBCHW[t].copy_(torch.from_numpy(obs_BCHW))
+        kept_BCHW = self._obs_TBHWC[t].permute(0, 3, 1, 2)
+        kept_BCHW.copy_(torch.from_numpy(obs_BCHW))
         with torch.no_grad(), self.compute.autocast():
-            q_BA: Tensor = self.network(self._obs_TBCHW[t])
+            q_BA: Tensor = self.network(kept_BCHW)
         return q_BA
 
     def update(self, action_TB: Tensor, target_TB: Tensor) -> dict[str, float]:
         """`epochs` passes over the horizon in minibatches: mean of (Q(s, a) - target)^2 / 2."""
         c = self.config
-        obs_NCHW = self._obs_TBCHW[:-1].flatten(0, 1)
+        obs_NHWC = self._obs_TBHWC[:-1].flatten(0, 1)
         action_N, target_N = action_TB.flatten(), target_TB.flatten()
         for group in self.optimizer.param_groups:
             group["lr"] = c.learning_rate_end + (c.learning_rate - c.learning_rate_end) * self.remaining()
@@ -174,7 +176,7 @@ class PqnLearner:
             order_N = torch.randperm(len(action_N), generator=self.shuffle).to(self.compute.device)
             for pick_M in torch.split(order_N, c.minibatch):
                 with self.compute.autocast():
-                    q_MA = self.network(obs_NCHW.index_select(0, pick_M))
+                    q_MA = self.network(obs_NHWC.index_select(0, pick_M).permute(0, 3, 1, 2))
                 chosen_M = q_MA.gather(1, action_N[pick_M].unsqueeze(1)).squeeze(1)
                 loss_M = 0.5 * (chosen_M - target_N[pick_M]).square()
                 self.optimizer.zero_grad(set_to_none=True)

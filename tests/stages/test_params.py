@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from stages import params
 from tests.fakes import edited_params
 
-SHIPPED = sorted(Path(__file__).parents[2].glob("**/params.yaml"))
+ROOT = Path(__file__).parents[2]
+SHIPPED = [ROOT / "params.yaml", *sorted(ROOT.glob("experiments/*/params.yaml"))]
 
 
 def edited(tmp_path: Path, change: Any) -> Path:

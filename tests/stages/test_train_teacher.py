@@ -1,6 +1,12 @@
 """train-teacher on a real ROM: below its gate nothing is published or lost; more steps and other settings go on from there."""
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +16,36 @@ from click.testing import CliRunner, Result
 from stages.cli import main
 from tests.fakes import edited_params
 
+DQN = {
+    "envs": 8,
+    "replay": 4000,
+    "replay_start": 500,
+    "minibatch": 8,
+    "steps_per_update": 4,
+    "target_every": 100,
+    "learning_rate": 2.5e-4,
+    "squared_decay": 0.95,
+    "gradient_decay": 0.95,
+    "squared_minimum": 0.01,
+    "gamma": 0.99,
+    "epsilon_final": 0.1,
+    "epsilon_steps": 2000,
+    "double": False,
+    "clip_rewards": True,
+    "life_loss_ends": True,
+}
 
-def write(folder: Path, *, steps: int, gate: float, epsilon: float = 0.5) -> None:
-    few = {"steps": steps, "select_every": 128, "select_episodes": 1, "gate_return": gate, "gate_episodes": 1}
+
+def write(
+    folder: Path, *, steps: int, gate: float, epsilon: float = 0.5, select_every: int = 128, algorithm: str = "pqn"
+) -> None:
+    few = {"steps": steps, "select_every": select_every, "select_episodes": 1, "gate_return": gate, "gate_episodes": 1}
     with edited_params(folder) as raw:
         raw["teachers"] = {"Breakout": raw["teachers"]["Pong"] | few}
         raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 8, "horizon": 8, "minibatch": 64}
         raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"epsilon_low": epsilon, "epsilon_high": epsilon}
+        if algorithm == "dqn":
+            raw["teacher_presets"]["pqn-atari"] = {"algorithm": "dqn", "dqn": DQN}
         raw["evaluation"]["epsilon"] = 0.9
 
 
@@ -74,3 +103,42 @@ def test_fewer_steps_than_done_is_one_line(failed: Path) -> None:
     result = call(failed)
     assert result.exit_code == 1
     assert "is at 128 steps, beyond teachers.Breakout.steps = 64: raise that" in result.output
+
+
+def test_the_time_may_be_spent_before_the_steps(tmp_path: Path) -> None:
+    write(tmp_path, steps=1_000_000, gate=-1.0)
+    result = call(tmp_path, "--minutes", "0.01")
+    assert result.exit_code == 0, result.output
+    assert "of 1,000,000 steps: the time is spent" in result.output
+    assert 0 < card(tmp_path)["steps_trained"] < 1_000_000
+
+
+def test_another_seed_goes_elsewhere(tmp_path: Path) -> None:
+    write(tmp_path, steps=64, gate=-1.0)
+    result = call(tmp_path, "--seed", "7")
+    assert result.exit_code == 1
+    assert "seed 7 would replace the teacher of Breakout by another: say where it goes with --out" in result.output
+    result = call(tmp_path, "--seed", "7", "--out", str(tmp_path / "seventh"))
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "seventh/card.json").read_text())["seed"] == 7
+    assert not (tmp_path / "data/teachers").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["pqn", "dqn"])
+def test_sigkill_at_a_random_moment_then_the_same_command_reaches_the_gate(tmp_path: Path, algorithm: str) -> None:
+    write(tmp_path, steps=12_288, gate=-1.0, select_every=2048, algorithm=algorithm)
+    command = [sys.executable, "-m", "stages.cli", "train-teacher", "--game", "breakout"]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".work/train-teacher/*/checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(random.uniform(0.0, 2.0))
+    assert running.poll() is None, "it was over before it could be killed"
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    resumed = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "resuming Breakout at" in resumed.stderr
+    assert card(tmp_path)["algorithm"] == algorithm
+    assert card(tmp_path)["steps_trained"] == 12_288
