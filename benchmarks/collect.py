@@ -1,8 +1,8 @@
 """Collection states/s against what the environment and the float32 forward pass allow: 1 / (1/environment + 1/forward).
 
-One worker on one core plays a block alone and four in a run; the bound is measured on the same core in the same run, interleaved.
-The environment is taken twice: its steps alone, and with the seeded starts of the episodes played (the emulator loads its ROM
-anew for each). Then one against two worker processes.
+One worker on one core plays a block alone and four in a run; the bound is measured on the same core in the same run,
+interleaved. The environment is taken twice: its steps alone, and with the seeded starts of the episodes played (the emulator
+loads its ROM anew for each). Then one against two worker processes.
 
     python -m benchmarks.collect [GAME]
 """

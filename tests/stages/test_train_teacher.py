@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,27 @@ def test_the_time_may_be_spent_before_the_steps(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "of 1,000,000 steps: the time is spent" in result.output
     assert 0 < card(tmp_path)["steps_trained"] < 1_000_000
+
+
+def test_below_the_gate_when_the_time_is_spent(tmp_path: Path) -> None:
+    write(tmp_path, steps=1_000_000, gate=1000.0)
+    result = call(tmp_path, "--minutes", "0.01")
+    assert result.exit_code == 1
+    assert "raise --minutes (the run goes on from" in result.output
+
+
+def test_nothing_but_a_teacher_of_the_game_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path, steps=64, gate=-1.0)
+    zoo = tmp_path / "zoo"
+    (zoo / "Pong").mkdir(parents=True)
+    result = call(tmp_path, "--out", str(zoo))
+    assert result.exit_code == 1
+    assert "zoo holds something that is not a teacher" in result.output
+    shutil.copy("data/teachers/Pong/card.json", zoo / "Pong")
+    result = call(tmp_path, "--out", str(zoo / "Pong"))
+    assert result.exit_code == 1
+    assert "holds a teacher of Pong: choose another --out" in result.output
+    assert (zoo / "Pong/card.json").exists()
 
 
 def test_another_seed_goes_elsewhere(tmp_path: Path) -> None:
