@@ -70,7 +70,7 @@ def run(
     target = out or layout.teacher(game)
     check_target(target, CARD, "a teacher")
     if out is not None:
-        if (target / CARD).exists() and (theirs := load_card(target)["game"]) != game:
+        if (target / CARD).exists() and (theirs := load_card(target).get("game")) != game:
             raise ValueError(f"{target} holds a teacher of {theirs}: choose another --out")
         layout = Layout(root=target.resolve().parent, zoo=layout.zoo)
     work = layout.work("train-teacher", game, decides)
