@@ -38,6 +38,8 @@ class Group(click.Group):
             return super().invoke(ctx)
         except ValueError as error:
             raise click.ClickException(str(error)) from None
+        except BrokenPipeError:
+            raise  # `| head` has seen enough: click ends quietly
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 where = f" ({error.filename})" if error.filename else ""
