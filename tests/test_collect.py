@@ -128,7 +128,7 @@ def test_abandoned_after_every_block_with_whole_shards_on_disk(
         else:
             break
         assert begun % 1024 == 0
-    assert sittings > 2
+    assert sittings > 1
     assert begun > 0
     assert not list(tmp_path.glob("again/blocks/000000.arrow"))
     again = Collection(config(9000), breakout_teacher, teacher, tmp_path / "again")

@@ -67,7 +67,7 @@ def run_collect() -> list[float]:
             game="Breakout", environment=ENVIRONMENT, epsilon=0.5, seed=0, states=1, episodes=None, recipe=collect.RECIPE
         )
         task = collecting.Task(
-            blocks=range(1), config=config, teacher_folder=folder, teacher_digest=card["digest"], folder=Path(name) / "blocks"
+            blocks=range(1), config=config, teacher_folder=folder, teacher_digest=card["digest"], folder=Path(name)
         )
         collecting.play(task)
         rows = blocks.read_receipt(task.folder, 0)
