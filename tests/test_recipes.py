@@ -69,9 +69,7 @@ def run_collect() -> list[float]:
         task = collecting.Task(
             blocks=range(1), config=config, teacher_folder=folder, teacher_digest=card["digest"], folder=Path(name)
         )
-        collecting.play(task)
-        rows = blocks.read_receipt(task.folder, 0)
-        assert rows is not None
+        rows = collecting.play(task)[0]
         records = next(blocks.read_block(task.folder, 0))
     numbers = [float(x) for row in rows[:4] for x in (row.seed, row.length, row.episode_return)]
     return [
