@@ -80,7 +80,8 @@ def run(
     heads = {game: len(action_meanings(game, params.environment))}
     learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
     time_budget = 60 * minutes if minutes else math.inf
-    state = _Run(work / "checkpoint.pt", learner, teacher, params.environment.frame_skip, time_budget)
+    kind = f"{game}, {preset.algorithm}, network {teacher.network}"
+    state = _Run(work / "checkpoint.pt", kind, learner, teacher, params.environment.frame_skip, time_budget)
     if state.resume(state.path):
         say(f"resuming {game} at {learner.tally.steps:,} steps from {work}")
     elif start is not None:
@@ -187,9 +188,9 @@ class _Run:
     """A training run's resumable state in one file: the learner, the best snapshot so far, and the curve."""
 
     def __init__(
-        self, path: Path, learner: Learner, teacher: settings.TeacherParams, frame_skip: int, time_budget: float
+        self, path: Path, kind: str, learner: Learner, teacher: settings.TeacherParams, frame_skip: int, time_budget: float
     ) -> None:
-        self.path, self.learner, self.teacher = path, learner, teacher
+        self.path, self.kind, self.learner, self.teacher = path, kind, learner, teacher
         self.frame_skip, self.time_budget = frame_skip, time_budget
         self._metrics: Mapping[str, float] = {}
         self.curve: list[dict[str, Any]] = []
@@ -201,10 +202,12 @@ class _Run:
         self._started = self._saved = time.monotonic()
 
     def resume(self, path: Path) -> bool:
-        """Take over what was saved at `path`, if anything was."""
+        """Take over what was saved at `path`, if anything was. ValueError if that was a run of another kind."""
         state = load_state(path)
         if state is None:
             return False
+        if state["kind"] != self.kind:
+            raise ValueError(f"{path} is of a run of {state['kind']}, not of {self.kind}: begin from one like it")
         self.learner.load_state_dict(state["learner"])
         self.curve, self.best_return, self.best_steps = state["curve"], state["best_return"], state["best_steps"]
         self.best_weights, self._seconds = state["best_weights"], state["seconds"]
@@ -224,6 +227,7 @@ class _Run:
 
     def save(self) -> None:
         state = {
+            "kind": self.kind,
             "learner": self.learner.state_dict(),
             "curve": self.curve,
             "best_return": self.best_return,

@@ -1,12 +1,7 @@
 """Collection on a real ROM: the same bytes from any number of workers, killed or not; exactly what the teacher saw."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +20,7 @@ from pipeline.datasets import schema
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import EpisodeRow, Flag
 from pipeline.datasets.verify import verify
+from tests import processes
 from tests.fakes import ENVIRONMENT
 
 STATES = 4000
@@ -209,31 +205,10 @@ def project(breakout_teacher: Path, tmp_path: Path) -> Path:
 
 
 def test_sigkill_in_the_middle_loses_nothing(project: Path, collected: Dataset) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "stages.cli",
-        "collect",
-        "--game",
-        "breakout",
-        "--states",
-        str(STATES),
-        "--epsilon",
-        "0.2",
-        "--workers",
-        "1",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
-    running = subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(project.glob(".work/collect/*/blocks/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
-    assert list(project.glob(".work/collect/*/blocks/*.json")), "no block was finished in time"
+    command = ["collect", "--game", "breakout", "--states", str(STATES), "--epsilon", "0.2", "--workers", "1"]
+    processes.kill(project, *command, once=".work/collect/*/blocks/*.json")
     assert not (project / "data/datasets/Breakout").exists()
-    resumed = subprocess.run(command, cwd=project, env=environment, check=True, capture_output=True, text=True)
-    assert "4,000/4,000 states" in resumed.stderr
+    assert "4,000/4,000 states" in processes.run(project, *command)
     manifest = json.loads((project / "data/datasets/Breakout/manifest.json").read_text())
     assert manifest["digest"] == collected.manifest.digest
     assert manifest["files"] == collected.manifest.files

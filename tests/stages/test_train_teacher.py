@@ -1,13 +1,8 @@
 """train-teacher on a real ROM: below its gate nothing is published or lost; more steps and other settings go on from there."""
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stages.cli import main
+from tests import processes
 from tests.fakes import edited_params
 
 DQN = {
@@ -99,6 +95,17 @@ def test_beginning_from_nothing_is_one_line(failed: Path) -> None:
     assert "no.pt does not exist: --from wants the checkpoint.pt" in result.output
 
 
+def test_beginning_from_another_kind_of_teacher_is_one_line(failed: Path) -> None:
+    (checkpoint,) = failed.glob(".work/train-teacher/*/checkpoint.pt")
+    write(failed, steps=256, gate=-1.0, algorithm="dqn")
+    result = call(failed, "--from", str(checkpoint))
+    assert result.exit_code == 1
+    assert (
+        "is of a run of Breakout, pqn, network pqn, not of Breakout, dqn, network pqn: begin from one like it" in result.output
+    )
+    assert not list(failed.glob(".work/train-teacher/*/publish"))
+
+
 def test_fewer_steps_than_done_is_one_line(failed: Path) -> None:
     write(failed, steps=64, gate=-1.0)
     result = call(failed)
@@ -150,17 +157,8 @@ def test_another_seed_goes_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", ["pqn", "dqn"])
 def test_sigkill_at_a_random_moment_then_the_same_command_reaches_the_gate(tmp_path: Path, algorithm: str) -> None:
     write(tmp_path, steps=12_288, gate=-1.0, select_every=2048, algorithm=algorithm)
-    command = [sys.executable, "-m", "stages.cli", "train-teacher", "--game", "breakout"]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
-    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".work/train-teacher/*/checkpoint.pt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(random.uniform(0.0, 2.0))
-    assert running.poll() is None, "it was over before it could be killed"
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
-    resumed = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
-    assert "resuming Breakout at" in resumed.stderr
+    command = ["train-teacher", "--game", "breakout"]
+    processes.kill(tmp_path, *command, once=".work/train-teacher/*/checkpoint.pt", later=random.uniform(0.0, 2.0))
+    assert "resuming Breakout at" in processes.run(tmp_path, *command)
     assert card(tmp_path)["algorithm"] == algorithm
     assert card(tmp_path)["steps_trained"] == 12_288
