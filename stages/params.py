@@ -103,7 +103,7 @@ class Params(Section):
     mixes: dict[str, list[str]]
     students: dict[str, StudentParams]
     presets: dict[str, DistillConfig]
-    grid: dict[str, GridParams] = Field(min_length=1)
+    grid: dict[str, GridParams]
     evaluation: EvaluationParams
 
 

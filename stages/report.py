@@ -22,6 +22,8 @@ from stages.versions import code_version
 
 def run(layout: Layout, params: settings.Params) -> Path:
     """Write data/report: index.html, scores.json, table.md. Returns the page's path."""
+    if not params.grid:
+        raise ValueError("the params' grid names nothing to report on: add a mix with its students and seeds")
     sections = [_section(layout, mix, grid) for mix, grid in params.grid.items()]
     rows = [row for section in sections for row in section.rows]
     folder = layout.work("report", "page", {})

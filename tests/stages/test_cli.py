@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stages.cli import main
-from tests.fakes import corridor_dataset
+from tests.fakes import corridor_dataset, edited_params
 
 
 def call(*arguments: str) -> Result:
@@ -54,6 +54,14 @@ def test_no_params_file(tmp_path: Path) -> None:
     result = call("--params", str(tmp_path / "none.yaml"), "report")
     assert result.exit_code == 1
     assert "--params FILE" in result.output
+
+
+def test_nothing_to_report_on(tmp_path: Path) -> None:
+    with edited_params(tmp_path) as raw:
+        raw["grid"] = {}
+    result = call("--params", str(tmp_path / "params.yaml"), "report")
+    assert result.exit_code == 1
+    assert "grid names nothing to report on: add a mix" in result.output
 
 
 @pytest.mark.parametrize(
