@@ -1,6 +1,6 @@
 """Collection states/s against what the environment and the float32 forward pass allow: 1 / (1/environment + 1/forward).
 
-One worker on one core plays a block alone and four in a run; the bound is measured on the same core in the same run,
+One worker on one core plays a block alone and eight in a run; the bound is measured on the same core in the same run,
 interleaved. The environment is taken twice: its steps alone, and with the seeded starts of the episodes played (the emulator
 loads its ROM anew for each). Then one against two worker processes.
 
@@ -100,15 +100,15 @@ def against_bound(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None
             "starts": starts,
             "forward": forward,
             "a block": partial(collection, 1),
-            "four blocks": partial(collection, 4),
+            "eight blocks": partial(collection, 8),
         }
-        found = rates(tasks, rounds=3)
+        found = rates(tasks, rounds=2)
         print(f"{game}, one core: " + ", ".join(f"{k} {v:,.0f}/s" for k, v in found.items()))
         starting = len(lengths) / sum(lengths) / found["starts"]  # seconds per state
         for what, extra in (("steps", 0.0), ("steps and seeded starts", starting)):
             bound = 1 / (1 / found["environment"] + extra + 1 / found["forward"])
             print(f"bound {bound:,.0f} states/s (environment: {what})")
-            print(", ".join(f"{task}: {found[task] / bound:.1%} of it" for task in ("a block", "four blocks")))
+            print(", ".join(f"{task}: {found[task] / bound:.1%} of it" for task in ("a block", "eight blocks")))
 
 
 def one_against_two(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None:
