@@ -34,6 +34,8 @@ format: $(SETUP)
 	ruff check --fix .
 
 bench: $(SETUP)  ## ratios against bounds and peers, each measured in one run
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	python -m benchmarks.teacher
 	python -m benchmarks.collect
 	python -m benchmarks.distill
 

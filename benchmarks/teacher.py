@@ -1,7 +1,7 @@
 """PQN's steps/s against its own bound, 1 / (1/environment + 1/forward + epochs/update), and against Stable-Baselines3's DQN.
 
 All of it interleaved in one run, on Pong with the settings of params.yaml; Stable-Baselines3 with its published Atari settings
-(batch 32, one update per 4 steps), measured after its warm-up. Wants `pip install opencv-python-headless` for its wrappers.
+(batch 32, one update per 4 steps), measured after its warm-up. `make bench` installs what its wrappers want.
 
     python -m benchmarks.teacher
 """
