@@ -57,7 +57,7 @@ def test_cheap_stages_list_the_code_they_run(path: Path, command: str) -> None:
     for file in [f for f in needed if f.startswith(own)]:
         needed |= {f for f in imported(ROOT / file) if f != "pipeline/datasets/schema.py"}
     found = [stage for stage in stages_of(path).values() if stage["cmd"].split()[1] == command]
-    assert found or path != ROOT / "dvc.yaml"
+    assert found or "distill" not in stages_of(path)
     for stage in found:
         listed = [(path.parent / d).resolve().relative_to(ROOT).as_posix() for d in stage["deps"]]
         missing = {f for f in needed if not any(f == d or f.startswith(d + "/") for d in listed)}
