@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.agents.checkpoints import CARD, save_agent
-from pipeline.agents.device import Compute, pick_device
+from pipeline.agents.device import Compute, keep_freed_memory, pick_device
 from pipeline.agents.networks import QNetwork
 from pipeline.datasets.mix import open_ingredient, read_mix
 from pipeline.distill.offline import Objective, Student, train
@@ -48,6 +48,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     work = layout.work("distill", agent, decides)
     work.mkdir(parents=True, exist_ok=True)
 
+    keep_freed_memory()
     compute = Compute(pick_device(device_name), config.precision)
     objective = Objective(loss=variant.loss, temperature=variant.temperature)
     student = Student(config, objective, spec, dataset, variant.updates, compute, seed)

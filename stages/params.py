@@ -26,9 +26,10 @@ class Section(BaseModel):
 
 
 class TeacherPreset(Section):
-    """An algorithm with its settings, in the section of the same name."""
+    """An algorithm with its settings, in the section of the same name; `seed_once` as `envs.VectorWorld` has it."""
 
     algorithm: Literal["pqn", "dqn"]
+    seed_once: bool | None = None
     pqn: PqnConfig | None = None
     dqn: DqnConfig | None = None
 
@@ -40,6 +41,11 @@ class TeacherPreset(Section):
                 f"algorithm {self.algorithm} wants the section {self.algorithm} and no other: it has {given or 'none'}"
             )
         return self
+
+    def settings(self) -> dict[str, Any]:
+        """All of it in one flat dictionary, as a card records it."""
+        fields = self.model_dump(exclude_none=True)
+        return {**fields.pop(fields.pop("algorithm")), **fields}
 
     def learner(self, budget: int, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int) -> Learner:
         """A fresh agent of this preset."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.agents.checkpoints import CARD, load_card, save_agent
-from pipeline.agents.device import Compute, exact, pick_device
+from pipeline.agents.device import Compute, exact, keep_freed_memory, pick_device
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
@@ -76,6 +76,7 @@ def run(
     work = layout.work("train-teacher", game, decides)
     work.mkdir(parents=True, exist_ok=True)
 
+    keep_freed_memory()
     compute = Compute(pick_device(device_name), "bfloat16")
     heads = {game: len(action_meanings(game, params.environment))}
     learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
@@ -96,9 +97,9 @@ def run(
             f"the unfinished run in {work} is at {learner.tally.steps:,} steps, "
             f"beyond teachers.{game}.steps = {teacher.steps:,}: raise that, or remove the folder to start afresh"
         )
-    chosen = {"preset": teacher.preset, **preset.model_dump(exclude_none=True)[preset.algorithm]}
+    chosen = {"preset": teacher.preset, **preset.settings()}
     state.begin_sitting({"budget": teacher.steps, "settings": chosen})
-    _learn(params, game, state)
+    _learn(params, game, state, seed_once=bool(preset.seed_once))
     if learner.tally.steps < teacher.steps:
         say(f"stopped learning at {learner.tally.steps:,} of {teacher.steps:,} steps: the time is spent")
     best, evaluation = _pass_gate(params, game, state)
@@ -132,7 +133,7 @@ def run(
     return target
 
 
-def _learn(params: settings.Params, game: str, state: _Run) -> None:
+def _learn(params: settings.Params, game: str, state: _Run, *, seed_once: bool) -> None:
     """Spend the budget of steps or of time, evaluating and checkpointing on the way and at the end."""
     learner = state.learner
     policy = EpsilonGreedy(q_function(learner.result, learner.compute), params.evaluation.epsilon)
@@ -148,7 +149,7 @@ def _learn(params: settings.Params, game: str, state: _Run) -> None:
         if state.selection_due():
             select()  # an evaluation that the last sitting did not finish
         if not state.spent():
-            world = VectorWorld(game, params.environment, width=learner.envs)
+            world = VectorWorld(game, params.environment, width=learner.envs, seed_once=seed_once)
             with closing(show(state.until_spent(learner.train(world)), f"train {game}", SHOWN)) as progress:
                 for _ in progress:
                     if state.selection_due():

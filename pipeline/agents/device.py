@@ -6,6 +6,7 @@ with AVX512-bf16 or on a GPU uses bfloat16 autocast, which is faster.
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -48,3 +49,14 @@ def exact(device: torch.device) -> Compute:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     return Compute(device, "float32")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what torch frees, for the next update: it hands large buffers back to the kernel, which must clear them
+    anew. Updates are a tenth faster for it. Elsewhere than on glibc, nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30)

@@ -85,10 +85,15 @@ class WorldStep(NamedTuple):
 
 
 class VectorWorld:
-    """`width` emulators of one game stepped together by `threads` threads (0: one per core). Resting slots are stepped too."""
+    """`width` emulators of one game stepped together by `threads` threads (0: one per core). Resting slots are stepped too.
 
-    def __init__(self, game: str, config: EnvConfig, *, width: int, threads: int = 0) -> None:
-        self.width = width
+    With `seed_once` only a slot's first episode is played under its seed; the later ones go on from the emulator's random
+    state. To seed an emulator it must load its game again, which costs as much as 600 frames: a learner whose episodes are
+    short spends half its time on it.
+    """
+
+    def __init__(self, game: str, config: EnvConfig, *, width: int, threads: int = 0, seed_once: bool = False) -> None:
+        self.width, self._seed_once = width, seed_once
         self._env = AtariVectorEnv(**_arguments(find_game(game), config), num_envs=width, batch_size=0, num_threads=threads)
         self._started = False
 
@@ -98,8 +103,9 @@ class VectorWorld:
         """Start the episode of `seed_B` in each slot of `mask_B`; returns all slots' states and lives."""
         if not self._started:  # the emulators want one full reset first
             self._env.reset(seed=seed_B)
-            self._started = True
-        obs_BCHW, info = self._env.reset(seed=seed_B[mask_B], options={"reset_mask": mask_B})
+        seed = None if self._seed_once and self._started else seed_B[mask_B]
+        self._started = True
+        obs_BCHW, info = self._env.reset(seed=seed, options={"reset_mask": mask_B})
         return obs_BCHW, info["lives"].copy()
 
     def step(self, action_B: npt.NDArray[np.int64], playing_B: npt.NDArray[np.bool_]) -> WorldStep:

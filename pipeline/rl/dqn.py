@@ -13,7 +13,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from pipeline.progress import Progress
 from pipeline.rl.learner import Tally, learning_signal
 from pipeline.rl.replay import Replay, Transitions
 from pipeline.seeding import episode_seeds, integer, stream
+
+CACHED: Final = 1 << 16
+"""Weights that the optimiser takes at a time: all it does to them happens in the cache, not in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,20 +87,18 @@ class CenteredRmsProp(torch.optim.Optimizer):
         """One update from the gradients at hand."""
         assert closure is None
         for group in self.param_groups:
-            held = [p for p in group["params"] if p.grad is not None]
-            for p in held:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
                 if not self.state[p]:
                     self.state[p] = {"squared": torch.zeros_like(p), "gradient": torch.zeros_like(p)}
-            gradients = [p.grad for p in held]
-            squared = [self.state[p]["squared"] for p in held]
-            mean = [self.state[p]["gradient"] for p in held]
-            torch._foreach_mul_(squared, group["squared_decay"])
-            torch._foreach_addcmul_(squared, gradients, gradients, 1.0 - group["squared_decay"])
-            torch._foreach_lerp_(mean, gradients, 1.0 - group["gradient_decay"])
-            scale = torch._foreach_addcmul(squared, mean, mean, -1.0)
-            torch._foreach_add_(scale, group["minimum"])
-            torch._foreach_sqrt_(scale)
-            torch._foreach_addcdiv_(held, gradients, scale, -group["lr"])
+                rows = max(1, CACHED * len(p) // p.numel())
+                tensors = (p, p.grad, self.state[p]["squared"], self.state[p]["gradient"])
+                for weight, gradient, squared, mean in zip(*(t.split(rows) for t in tensors), strict=True):
+                    squared.mul_(group["squared_decay"]).addcmul_(gradient, gradient, value=1.0 - group["squared_decay"])
+                    mean.lerp_(gradient, 1.0 - group["gradient_decay"])
+                    scale = torch.addcmul(squared, mean, mean, value=-1.0).add_(group["minimum"]).sqrt_()
+                    weight.addcdiv_(gradient, scale, value=-group["lr"])
 
 
 class DqnLearner:

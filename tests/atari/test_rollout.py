@@ -85,6 +85,19 @@ def test_real_worlds_agree_to_the_byte_and_do_not_depend_on_width(game: str) -> 
         assert all(step <= 1200 / 4 for _, step in cut)
 
 
+def test_seeded_once_a_slot_goes_on_as_its_first_seed_decides() -> None:
+    once, again = (
+        seen(VectorWorld("Breakout", ENVIRONMENT, width=2, threads=2, seed_once=True), 4, range(6)) for _ in range(2)
+    )
+    seeded = seen(VectorWorld("Breakout", ENVIRONMENT, width=2, threads=2), 4, range(6))
+    assert once == again
+    first = {key: event for key, event in once.items() if key[0] < 2}
+    assert first.items() <= seeded.items()
+    starts = [once[seed, 0][0] for seed in range(6)]
+    assert len(set(starts)) > 2  # the later episodes have null-op starts of their own
+    assert starts[2:] != [seeded[seed, 0][0] for seed in range(2, 6)]
+
+
 def test_breakout_lives_are_flagged_and_the_game_goes_on() -> None:
     policy = EpsilonGreedy(uniform_random(4), 1.0)
     steps = list(rollout(SlotWorld("Breakout", ENVIRONMENT, width=1), policy, iter([3])))
