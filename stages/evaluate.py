@@ -60,8 +60,9 @@ def run(layout: Layout, params: settings.Params, agent: str, device_name: str) -
         "seed": protocol.seed,
         "recipe": RECIPE,
     }
-    notes = _Notes(layout.work("evaluate", agent, decides) / "episodes.jsonl")
-    episodes, trace = _play(contestant, params, "evaluate", protocol.seed, protocol.episodes, notes)
+    work = layout.work("evaluate", agent, decides)
+    notes = Notes(work / "episodes.jsonl")
+    episodes = played(contestant, params, "evaluate", protocol.seed, protocol.episodes, notes)
     returns = [e.episode_return for e in episodes]
     low, high = interval(returns)
     scores = {
@@ -90,10 +91,10 @@ def run(layout: Layout, params: settings.Params, agent: str, device_name: str) -
     )
     with replaced_file(layout.episodes(agent)) as part:
         pq.write_table(table, part, compression="zstd")
-    write_clip(layout.clip(agent), contestant.game, params.environment, trace)
+    write_clip(layout.clip(agent), contestant.game, params.environment, notes.trace)
     with replaced_file(layout.scores(agent)) as part:
         part.write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
-    notes.remove()
+    shutil.rmtree(work)
     say(f"{agent}: mean return {scores['mean']:.2f} [{low:.2f}, {high:.2f}], min {scores['min']:g}, {len(episodes)} episodes")
     return layout.scores(agent)
 
@@ -123,12 +124,7 @@ def find_contestant(layout: Layout, params: settings.Params, agent: str, device:
     return Contestant(agent, game, policy, loaded.card)
 
 
-def played(contestant: Contestant, params: settings.Params, purpose: str, seed: int, episodes: int) -> list[Episode]:
-    """`episodes` whole episodes on the seeds of `purpose`, in seed order."""
-    return _play(contestant, params, purpose, seed, episodes, None)[0]
-
-
-class _Notes:
+class Notes:
     """The episodes that an evaluation has finished, a line each, so that a killed one goes on where it was."""
 
     def __init__(self, path: Path) -> None:
@@ -155,15 +151,14 @@ class _Notes:
             file.write(json.dumps(note) + "\n")
         self._take(note)
 
-    def remove(self) -> None:
-        """The scores are written."""
-        shutil.rmtree(self.path.parent, ignore_errors=True)
 
+def played(
+    contestant: Contestant, params: settings.Params, purpose: str, seed: int, episodes: int, notes: Notes | None = None
+) -> list[Episode]:
+    """`episodes` whole episodes on the seeds of `purpose`, in seed order; what `notes` hold is not played again.
 
-def _play(
-    contestant: Contestant, params: settings.Params, purpose: str, seed: int, episodes: int, notes: _Notes | None
-) -> tuple[list[Episode], Trace | None]:
-    """All episodes, and with notes the trace of the first; those that the notes hold already are not played again."""
+    Notes also keep the trace of the first episode.
+    """
     first = episode_seeds(purpose, seed)
     seeds = range(first, first + episodes)
     finished = [e for e in notes.finished if e.seed in seeds] if notes else []
@@ -182,7 +177,7 @@ def _play(
     if ahead:
         for _ in show(progress(), f"{purpose} {contestant.agent}", ("return",)):
             pass
-    return sorted(finished), notes.trace if notes else None
+    return sorted(finished)
 
 
 def record(returns: list[float], params: settings.Params) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 from pipeline.agents.checkpoints import CARD, save_agent
@@ -13,7 +14,7 @@ from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import action_meanings, fingerprint
 from pipeline.atari.games import find_game
 from stages import params as settings
-from stages.evaluate import Contestant, played, record
+from stages.evaluate import Contestant, Notes, played, record
 from stages.paths import Layout
 from stages.publish import replace_folder
 from stages.runlog import say
@@ -43,16 +44,21 @@ def run(
     actions = len(action_meanings(game, params.environment))
     device = pick_device(device_name)
     network = place(load_foreign(file, source, game, actions), device).eval()
+    checksum = hashlib.sha256(file.read_bytes()).hexdigest()
+    environment = fingerprint(game, params.environment)
+    decides = {"file": checksum, "environment": environment, "epsilon": params.evaluation.epsilon}
+    work = layout.work("import-teacher", game, decides)
 
-    def play(policy: EpsilonGreedy) -> list[float]:
-        contestant = Contestant(f"teachers/{game}", game, policy, {})
-        return [e.episode_return for e in played(contestant, params, "gate", 0, episodes)]
+    def play(agent: str, policy: EpsilonGreedy) -> list[float]:
+        notes = Notes(work / f"{agent}.jsonl")
+        contestant = Contestant(f"{agent}/{game}", game, policy, {})
+        return [e.episode_return for e in played(contestant, params, "gate", 0, episodes, notes)]
 
-    returns = play(EpsilonGreedy(q_function(network, exact(device)), params.evaluation.epsilon))
+    returns = play("teachers", EpsilonGreedy(q_function(network, exact(device)), params.evaluation.epsilon))
     evaluation = record(returns, params)
     reached = evaluation["mean_return"]
     if gate_return is None:
-        chance = play(EpsilonGreedy(uniform_random(actions), 1.0))
+        chance = play("random", EpsilonGreedy(uniform_random(actions), 1.0))
         gate_return = sum(chance) / len(chance)
         what = f"the random agent's {gate_return:.2f}"
     else:
@@ -62,7 +68,7 @@ def run(
             f"{file} reached a mean return of {reached:.2f} over {episodes} episodes of {game}, not above {what}: "
             f"check --game, and that it was trained on this environment (frame skip, frames, actions)"
         )
-    folder = layout.work("import-teacher", game, {"file": str(file)}) / "publish"
+    folder = work / "publish"
     card = save_agent(
         folder,
         network,
@@ -70,12 +76,13 @@ def run(
             "role": "teacher",
             "game": game,
             "algorithm": "dqn",
-            "imported": {"from": source, "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
+            "imported": {"from": source, "file": file.name, "sha256": checksum},
             "evaluation": evaluation,
-            "environment": fingerprint(game, params.environment),
+            "environment": environment,
             "code": code_version(),
         },
     )
     replace_folder(folder, target)
+    shutil.rmtree(work)
     say(f"published {target / CARD}: mean return {reached:.2f} over {episodes} episodes, digest {card['digest'][:12]}")
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.agents.checkpoints import CARD, load_card, save_agent
+from pipeline.agents.checkpoints import CARD, digest, load_card, save_agent
 from pipeline.agents.device import Compute, exact, keep_freed_memory, pick_device
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
@@ -20,7 +21,7 @@ from pipeline.atari.games import find_game
 from pipeline.progress import Progress
 from pipeline.rl.learner import Learner
 from stages import params as settings
-from stages.evaluate import Contestant, mean_return, played, record
+from stages.evaluate import Contestant, Notes, mean_return, played, record
 from stages.paths import Layout
 from stages.publish import check_target, load_state, replace_folder, save_state, write_csv
 from stages.runlog import duration, say, show
@@ -102,7 +103,7 @@ def run(
     _learn(params, game, state, seed_once=bool(preset.seed_once))
     if learner.tally.steps < teacher.steps:
         say(f"stopped learning at {learner.tally.steps:,} of {teacher.steps:,} steps: the time is spent")
-    best, evaluation = _pass_gate(params, game, state)
+    best, evaluation = _pass_gate(params, game, state, work)
 
     folder = work / "publish"
     card = save_agent(
@@ -127,7 +128,7 @@ def run(
     )
     write_csv(folder / "curve.csv", state.curve)
     replace_folder(folder, target)
-    state.path.unlink()  # so that the next run trains anew
+    shutil.rmtree(work)  # so that the next run trains anew
     reached = f"mean return {evaluation['mean_return']:.2f}"
     say(f"published {target / CARD}: {reached}, digest {card['digest'][:12]}, {duration(state.seconds())} of training")
     return target
@@ -164,8 +165,11 @@ def _learn(params: settings.Params, game: str, state: _Run, *, seed_once: bool) 
         raise
 
 
-def _pass_gate(params: settings.Params, game: str, state: _Run) -> tuple[QNetwork, dict[str, Any]]:
-    """The best snapshot and its evaluation on fresh episodes. ValueError if that is below the gate; nothing is lost."""
+def _pass_gate(params: settings.Params, game: str, state: _Run, work: Path) -> tuple[QNetwork, dict[str, Any]]:
+    """The best snapshot and its evaluation on fresh episodes, which are kept in `work` as they end.
+
+    ValueError if that is below the gate; nothing is lost.
+    """
     teacher = state.teacher
     device = state.learner.compute.device
     best = QNetwork(state.learner.result.spec, state.learner.result.actions)
@@ -173,7 +177,9 @@ def _pass_gate(params: settings.Params, game: str, state: _Run) -> tuple[QNetwor
     best = place(best, device).eval()
     policy = EpsilonGreedy(q_function(best, exact(device)), params.evaluation.epsilon)
     say(f"gate: {teacher.gate_episodes} fresh episodes of the best snapshot ({state.best_steps:,} steps)")
-    episodes = played(Contestant(f"teachers/{game}", game, policy, {}), params, "gate", teacher.seed, teacher.gate_episodes)
+    contestant = Contestant(f"teachers/{game}", game, policy, {})
+    notes = Notes(work / f"gate-{digest(best)[:12]}.jsonl")
+    episodes = played(contestant, params, "gate", teacher.seed, teacher.gate_episodes, notes)
     reached = mean_return(episodes)
     if reached < teacher.gate_return:
         budget = "--minutes" if state.learner.tally.steps < teacher.steps else f"teachers.{game}.steps"

@@ -27,7 +27,9 @@ class Screen(gymnasium.Env[Any, Any]):
     """What Stable-Baselines3 asks of an environment to build its agent."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (84, 84, 4), np.uint8)
-    action_space = gymnasium.spaces.Discrete(6)
+
+    def __init__(self, actions: int = 6) -> None:
+        self.action_space = gymnasium.spaces.Discrete(actions)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)

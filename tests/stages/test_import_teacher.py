@@ -8,7 +8,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from stages.cli import main
-from tests.agents.test_imports import CleanRl
+from tests.agents.test_imports import CleanRl, Screen
+from tests.fakes import edited_params
 
 
 @pytest.fixture
@@ -38,6 +39,34 @@ def test_an_imported_teacher_is_one_to_collect_from(project: Path, on_one_worker
     again = call(project, *given)
     assert again.exit_code == 1
     assert "holds a teacher already" in again.output
+
+
+@pytest.mark.slow
+def test_a_student_of_a_stable_baselines3_agent(project: Path, on_one_worker: tuple[str, str]) -> None:
+    from stable_baselines3 import DQN
+
+    model = DQN("CnnPolicy", Screen(4), buffer_size=100, learning_starts=20, seed=3, device="cpu")
+    model.learn(200)
+    model.save(project / "dqn.zip")
+    with edited_params(project) as raw:
+        raw["mixes"] = {"breakout": ["Breakout"]}
+        raw["students"] = {"kl": raw["students"]["kl-net2"] | {"network": "net3", "updates": 60}}
+        raw["presets"]["fast"] |= {"batch": 32, "validate_every": 30, "validation_states": 64, "warmup_updates": 5}
+        raw["grid"] = {"breakout": {"students": ["kl"], "seeds": [0]}}
+        raw["evaluation"]["episodes"] = 2
+    for command in (
+        ["import-teacher", str(project / "dqn.zip"), "--from", "sb3", "--game", "Breakout", "--episodes", "2", "--gate", "-1"],
+        ["collect", "--game", "Breakout", "--episodes", "12", *on_one_worker],
+        ["mix", "--mix", "breakout"],
+        ["distill", "--student", "breakout/kl"],
+        ["evaluate", "students/breakout/kl-0"],
+    ):
+        result = call(project, *command)
+        assert result.exit_code == 0, result.output
+    student = json.loads((project / "data/students/breakout/kl-0/card.json").read_text())
+    teacher = json.loads((project / "data/teachers/Breakout/card.json").read_text())
+    assert teacher["imported"]["from"] == "sb3"
+    assert student["teacher"]["digest"] == teacher["digest"]
 
 
 def test_below_its_gate_nothing_is_published(project: Path) -> None:

@@ -52,15 +52,22 @@ def call(folder: Path, *arguments: str) -> Result:
     )
 
 
-@pytest.fixture
-def failed(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def missed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose teacher has spent 128 steps and missed its gate."""
-    write(tmp_path, steps=128, gate=1000.0)
-    result = call(tmp_path)
+    folder = tmp_path_factory.mktemp("missed")
+    write(folder, steps=128, gate=1000.0)
+    result = call(folder)
     assert result.exit_code == 1
     assert "its gate is 1000: raise teachers.Breakout.steps (the run goes on from 128)" in result.output
-    assert not (tmp_path / "data/teachers").exists()
-    return tmp_path
+    assert not (folder / "data/teachers").exists()
+    return folder
+
+
+@pytest.fixture
+def failed(missed: Path, tmp_path: Path) -> Path:
+    """A copy of that project."""
+    return Path(shutil.copytree(missed, tmp_path / "project"))
 
 
 def card(folder: Path) -> dict[str, Any]:
@@ -104,6 +111,15 @@ def test_beginning_from_another_kind_of_teacher_is_one_line(failed: Path) -> Non
         "is of a run of Breakout, pqn, network pqn, not of Breakout, dqn, network pqn: begin from one like it" in result.output
     )
     assert not list(failed.glob(".work/train-teacher/*/publish"))
+
+
+def test_what_the_gate_has_seen_it_need_not_see_again(failed: Path) -> None:
+    (notes,) = failed.glob(".work/train-teacher/*/gate-*.jsonl")
+    episode = next(note for note in map(json.loads, notes.read_text().splitlines()) if "episode_return" in note)
+    notes.write_text(json.dumps(episode | {"episode_return": 2000.0}) + "\n")
+    assert call(failed).exit_code == 0
+    assert card(failed)["evaluation"]["mean_return"] == 2000.0
+    assert not list(failed.glob(".work/train-teacher/*"))
 
 
 def test_fewer_steps_than_done_is_one_line(failed: Path) -> None:
