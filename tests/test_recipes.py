@@ -29,13 +29,12 @@ from pipeline.datasets.reader import open_dataset
 from pipeline.distill import offline
 from pipeline.distill.losses import LossName
 from pipeline.evaluate import Episode, play
-from pipeline.rl import dqn, pqn
 from pipeline.rl.learner import Learner
 from pipeline.seeding import episode_seeds
 from stages import collect, distill, evaluate, train_teacher
 from tests.distill import test_offline
-from tests.fakes import ENVIRONMENT, SMALL, SMALL_NORM, Corridor, corridor_dataset
-from tests.rl import test_dqn, test_pqn
+from tests.fakes import ENVIRONMENT, SMALL, Corridor, corridor_dataset
+from tests.rl.small import small_dqn, small_pqn
 
 PINS: Final = Path(__file__).with_name("recipes.json")
 CPU: Final = Compute(torch.device("cpu"), "float32")
@@ -43,10 +42,7 @@ CPU: Final = Compute(torch.device("cpu"), "float32")
 
 def run_train_teacher() -> list[float]:
     """Loss and mean Q of the first iterations of PQN and of DQN, in a corridor where lives are lost; PQN's averaged weights."""
-    agents: list[Learner] = [
-        pqn.PqnLearner(replace(test_pqn.CONFIG, target_epsilon=0.05), 640, SMALL_NORM, {"Corridor": 2}, CPU, 0),
-        dqn.DqnLearner(replace(test_dqn.CONFIG, replay_start=64), 6144, SMALL, {"Corridor": 2}, CPU, 0),
-    ]
+    agents: list[Learner] = [small_pqn(CPU, 640), small_dqn(CPU, 6144)]
     numbers = []
     for agent in agents:
         for p in itertools.islice(agent.train(Corridor(8, life_steps=5)), 3):
