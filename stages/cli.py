@@ -214,7 +214,7 @@ def dataset_info(path: Path, as_json: bool) -> None:
     from pipeline.datasets.reader import open_dataset
 
     opened = open_dataset(path)
-    facts = info(path, opened.manifest)
+    facts = info(opened.folder, opened.manifest)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return

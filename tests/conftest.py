@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from distributed import Client, LocalCluster
+from moto.server import ThreadedMotoServer
 
 from pipeline.agents.checkpoints import save_agent
 from pipeline.agents.networks import NETWORKS, QNetwork
@@ -29,6 +31,21 @@ def breakout_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     card = {"role": "teacher", "game": "Breakout", "algorithm": "none", "environment": fingerprint("Breakout", ENVIRONMENT)}
     save_agent(folder, QNetwork(NETWORKS["net3"], {"Breakout": 4}), card)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """The URL of an empty bucket of a real S3 server on loopback; the environment says how to reach it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    reach = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (reach | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("datasets")
+        yield "s3://datasets"
+    server.stop()
 
 
 @pytest.fixture(scope="session")

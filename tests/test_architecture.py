@@ -21,6 +21,7 @@ OWNERS = {
     "zarr": {"pipeline.datasets"},
     "zarrs": {"pipeline.datasets"},
     "numcodecs": {"pipeline.datasets"},
+    "fsspec": {"pipeline.datasets"},
     "distributed": {"pipeline.collect", "stages"},
     "dask": {"pipeline.collect", "stages"},
     "torch": {"pipeline.agents", "pipeline.rl", "pipeline.distill", "pipeline.collect", "stages"},

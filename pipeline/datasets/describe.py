@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import schema
+from pipeline.datasets.folders import Folder
 from pipeline.datasets.schema import EpisodeRow, Manifest
 
 
@@ -59,9 +59,9 @@ def _behaviour(collection: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(collection.items())) or "not recorded"
 
 
-def info(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def info(folder: Folder, manifest: Manifest) -> dict[str, Any]:
     """The facts of `dataset info --json`."""
-    total = sum((folder / name).stat().st_size for name in manifest.files)
+    total = sum(folder.size(name) for name in manifest.files)
     raw = manifest.states * (4 * 84 * 84 + manifest.actions * 4)
     return {
         "game": manifest.game,

@@ -5,10 +5,11 @@ Dimensions: N steps, C stacked frames, H W pixels, A actions.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -18,17 +19,21 @@ import pyarrow.parquet as pq
 import zarr
 
 from pipeline.datasets import schema
+from pipeline.datasets.folders import Folder, FolderStore
 from pipeline.datasets.schema import EpisodeRow, Manifest, Records
 
 READ_PIPELINE: Final = "zarrs.ZarrsCodecPipeline"
 """Decodes on all cores. Reading only: its writes of sharded arrays differ from run to run."""
+
+WINDOW: Final = 8_192
+"""Steps that a walk over all episodes reads at a time, or one episode if that is longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """An open dataset. `arrays` are lazy Zarr arrays; nothing is read until it is indexed."""
 
-    folder: Path
+    folder: Folder
     manifest: Manifest
     episodes: tuple[EpisodeRow, ...]
     arrays: dict[str, zarr.Array[Any]]
@@ -54,6 +59,32 @@ class Dataset:
         """The records of one episode."""
         row = self.episodes[index]
         return self.records(row.start, row.start + row.length)
+
+    def by_episode(self) -> Iterator[tuple[int, Records | str]]:
+        """Every episode in order: its index, and its records or in one line why they cannot be read.
+
+        Reads several episodes at a time, so that a chunk that they share is fetched and decoded once.
+        """
+        first = 0
+        while first < len(self.episodes):
+            start, last = self.episodes[first].start, first
+            while last + 1 < len(self.episodes) and self.episodes[last].start - start < WINDOW:
+                last += 1
+            stop = self.episodes[last].start + self.episodes[last].length
+            try:
+                window = self.records(start, stop)
+            except ValueError:
+                window = None  # one of them is damaged: ask for each
+            for index in range(first, last + 1):
+                row = self.episodes[index]
+                try:
+                    yield (
+                        index,
+                        window.cut(row.start - start, row.start - start + row.length) if window else self.episode(index),
+                    )
+                except ValueError as error:
+                    yield index, str(error)
+            first = last + 1
 
     def stacks(self, steps: Sequence[int], depth: int = 4) -> npt.NDArray[np.uint8]:
         """The states (n, depth, 84, 84) at these steps, as the agent saw them."""
@@ -90,19 +121,20 @@ def stack(
     return states_BCHW
 
 
-def open_dataset(folder: str | Path, *, check_files: bool = False) -> Dataset:
-    """Open the dataset in `folder`, read-only. ValueError says what is missing or wrong and how to mend it.
+def open_dataset(where: str | Path | Folder, *, check_files: bool = False) -> Dataset:
+    """Open the dataset at a path or URL (`folders.Folder`), read-only. ValueError says what is wrong and how to mend it.
 
-    `check_files` compares every file's SHA-256 with the manifest (tens of milliseconds for half a million states).
+    Elsewhere than on this machine, only the bytes that are asked for are fetched (`folder.bytes_read`). `check_files` compares
+    every file's SHA-256 with the manifest (tens of milliseconds for half a million states, here).
     """
-    folder = Path(folder)
+    folder = _folder(where)
     manifest = read_manifest(folder)
     if check_files:
         faults = file_faults(folder, manifest)
         if faults:
             raise ValueError("\n".join(faults))
     try:
-        table = pq.read_table(folder / schema.EPISODES)
+        table = pq.read_table(io.BytesIO(folder.read(schema.EPISODES)))
     except FileNotFoundError:
         raise ValueError(
             f"dataset {folder}: {schema.EPISODES} is missing: restore it with `dvc checkout` or `dvc pull`"
@@ -115,8 +147,12 @@ def open_dataset(folder: str | Path, *, check_files: bool = False) -> Dataset:
     if sum(row.length for row in rows) != manifest.states:
         raise ValueError(f"dataset {folder}: the episode table covers other states than the manifest's {manifest.states:,}")
     try:
-        with zarr.config.set({"codec_pipeline.path": READ_PIPELINE}):
-            group = zarr.open_group(folder / schema.STATES, mode="r")
+        if folder.local is not None:
+            with zarr.config.set({"codec_pipeline.path": READ_PIPELINE}):
+                group = zarr.open_group(folder.local / schema.STATES, mode="r")
+                arrays = {name: group[name] for name in schema.ARRAYS}
+        else:
+            group = zarr.open_group(FolderStore(folder, schema.STATES), mode="r", zarr_format=3)
             arrays = {name: group[name] for name in schema.ARRAYS}
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise ValueError(f"dataset {folder}: {schema.STATES} is incomplete ({error}): restore it with `dvc pull`") from None
@@ -127,18 +163,25 @@ def open_dataset(folder: str | Path, *, check_files: bool = False) -> Dataset:
     return Dataset(folder, manifest, rows, arrays)  # type: ignore[arg-type]
 
 
-def read_manifest(folder: Path) -> Manifest:
+def _folder(where: str | Path | Folder) -> Folder:
+    return where if isinstance(where, Folder) else Folder(where)
+
+
+def read_manifest(where: str | Path | Folder) -> Manifest:
     """The manifest alone. ValueError where there is none: the dataset is incomplete."""
-    path = folder / schema.MANIFEST
-    if not path.is_file():
+    folder = _folder(where)
+    path = f"{folder}/{schema.MANIFEST}"
+    try:
+        text = folder.read(schema.MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
         reason = (
             f"has no {schema.MANIFEST}: its collection never finished (run it again to resume)"
-            if folder.is_dir()
+            if folder.is_folder()
             else "does not exist"
         )
-        raise ValueError(f"dataset {folder} {reason}; `dvc repro` makes it, `dvc pull` fetches it")
+        raise ValueError(f"dataset {folder} {reason}; `dvc repro` makes it, `dvc pull` fetches it") from None
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(text)
         if fields["format_version"] != schema.FORMAT_VERSION:
             raise ValueError(
                 f"{path}: format {fields['format_version']}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline"
@@ -149,19 +192,28 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def file_faults(folder: Path, manifest: Manifest) -> list[str]:
+def file_faults(folder: Folder, manifest: Manifest) -> list[str]:
     """One line per file that is missing, damaged or foreign; empty when every byte is as the manifest says."""
     faults = []
     for name, expected in sorted(manifest.files.items()):
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not _inside(folder, name):
             faults.append(f"dataset {folder}: the manifest names {name}, outside the dataset: do not trust it")
-        elif not path.is_file():
+            continue
+        try:
+            found = folder.digest(name)
+        except FileNotFoundError:
             faults.append(f"dataset {folder}: {name} is missing: restore it with `dvc checkout --force` or `dvc pull`")
-        elif schema.file_digest(path) != expected:
+            continue
+        if found != expected:
             remedy = "restore it with `dvc checkout --force` or `dvc pull`"
             faults.append(f"dataset {folder}: {name} is damaged (its SHA-256 is not the manifest's): {remedy}")
     known = {*manifest.files, schema.MANIFEST}
-    foreign = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
-    faults += [f"dataset {folder}: {name} is not in the manifest: remove it" for name in foreign if name not in known]
+    faults += [f"dataset {folder}: {name} is not in the manifest: remove it" for name in folder.files() if name not in known]
     return faults
+
+
+def _inside(folder: Folder, name: str) -> bool:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return False
+    return folder.local is None or (folder.local / name).resolve().is_relative_to(folder.local.resolve())  # a link may lead out

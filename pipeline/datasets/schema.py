@@ -15,7 +15,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -145,9 +144,3 @@ def dataset_digest(
     for row in rows:
         sha.update(json.dumps([row.seed, row.length, row.terminated, row.truncated, row.complete, row.sha256]).encode())
     return sha.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,18 +14,16 @@ def verify(dataset: Dataset, faults: list[str]) -> Iterator[Progress]:
     manifest = dataset.manifest
     faults += file_faults(dataset.folder, manifest)
     expected = 0
-    for index, row in enumerate(dataset.episodes):
+    for index, records in dataset.by_episode():
+        row = dataset.episodes[index]
         if row.start != expected:
             faults.append(f"dataset {dataset.folder}: episode {index} starts at step {row.start:,}, not at {expected:,}")
         expected = row.start + row.length
-        try:
-            records = dataset.episode(index)
-        except ValueError as error:
-            faults.append(str(error))
-        else:
-            if schema.episode_digest(records) != row.sha256:
-                place = f"episode {index} (seed {row.seed}, steps {row.start:,} to {expected:,})"
-                faults.append(f"dataset {dataset.folder}: {place} has other records than its digest")
+        if isinstance(records, str):
+            faults.append(records)
+        elif schema.episode_digest(records) != row.sha256:
+            place = f"episode {index} (seed {row.seed}, steps {row.start:,} to {expected:,})"
+            faults.append(f"dataset {dataset.folder}: {place} has other records than its digest")
         yield Progress(done=index + 1, total=manifest.episodes, unit="episodes", metrics={})
     digest = schema.dataset_digest(manifest.game, manifest.teacher, manifest.environment, manifest.collection, dataset.episodes)
     if digest != manifest.digest:

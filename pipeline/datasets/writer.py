@@ -18,6 +18,7 @@ from zarr.codecs import ZstdCodec
 
 from pipeline.datasets import schema
 from pipeline.datasets.describe import card
+from pipeline.datasets.folders import Folder
 from pipeline.datasets.schema import EpisodeRow, Manifest, Records
 
 LEVEL: Final = 7
@@ -101,11 +102,8 @@ class Writer:
             digest=schema.dataset_digest(game, dict(teacher), dict(environment), dict(collection), rows),
         )
         (self.folder / schema.CARD).write_text(card(draft, rows, np.asarray(q[: min(states, schema.SHARD)])))
-        files = {
-            path.relative_to(self.folder).as_posix(): schema.file_digest(path)
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name != schema.MANIFEST
-        }
+        folder = Folder(self.folder)
+        files = {name: folder.digest(name) for name in folder.files() if name != schema.MANIFEST}
         manifest = Manifest(**{name: getattr(draft, name) for name in Manifest.__dataclass_fields__} | {"files": files})
         part = self.folder / f".{schema.MANIFEST}.part"
         part.write_text(manifest.as_json())

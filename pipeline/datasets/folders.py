@@ -1,0 +1,252 @@
+"""A folder of files, on this machine or elsewhere, and how many bytes were read from it.
+
+data/datasets/Pong                                        a path
+s3://bucket/datasets/Pong                                 any fsspec URL; credentials and endpoint as its library finds them
+git+https://host/team/repo@v1:data/datasets/Pong          what a DVC repository holds at a revision (fsspec's `dvc` protocol)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import shutil
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import fsspec
+from fsspec.caching import BaseCache
+from fsspec.spec import AbstractBufferedFile
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+_REVISION: Final = re.compile(r"git\+(?P<repo>.+)@(?P<rev>[^@:]+):(?P<path>[^:]+)")
+
+
+_REMEDY: Final = "check the address, the revision and your access"
+
+
+class Folder:
+    """The folder at `url`. Nothing is touched until something is asked for; `bytes_read` counts what was fetched."""
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(url)
+        self.bytes_read = 0
+        self.local: Path | None = None
+        self._lock = threading.Lock()
+        self._fs: Any = None
+        if self.url.startswith("git+"):
+            if _REVISION.fullmatch(self.url) is None:
+                raise ValueError(f"{url} is not git+URL@REVISION:PATH, as in git+https://host/team/repo@v1:data/datasets/Pong")
+        elif "://" not in self.url or self.url.startswith("file://"):
+            self.local = Path(self.url.removeprefix("file://"))
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.url.rstrip('/')}/{name}")
+
+    def _where(self, name: str = "") -> tuple[Any, str]:
+        """The file system and the path there. ValueError if it cannot be reached."""
+        if self._fs is None:
+            try:
+                if (revision := _REVISION.fullmatch(self.url)) is not None:
+                    self._fs = fsspec.filesystem("dvc", url=revision["repo"], rev=revision["rev"])
+                    self._root = revision["path"].rstrip("/")
+                else:
+                    self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            except Exception as error:  # each file system and DVC raise their own
+                raise ValueError(f"{self.url} cannot be reached ({_line(error)}): {_REMEDY}") from None
+        return self._fs, f"{self._root}/{name}" if name else self._root
+
+    def _ask(self, what: Callable[[Any, str], Any], name: str) -> Any:
+        """`what`(file system, path), elsewhere than here. FileNotFoundError passes; any other failure is a ValueError."""
+        fs, path = self._where(name)
+        try:
+            if fs.async_impl:
+                return what(fs, path)
+            with self._lock:  # DVC's index is not for several threads at once
+                return what(fs, path)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{self.url}: {name or 'it'} cannot be reached ({_line(error)}): {_REMEDY}") from None
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """The bytes of a file, or those from `start` to `stop`; a negative `start` counts from the end. FileNotFoundError."""
+        data: bytes
+        if self.local is not None:
+            with (self.local / name).open("rb") as file:
+                data = _cut(file, start, stop)
+        else:
+            data = self._ask(lambda fs, path: _fetch(fs, path, start, stop), name)
+        with self._lock:
+            self.bytes_read += len(data)
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """A file, whole or not at all."""
+        if self.local is not None:
+            path = self.local / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # the same file may be written twice at once
+            try:
+                part.write_bytes(data)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+            return
+        self.check_writable()
+        self._ask(lambda fs, path: fs.pipe_file(path, data), name)
+
+    def check_writable(self) -> None:
+        """ValueError for a revision of a repository."""
+        if self.url.startswith("git+"):
+            raise ValueError(f"{self.url} is a revision of a repository, to be read only: write to a path or a bucket")
+
+    def exists(self, name: str) -> bool:
+        if self.local is not None:
+            return (self.local / name).is_file()
+        return bool(self._ask(lambda fs, path: fs.isfile(path), name))
+
+    def is_folder(self) -> bool:
+        """Whether there is a folder with anything in it."""
+        if self.local is not None:
+            return self.local.is_dir()
+        with contextlib.suppress(FileNotFoundError):
+            return bool(self._ask(lambda fs, path: fs.isdir(path), ""))
+        return False
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.local is not None:
+                (self.local / name).unlink()
+            else:
+                self._ask(lambda fs, path: fs.rm_file(path), name)
+
+    def clear(self) -> None:
+        """Remove the folder and everything in it."""
+        if self.local is not None:
+            shutil.rmtree(self.local, ignore_errors=True)
+        elif self.is_folder():
+            self._ask(lambda fs, path: fs.rm(path, recursive=True), "")
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. FileNotFoundError if it is not there."""
+        if self.local is not None:
+            return (self.local / name).stat().st_size
+        size: int = self._ask(_size, name)
+        return size
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file's bytes. FileNotFoundError if it is not there."""
+        if self.local is None:
+            return hashlib.sha256(self.read(name)).hexdigest()
+        with (self.local / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def files(self) -> list[str]:
+        """Every file in the folder and below it, by its path from here, sorted."""
+        if self.local is not None:
+            return sorted(p.relative_to(self.local).as_posix() for p in self.local.rglob("*") if p.is_file())
+        with contextlib.suppress(FileNotFoundError):
+            _, root = self._where()
+            found: list[str] = self._ask(lambda fs, path: fs.find(path), "")
+            return sorted(path.lstrip("/").removeprefix(root.lstrip("/")).lstrip("/") for path in found)
+        return []
+
+
+def _fetch(fs: Any, path: str, start: int | None, stop: int | None) -> bytes:
+    if fs.async_impl:
+        fetched: bytes = fs.cat_file(path, start=start, end=stop)
+        return fetched
+    with fs.open(path, "rb") as file:
+        if isinstance(file, AbstractBufferedFile):  # it would read ahead by megabytes
+            file.cache = BaseCache(file.blocksize, file._fetch_range, file.size)
+        return _cut(file, start, stop)
+
+
+def _cut(file: Any, start: int | None, stop: int | None) -> bytes:
+    if start is not None and start < 0:
+        file.seek(max(start, -file.seek(0, 2)), 2)
+        start = file.tell()
+    else:
+        file.seek(start or 0)
+    data: bytes = file.read(-1 if stop is None else stop - (start or 0))
+    return data
+
+
+def _size(fs: Any, path: str) -> int:
+    if (size := fs.info(path)["size"]) is not None:
+        return int(size)
+    with fs.open(path, "rb") as file:  # DVC does not record the sizes of a folder's files
+        return int(file.seek(0, 2))
+
+
+def _line(error: BaseException) -> str:
+    """An error and what caused it, in one line."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{text}: {_line(error.__cause__)}" if error.__cause__ else text
+
+
+class FolderStore(Store):
+    """A Zarr group in a folder, read-only, so that one class serves every kind of place and counts the bytes."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        super().__init__(read_only=True)
+        self.folder, self.name = folder, name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FolderStore) and (self.folder.url, self.name) == (other.folder.url, other.name)
+
+    def __hash__(self) -> int:
+        return hash((self.folder.url, self.name))
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        match byte_range:
+            case None:
+                start, stop = None, None
+            case RangeByteRequest():
+                start, stop = byte_range.start, byte_range.end
+            case OffsetByteRequest():
+                start, stop = byte_range.offset, None
+            case SuffixByteRequest():
+                start, stop = -byte_range.suffix, None
+        try:
+            data = await asyncio.to_thread(self.folder.read, f"{self.name}/{key}", start, stop)
+        except FileNotFoundError:
+            return None
+        return prototype.buffer.from_bytes(data)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        return await asyncio.to_thread(self.folder.exists, f"{self.name}/{key}")
+
+    supports_writes = supports_deletes = supports_listing = False
+
+    async def set(self, key: str, value: Buffer) -> None:
+        raise NotImplementedError(f"{key} in {self.folder} is read-only ({len(value)} bytes)")
+
+    async def delete(self, key: str) -> None:
+        raise NotImplementedError(f"{key} in {self.folder} is read-only")
+
+    def list(self) -> AsyncIterator[str]:
+        return self.list_prefix("")
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        raise NotImplementedError(f"{prefix} in {self.folder} is not listed")
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        return self.list_prefix(prefix)
