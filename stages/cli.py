@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stages.dataset import dataset
+
 if TYPE_CHECKING:
     from stages.params import Params
     from stages.paths import Layout
@@ -198,56 +200,7 @@ def games(as_json: bool) -> None:
         click.echo(f"{spec.name:22}{r.random:9.1f}{r.human:9.1f}{r.dqn:9.1f}" if r else spec.name)
 
 
-@main.group()
-def dataset() -> None:
-    """Look into and check datasets."""
-
-
-@dataset.command("info")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def dataset_info(path: Path, as_json: bool) -> None:
-    """What the dataset at PATH is: game, digest, states, size, teacher."""
-    import json
-
-    from pipeline.datasets.describe import info
-    from pipeline.datasets.reader import open_dataset
-
-    opened = open_dataset(path)
-    facts = info(opened.folder, opened.manifest)
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    for key, value in facts.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{key:24}{shown:,}" if isinstance(shown, int) else f"{key:24}{shown}")
-
-
-@dataset.command("verify")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def dataset_verify(path: Path, as_json: bool) -> None:
-    """Check every file and every decoded episode of PATH against its digests; exit code 1 and the exact place on a fault."""
-    import json
-
-    from pipeline.datasets.reader import open_dataset
-    from pipeline.datasets.verify import verify
-    from stages.runlog import show
-
-    opened = open_dataset(path)
-    found: list[str] = []
-    for _ in show(verify(opened, found), f"verify {path.name}"):
-        pass
-    if as_json:
-        click.echo(
-            json.dumps({"dataset": str(path), "digest": opened.manifest.digest, "ok": not found, "faults": found}, indent=2)
-        )
-    elif not found:
-        held = f"{opened.manifest.states:,} states in {opened.manifest.episodes} episodes"
-        click.echo(f"{path}: {held} are as digest {opened.manifest.digest[:12]} says")
-    else:
-        click.echo("\n".join(found))
-    sys.exit(1 if found else 0)
+main.add_command(dataset)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ right end gives reward 1 and ends the episode. From cell c the optimal return is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from pipeline.agents.networks import NetworkSpec
 from pipeline.atari.envs import EnvConfig, WorldStep
 from pipeline.datasets import schema
+from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import EpisodeRow, Flag, Manifest, Records
 from pipeline.datasets.writer import Writer
 
@@ -150,6 +151,28 @@ def write_dataset(
         environment=environment or {"game": game},
         collection={"policy": "half-random", "seed": 0},
     )
+
+
+def rewritten(source: Dataset, folder: Path, edit: Callable[[int, Records], Records]) -> Dataset:
+    """A dataset with the same provenance whose records were edited, every digest recomputed: what a forger would hand on."""
+    manifest = source.manifest
+    writer = Writer(folder, manifest.actions)
+    rows, start = [], 0
+    for index, row in enumerate(source.episodes):
+        records = edit(index, source.episode(index).owned())
+        writer.append(records)
+        total = float(records.reward_N.sum(dtype=np.float64))
+        digest = schema.episode_digest(records)
+        rows.append(row._replace(start=start, length=records.steps, episode_return=total, sha256=digest))
+        start += records.steps
+    writer.finish(
+        rows,
+        game=manifest.game,
+        teacher=manifest.teacher,
+        environment=manifest.environment,
+        collection=manifest.collection,
+    )
+    return open_dataset(folder, check_files=True)
 
 
 def corridor_dataset(folder: Path, episodes: int = 40) -> Manifest:

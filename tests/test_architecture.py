@@ -11,7 +11,7 @@ LAYERS = [
     {"pipeline.seeding", "pipeline.progress"},
     {"pipeline.atari", "pipeline.agents", "pipeline.datasets"},
     {"pipeline.rl"},
-    {"pipeline.report", "pipeline.collect", "pipeline.evaluate", "pipeline.distill"},
+    {"pipeline.report", "pipeline.collect", "pipeline.rederive", "pipeline.evaluate", "pipeline.distill"},
     {"stages"},
 ]
 APART = [{"pipeline.atari", "pipeline.agents", "pipeline.datasets"}]

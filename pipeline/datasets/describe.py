@@ -9,15 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import schema
-from pipeline.datasets.folders import Folder
-from pipeline.datasets.schema import EpisodeRow, Manifest
+from pipeline.datasets.reader import Dataset
+from pipeline.datasets.schema import EpisodeRow, Flag, Manifest
 
 
 def card(manifest: Manifest, rows: Sequence[EpisodeRow], q_NA: npt.NDArray[np.float32]) -> str:
     """README.md of a dataset: a YAML header for machines, then what, who, how good, and how to open it. `q_NA` is a sample."""
     whole = [row.episode_return for row in rows if row.complete]
-    top_NA = np.sort(q_NA, axis=1)
-    gap_N = top_NA[:, -1] - top_NA[:, -2] if q_NA.shape[1] > 1 else np.zeros(len(q_NA))
     returns = f"mean {np.mean(whole):.2f}, min {min(whole):g}, max {max(whole):g}" if whole else "no whole episode"
     return f"""---
 pretty_name: {manifest.game}, states and Q-values of teacher {manifest.teacher["digest"][:12]}
@@ -39,7 +37,7 @@ license: apache-2.0
 - **Behaviour**: {_behaviour(manifest.collection)}.
 - **Returns** over {len(whole)} whole episodes: {returns}.
 - **Q-values** (first {len(q_NA):,} states): mean {q_NA.mean():.3f}, standard deviation {q_NA.std():.3f}, median gap between
-  the best two actions {np.median(gap_N):.4f}.
+  the best two actions {np.median(gaps(q_NA)):.4f}.
 - **World**: ale-py {manifest.environment.get("ale_py")}, ROM md5 `{manifest.environment.get("rom_md5")}`; every argument
   is in `{schema.MANIFEST}`.
 
@@ -59,9 +57,15 @@ def _behaviour(collection: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(collection.items())) or "not recorded"
 
 
-def info(folder: Folder, manifest: Manifest) -> dict[str, Any]:
+def size(dataset: Dataset) -> int:
+    """Bytes of all its files but the manifest."""
+    return sum(dataset.folder.size(name) for name in dataset.manifest.files)
+
+
+def info(dataset: Dataset) -> dict[str, Any]:
     """The facts of `dataset info --json`."""
-    total = sum(folder.size(name) for name in manifest.files)
+    manifest = dataset.manifest
+    total = size(dataset)
     raw = manifest.states * (4 * 84 * 84 + manifest.actions * 4)
     return {
         "game": manifest.game,
@@ -78,3 +82,36 @@ def info(folder: Folder, manifest: Manifest) -> dict[str, Any]:
         "collection": manifest.collection,
         "ale_py": manifest.environment.get("ale_py"),
     }
+
+
+def stats(dataset: Dataset) -> dict[str, Any]:
+    """The facts of `dataset stats --json`: distributions over all episodes and states."""
+    whole = [row for row in dataset.episodes if row.complete]
+    q_NA, action_N, flags_N = (dataset.read(name, 0, len(dataset)) for name in ("q", "action", "flags"))
+    return {
+        "episodes": len(dataset.episodes),
+        "return": _distribution([row.episode_return for row in whole]),
+        "length": _distribution([row.length for row in whole]),
+        "action_share": {str(a): round(float(np.mean(action_N == a)), 4) for a in range(dataset.manifest.actions)},
+        "random_share": round(float(np.mean((flags_N & Flag.RANDOM_ACTION) != 0)), 4),
+        "q": _distribution(q_NA.max(axis=1)),
+        "q_gap": _distribution(gaps(q_NA)),
+    }
+
+
+def gaps(q_NA: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """By how much the best action's Q-value exceeds the second best's, per state; 0 where there is one action."""
+    if q_NA.shape[1] < 2:
+        return np.zeros(len(q_NA), dtype=np.float32)
+    top_N2 = np.partition(q_NA, -2, axis=1)[:, -2:]
+    return np.asarray(top_N2[:, 1] - top_N2[:, 0])
+
+
+def _distribution(values: npt.ArrayLike) -> dict[str, float] | None:
+    """None of nothing."""
+    x = np.asarray(values, dtype=np.float64)
+    if not len(x):
+        return None
+    low, median, high = np.quantile(x, [0.05, 0.5, 0.95])
+    facts = {"mean": x.mean(), "std": x.std(), "min": x.min(), "5%": low, "median": median, "95%": high, "max": x.max()}
+    return {name: round(float(value), 4) for name, value in facts.items()}

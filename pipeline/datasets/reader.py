@@ -121,11 +121,12 @@ def stack(
     return states_BCHW
 
 
-def open_dataset(where: str | Path | Folder, *, check_files: bool = False) -> Dataset:
+def open_dataset(where: str | Path | Folder, *, check_files: bool = False, count_bytes: bool = False) -> Dataset:
     """Open the dataset at a path or URL (`folders.Folder`), read-only. ValueError says what is wrong and how to mend it.
 
-    Elsewhere than on this machine, only the bytes that are asked for are fetched (`folder.bytes_read`). `check_files` compares
-    every file's SHA-256 with the manifest (tens of milliseconds for half a million states, here).
+    Only the bytes that are asked for are read: `folder.bytes_read` tells how many elsewhere than on this machine, and here with
+    `count_bytes`, which is slower. `check_files` compares every file's SHA-256 with the manifest (tens of milliseconds for
+    half a million states, here).
     """
     folder = _folder(where)
     manifest = read_manifest(folder)
@@ -147,7 +148,7 @@ def open_dataset(where: str | Path | Folder, *, check_files: bool = False) -> Da
     if sum(row.length for row in rows) != manifest.states:
         raise ValueError(f"dataset {folder}: the episode table covers other states than the manifest's {manifest.states:,}")
     try:
-        if folder.local is not None:
+        if folder.local is not None and not count_bytes:
             with zarr.config.set({"codec_pipeline.path": READ_PIPELINE}):
                 group = zarr.open_group(folder.local / schema.STATES, mode="r")
                 arrays = {name: group[name] for name in schema.ARRAYS}

@@ -1,0 +1,173 @@
+"""Play a dataset's stored actions again: frames and rewards must come out the same, labels must be its teacher's.
+
+What digests cannot tell: whether the records ever happened. Q-values may differ in the last bits between two makes of CPU, and
+a near-tie then changes an action; so actions are taken from the dataset, and each must be the seeded random one where the
+dataset says so, and else one whose Q-value is the largest within the tolerance.
+
+Dimensions: B slots, T steps of one episode, A actions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.agents.policies import Decision, QFunction, explore
+from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
+from pipeline.atari.rollout import Step, rollout
+from pipeline.datasets.reader import Dataset
+from pipeline.datasets.schema import EpisodeRow, Flag, Records
+from pipeline.progress import Progress
+from pipeline.seeding import stream
+
+TOLERANCE: Final = 1e-4
+"""By how much a Q-value may differ, as a share of its size or of 1: ten times what two makes of CPU differ by."""
+WIDTH: Final = 16
+LABELS: Final = 512
+"""States that the teacher is asked about at once."""
+
+
+class _Replay:
+    """`rollout.Policy` that does what was done."""
+
+    def __init__(self, episodes: dict[int, Records]) -> None:
+        self.episodes = episodes
+
+    def __call__(
+        self, obs_BCHW: npt.NDArray[np.uint8], seed_B: npt.NDArray[np.int64], step_B: npt.NDArray[np.int64]
+    ) -> Decision:
+        del obs_BCHW
+        stored = [self.episodes[seed] for seed in seed_B.tolist()]
+        at = [min(t, r.steps - 1) for t, r in zip(step_B.tolist(), stored, strict=True)]  # past a cut, anything
+        return Decision(
+            action_B=np.array([r.action_N[t] for t, r in zip(at, stored, strict=True)], dtype=np.int64),
+            q_BA=np.stack([r.q_NA[t] for t, r in zip(at, stored, strict=True)]),
+            random_B=np.array([bool(r.flags_N[t] & Flag.RANDOM_ACTION) for t, r in zip(at, stored, strict=True)]),
+        )
+
+
+def choose(dataset: Dataset, fraction: float, seed: int) -> list[int]:
+    """Indices of about `fraction` of the episodes, at least one: which they are, only the verifier knows."""
+    count = len(dataset.episodes)
+    return sorted(stream(seed, "rederive").permutation(count)[: max(1, math.ceil(fraction * count))].tolist())
+
+
+def rederive(dataset: Dataset, indices: list[int], q_values: QFunction | None, faults: list[str]) -> Iterator[Progress]:
+    """Play these episodes again, appending one line per faulty one to `faults`.
+
+    Without `q_values` of the teacher only the world is checked. ValueError where this machine's world is another one.
+    """
+    config = _environment(dataset)
+    collection = dataset.manifest.collection
+    epsilon = float(collection["epsilon"]) if collection.get("policy") == "epsilon-greedy" else None
+    world = SlotWorld(dataset.manifest.game, config, width=min(WIDTH, len(indices)))
+    total = sum(dataset.episodes[index].length for index in indices)
+    done = 0
+    for part in _without_equal_seeds(dataset, indices):
+        index_of = {dataset.episodes[index].seed: index for index in part}
+        replay = _Replay({seed: dataset.episode(index) for seed, index in index_of.items()})
+        waiting = set(index_of)
+        for step in rollout(world, replay, iter(sorted(index_of))):
+            for slot in np.flatnonzero(step.active_B).tolist():
+                seed, t = int(step.seed_B[slot]), int(step.step_B[slot])
+                if seed not in waiting:
+                    continue
+                row, stored = dataset.episodes[index_of[seed]], replay.episodes[seed]
+                place = f"dataset {dataset.folder}: episode {index_of[seed]} (seed {seed})"
+                fault = next(_faults(step, slot, stored, row, epsilon), None)
+                if fault:
+                    faults.append(f"{place}, step {t:,}: {fault}")
+                elif t == row.length - 1 and q_values:
+                    faults += [f"{place}, {wrong}" for wrong in _wrong_labels(dataset, row, stored, q_values)]
+                done += row.length - t if fault else 1
+                if fault or t == row.length - 1:
+                    waiting.remove(seed)
+            yield Progress(done=done, total=total, unit="states", metrics={})
+            if not waiting:
+                break  # a cut or faulty episode need not be played to its end
+
+
+def _wrong_labels(dataset: Dataset, row: EpisodeRow, stored: Records, q_values: QFunction) -> Iterator[str]:
+    """Where the teacher says something else now, for the first such step."""
+    for start in range(0, row.length, LABELS):
+        stop = min(start + LABELS, row.length)
+        q_TA = q_values(dataset.stacks(range(row.start + start, row.start + stop)))
+        stored_TA = stored.q_NA[start:stop]
+        off_TA = np.abs(q_TA - stored_TA) / np.maximum(1.0, np.abs(stored_TA))
+        wrong_T = np.flatnonzero(~(off_TA <= TOLERANCE).all(axis=1))
+        if wrong_T.size:
+            t = int(wrong_T[0])
+            a = int(off_TA[t].argmax())
+            said, stored_q = q_TA[t, a], stored_TA[t, a]
+            yield f"step {start + t:,}: the teacher's Q-value of action {a} is {said:.6f}, stored is {stored_q:.6f}"
+            return
+
+
+def _environment(dataset: Dataset) -> EnvConfig:
+    theirs = dataset.manifest.environment
+    try:
+        config = EnvConfig(**theirs["config"])
+        ours = fingerprint(dataset.manifest.game, config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"dataset {dataset.folder}: its environment cannot be made here ({error})") from None
+    other = {key: (theirs.get(key), value) for key, value in ours.items() if theirs.get(key) != value}
+    if other:
+        told = ", ".join(f"{key} {there} there, {here} here" for key, (there, here) in other.items())
+        raise ValueError(
+            f"dataset {dataset.folder} was played in another world than this machine's ({told}): install its versions"
+        )
+    return config
+
+
+def _without_equal_seeds(dataset: Dataset, indices: list[int]) -> list[list[int]]:
+    """The indices in parts in which every seed occurs once: joined datasets may hold an episode of the same seed twice."""
+    parts: list[dict[int, int]] = []
+    for index in indices:
+        seed = dataset.episodes[index].seed
+        part = next((p for p in parts if seed not in p), None)
+        if part is None:
+            parts.append(part := {})
+        part[seed] = index
+    return [list(part.values()) for part in parts]
+
+
+def _faults(step: Step, slot: int, stored: Records, row: EpisodeRow, epsilon: float | None) -> Iterator[str]:
+    """What is wrong with the stored step that this slot has just played."""
+    t = int(step.step_B[slot])
+    frame_HW, flags = stored.frame_NHW[t], Flag(int(stored.flags_N[t]))
+    if (other := int((step.obs_BCHW[slot, -1] != frame_HW).sum())) > 0:
+        yield f"the world shows another frame ({other:,} of {frame_HW.size:,} pixels)"
+    if step.reward_B[slot] != stored.reward_N[t]:
+        yield f"the world gives reward {step.reward_B[slot]:g}, stored is {stored.reward_N[t]:g}"
+    cut = t == row.length - 1 and not row.complete
+    seen = (
+        (t == 0) * Flag.EPISODE_START
+        | bool(step.terminated_B[slot] and not cut) * Flag.TERMINATED
+        | bool(step.truncated_B[slot] and not cut) * Flag.TRUNCATED
+        | bool(step.life_lost_B[slot]) * Flag.LIFE_LOST
+    )
+    if seen != flags & ~Flag.RANDOM_ACTION:
+        yield f"the world says {seen!r}, stored is {flags & ~Flag.RANDOM_ACTION!r}"
+    if epsilon is not None:
+        yield from _wrong_action(step, slot, int(stored.action_N[t]), stored.q_NA[t], epsilon)
+
+
+def _wrong_action(step: Step, slot: int, action: int, q_A: npt.NDArray[np.float32], epsilon: float) -> Iterator[str]:
+    """What is wrong with an action of the seeded epsilon-greedy policy."""
+    (random,), (chance,) = explore(epsilon, len(q_A), step.seed_B[slot : slot + 1], step.step_B[slot : slot + 1])
+    if bool(random) != bool(step.random_B[slot]):
+        yield f"the seeded policy acts {'at random' if random else 'greedily'}, stored is the other"
+    elif random and action != chance:
+        yield f"the seeded random action is {chance}, stored is {action}"
+    elif not random and q_A[action] < q_A.max() - TOLERANCE * max(1.0, float(np.abs(q_A).max())):
+        yield f"the greedy action is {int(q_A.argmax())}, stored is {action}"
+
+
+def described(dataset: Dataset, indices: list[int], q_values: QFunction | None) -> dict[str, Any]:
+    """What was played again, for the record."""
+    states = sum(dataset.episodes[index].length for index in indices)
+    return {"episodes": len(indices), "states": states, "labels": q_values is not None, "tolerance": TOLERANCE}

@@ -1,0 +1,195 @@
+"""`pd-pipeline dataset`: look into, check, cut and join datasets, here or elsewhere."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.agents.policies import QFunction
+    from pipeline.datasets.reader import Dataset
+
+place = click.argument("place", metavar="PATH_OR_URL")
+json_option = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Tell how many bytes were read.")
+
+
+@click.group()
+def dataset() -> None:
+    """Look into and check datasets.
+
+    PATH_OR_URL is a folder, an fsspec URL such as s3://bucket/Pong, or git+URL@TAG:PATH in a DVC repository.
+    """
+
+
+@contextmanager
+def _opened(where: str, verbose: bool = False) -> Iterator[Dataset]:
+    """The dataset, and at the end, if asked, how much of it was read."""
+    from pipeline.datasets.describe import size
+    from pipeline.datasets.reader import open_dataset
+    from stages.runlog import say
+
+    opened = open_dataset(where, count_bytes=verbose)
+    yield opened
+    if verbose:
+        say(f"read {opened.folder.bytes_read:,} of {size(opened):,} bytes")
+
+
+def _print(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{key:24}{shown:,}" if isinstance(shown, int) else f"{key:24}{shown}")
+
+
+def _verdict(opened: Dataset, faults: list[str], good: str, as_json: bool, more: dict[str, Any]) -> None:
+    """Print the faults or that there are none; exit code 1 tells of faults."""
+    if as_json:
+        facts = {"dataset": str(opened.folder), "digest": opened.manifest.digest, "ok": not faults, "faults": faults}
+        click.echo(json.dumps(facts | more, indent=2))
+    else:
+        click.echo("\n".join(faults) if faults else f"{opened.folder}: {good}")
+    sys.exit(1 if faults else 0)
+
+
+@dataset.command("info")
+@place
+@json_option
+@verbose_option
+def info(place: str, as_json: bool, verbose: bool) -> None:
+    """What the dataset is: game, digest, states, size, teacher."""
+    from pipeline.datasets.describe import info as describe
+
+    with _opened(place, verbose) as opened:
+        _print(describe(opened), as_json)
+
+
+@dataset.command("stats")
+@place
+@json_option
+@verbose_option
+def stats(place: str, as_json: bool, verbose: bool) -> None:
+    """Returns, lengths, actions and Q-values of all its states; frames are not read."""
+    from pipeline.datasets.describe import stats as describe
+
+    with _opened(place, verbose) as opened:
+        _print(describe(opened), as_json)
+
+
+@dataset.command("validate")
+@place
+@json_option
+def validate(place: str, as_json: bool) -> None:
+    """Check that the records make sense: boundaries, returns, actions, Q-values, duplicates."""
+    from pipeline.datasets.validate import validate as check
+    from stages.runlog import show
+
+    with _opened(place) as opened:
+        found: list[str] = []
+        for _ in show(check(opened, found), f"validate {opened.manifest.game}"):
+            pass
+        _verdict(opened, found, f"{_held(opened)} make sense", as_json, {})
+
+
+@dataset.command("verify")
+@place
+@click.option("--rederive", "percent", metavar="PERCENT", help="Also play so many of the episodes again, e.g. 2%.")
+@click.option("--teacher", type=click.Path(file_okay=False, path_type=Path), help="Its teacher. [default: the zoo's, if it is]")
+@click.option("--seed", type=click.IntRange(min=0), help="Which episodes. [default: nobody can know]")
+@json_option
+@click.pass_obj
+def verify(session: Any, /, place: str, percent: str | None, teacher: Path | None, seed: int | None, as_json: bool) -> None:
+    """Check every file and episode against its digests, and with --rederive against the game and the teacher.
+
+    Exit code 1 and the exact place on a fault.
+    """
+    from pipeline.datasets.verify import verify as check
+    from stages.runlog import say, show
+
+    share = None if percent is None else _share(percent)
+    with _opened(place) as opened:
+        found: list[str] = []
+        for _ in show(check(opened, found), f"verify {opened.manifest.game}"):
+            pass
+        good, more = f"{_held(opened)} are as digest {opened.manifest.digest[:12]} says", {}
+        if share is not None and not found:
+            from pipeline.rederive import choose, described, rederive
+
+            q_values = _teacher(session, opened, teacher)
+            if q_values is None:
+                say("Q-values are not checked: no teacher of theirs is at hand, give --teacher DIR")
+            chosen = choose(opened, share, secrets.randbits(32) if seed is None else seed)
+            for _ in show(rederive(opened, chosen, q_values, found), f"rederive {opened.manifest.game}"):
+                pass
+            more = {"rederived": described(opened, chosen, q_values)}
+            good += f"; {len(chosen)} of them, played again, came out the same"
+        _verdict(opened, found, good, as_json, more)
+
+
+def _held(opened: Dataset) -> str:
+    return f"{opened.manifest.states:,} states in {opened.manifest.episodes} episodes"
+
+
+def _share(percent: str) -> float:
+    try:
+        share = float(percent.removesuffix("%")) / 100
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"--rederive {percent} is not a percentage above 0% and up to 100%")
+    return share
+
+
+def _teacher(session: Any, opened: Dataset, folder: Path | None) -> QFunction | None:
+    """The Q-values of the dataset's teacher, from `folder`, or from the zoo where that has it. ValueError if it is another."""
+    import torch
+
+    from pipeline.agents.checkpoints import CARD, load_agent
+    from pipeline.agents.device import exact
+    from pipeline.agents.policies import q_function
+
+    wanted = opened.manifest.teacher["digest"]
+    given = folder is not None
+    if folder is None:
+        if not session.params_path.is_file():
+            return None
+        folder = session.load()[0].teacher(opened.manifest.game)
+        if not (folder / CARD).is_file():
+            return None
+    agent = load_agent(folder, torch.device("cpu"))
+    if agent.digest != wanted:
+        if given:
+            raise ValueError(f"teacher {folder} is {agent.digest[:12]}, the dataset was labelled by {wanted[:12]}")
+        return None
+    return q_function(agent.network, exact(torch.device("cpu")), opened.manifest.game)
+
+
+@dataset.command("compare")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@json_option
+def compare(a: str, b: str, as_json: bool) -> None:
+    """Tell whether two datasets hold the same data, in the same encoding, or what differs; exit code 1 if the data does."""
+    from pipeline.datasets.compare import compare as set_side_by_side
+
+    with _opened(a) as ours, _opened(b) as theirs:
+        found = set_side_by_side(ours, theirs)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        encoding = "the same files" if found["same_encoding"] else "other files"
+        click.echo(f"{'the same data' if found['same_data'] else 'other data'}, {encoding}")
+        counts = found["episodes"]
+        click.echo(f"episodes: {counts['both']} in both, {counts['only_a']} only in A, {counts['only_b']} only in B")
+        for line in found["differences"]:
+            click.echo(line)
+    sys.exit(0 if found["same_data"] else 1)

@@ -1,0 +1,84 @@
+"""`pd-pipeline dataset` as people and scripts call it: text, --json, exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.datasets.folders import Folder
+from stages.cli import main
+from tests.fakes import corridor_dataset
+
+SAMPLE = "data/samples/Pong"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["dataset", *arguments])
+
+
+def facts(*arguments: str, code: int = 0) -> dict[str, object]:
+    result = call(*arguments, "--json")
+    assert result.exit_code == code, result.output
+    loaded: dict[str, object] = json.loads(result.stdout)
+    return loaded
+
+
+def test_info_and_stats_read_a_little() -> None:
+    known = facts("info", SAMPLE)
+    assert {"digest", "game", "states", "episodes", "bytes", "format_version", "teacher"} <= known.keys()
+    result = call("info", SAMPLE, "-v")
+    read, of = (int(word.replace(",", "")) for word in result.stderr.split() if word[0].isdigit())
+    assert read < of / 10
+    assert of == known["bytes"]
+    measured = facts("stats", SAMPLE)
+    assert measured["episodes"] == known["episodes"]
+    shares = measured["action_share"]
+    assert isinstance(shares, dict)
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_validate_and_verify(tmp_path: Path) -> None:
+    assert facts("validate", SAMPLE)["ok"] is True
+    assert "make sense" in call("validate", SAMPLE).stdout
+    corridor_dataset(tmp_path / "set", 3)
+    assert facts("verify", str(tmp_path / "set"))["ok"] is True
+    Folder(tmp_path / "set").write("notes.txt", b"mine")
+    found = facts("verify", str(tmp_path / "set"), code=1)
+    assert found["faults"] == [f"dataset {tmp_path / 'set'}: notes.txt is not in the manifest: remove it"]
+
+
+@pytest.mark.parametrize("percent", ["0%", "101", "some"])
+def test_a_percentage_is_one(percent: str) -> None:
+    result = call("verify", SAMPLE, "--rederive", percent)
+    assert result.exit_code == 1
+    assert "is not a percentage above 0% and up to 100%" in result.output
+
+
+def test_verify_plays_again_with_the_right_teacher_only(breakout_teacher: Path) -> None:
+    result = call("verify", SAMPLE, "--rederive", "1%", "--teacher", str(breakout_teacher))
+    assert result.exit_code == 1
+    assert "the dataset was labelled by" in result.output
+    known = facts("verify", SAMPLE, "--rederive", "1%", "--seed", "0")
+    rederived = known["rederived"]
+    assert isinstance(rederived, dict)
+    assert (rederived["episodes"], rederived["labels"]) == (1, True)
+
+
+def test_compare(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "a", 8)
+    corridor_dataset(tmp_path / "b", 8)
+    corridor_dataset(tmp_path / "c", 6)
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    assert facts("compare", a, b) == {
+        "same_data": True,
+        "same_encoding": True,
+        "episodes": {"both": 8, "only_a": 0, "only_b": 0},
+        "differences": [],
+    }
+    found = facts("compare", a, c, code=1)
+    assert found["episodes"] == {"both": 6, "only_a": 2, "only_b": 0}
+    text = call("compare", a, c).stdout
+    assert text.startswith("other data, other files\nepisodes: 6 in both, 2 only in A, 0 only in B\nstates: ")
+    assert "collection.seed: 99 in A, nothing in B" not in call("compare", SAMPLE, SAMPLE).stdout
+    assert "collection.epsilon: nothing in A, 0.05 in B" in call("compare", a, SAMPLE).stdout

@@ -1,0 +1,116 @@
+"""Playing a dataset again: an honest one comes out the same, a forged one whose digests all agree does not."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distributed import Client
+
+from pipeline.agents.checkpoints import load_agent
+from pipeline.agents.device import exact
+from pipeline.agents.policies import QFunction, q_function
+from pipeline.collect import CollectConfig, Collection
+from pipeline.datasets.reader import Dataset, open_dataset
+from pipeline.datasets.schema import Flag, Records
+from pipeline.datasets.verify import verify
+from pipeline.rederive import choose, rederive
+from tests.fakes import ENVIRONMENT, rewritten
+
+
+@pytest.fixture(scope="module")
+def honest(breakout_teacher: Path, one_worker: Client, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    config = CollectConfig(game="Breakout", environment=ENVIRONMENT, epsilon=0.2, seed=0, states=1000, episodes=None, recipe=1)
+    collection = Collection(
+        config, breakout_teacher, load_agent(breakout_teacher, torch.device("cpu")), tmp_path_factory.mktemp("honest")
+    )
+    list(collection.run(one_worker))
+    collection.finish()
+    return open_dataset(collection.dataset)
+
+
+@pytest.fixture(scope="module")
+def teacher(breakout_teacher: Path) -> QFunction:
+    return q_function(load_agent(breakout_teacher, torch.device("cpu")).network, exact(torch.device("cpu")))
+
+
+def faults_of(dataset: Dataset, q_values: QFunction | None, indices: tuple[int, ...] = ()) -> list[str]:
+    found: list[str] = []
+    *_, last = rederive(dataset, list(indices or range(len(dataset.episodes))), q_values, found)
+    assert last.done == last.total
+    return found
+
+
+def test_an_honest_dataset_comes_out_the_same(honest: Dataset, teacher: QFunction) -> None:
+    assert not honest.episodes[-1].complete
+    assert faults_of(honest, teacher) == []
+
+
+def frame(records: Records) -> None:
+    records.frame_NHW[30, 50, 40] ^= 1
+
+
+def reward(records: Records) -> None:
+    records.reward_N[30] += 1
+
+
+def ending(records: Records) -> None:
+    records.flags_N[30] ^= Flag.LIFE_LOST
+
+
+def label(records: Records) -> None:
+    records.q_NA[30, 2] += 0.01
+
+
+def chance(records: Records) -> None:
+    records.flags_N[np.flatnonzero(records.flags_N & Flag.RANDOM_ACTION)[0]] ^= Flag.RANDOM_ACTION
+
+
+@pytest.mark.parametrize(
+    ("forge", "message"),
+    [
+        (frame, r"step 30: the world shows another frame \(1 of 7,056 pixels\)"),
+        (reward, r"step 30: the world gives reward 0, stored is 1"),
+        (ending, r"step 30: the world says .*, stored is .*LIFE_LOST"),
+        (label, r"step 30: the teacher's Q-value of action 2 is "),
+        (chance, r"the seeded policy acts at random, stored is the other"),
+    ],
+)
+def test_a_forged_episode_is_named_though_every_digest_agrees(
+    honest: Dataset, teacher: QFunction, tmp_path: Path, forge: Callable[[Records], None], message: str
+) -> None:
+    def edit(index: int, records: Records) -> Records:
+        if index == 2:
+            forge(records)
+        return records
+
+    forged = rewritten(honest, tmp_path / "forged", edit)
+    agreed: list[str] = []
+    list(verify(forged, agreed))
+    assert agreed == []
+    (fault,) = faults_of(forged, teacher, (1, 2))
+    assert re.search(rf"episode 2 \(seed 2\).*{message}", fault), fault
+
+
+def test_without_the_teacher_labels_are_not_checked(honest: Dataset, tmp_path: Path) -> None:
+    def edit(index: int, records: Records) -> Records:
+        records.q_NA[:] += 0.01
+        return records
+
+    assert faults_of(rewritten(honest, tmp_path / "forged", edit), None) == []
+
+
+def test_another_world_is_refused(honest: Dataset, tmp_path: Path) -> None:
+    honest.manifest.environment["ale_py"], before = "0.1", honest.manifest.environment["ale_py"]
+    with pytest.raises(ValueError, match=f"another world than this machine's \\(ale_py 0.1 there, {before} here\\)"):
+        faults_of(honest, None)
+    honest.manifest.environment["ale_py"] = before
+
+
+def test_which_episodes_only_the_verifier_knows(honest: Dataset) -> None:
+    count = len(honest.episodes)
+    assert choose(honest, 1.0, 0) == list(range(count))
+    assert len(choose(honest, 0.01, 0)) == 1
+    assert len({tuple(choose(honest, 2 / count, seed)) for seed in range(20)}) > 1
