@@ -38,7 +38,8 @@ class DqnConfig:
 
     `replay` and `replay_start` are steps, `target_every` is updates, epsilon falls linearly from 1 to `epsilon_final` over
     `epsilon_steps` steps. `squared_decay` and `gradient_decay` are RMSProp's averages of squared and plain gradients,
-    `squared_minimum` what is added under its root. `double` picks the next action with the online network.
+    `squared_minimum` what is added under its root: gradients are means over the minibatch here, in the paper sums over 32
+    states, so that its 0.01 is 0.01 / 32^2 here. `double` picks the next action with the online network.
     """
 
     envs: int
