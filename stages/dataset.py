@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from pipeline.agents.policies import QFunction
+    from pipeline.datasets.edit import Part
     from pipeline.datasets.reader import Dataset
 
 place = click.argument("place", metavar="PATH_OR_URL")
@@ -23,7 +24,7 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Tell how ma
 
 @click.group()
 def dataset() -> None:
-    """Look into and check datasets.
+    """Look into, check, cut and join datasets.
 
     PATH_OR_URL is a folder, an fsspec URL such as s3://bucket/Pong, or git+URL@TAG:PATH in a DVC repository.
     """
@@ -145,7 +146,7 @@ def _share(percent: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise ValueError(f"--rederive {percent} is not a percentage above 0% and up to 100%")
+        raise ValueError(f"{percent} is not a percentage above 0% and up to 100%")
     return share
 
 
@@ -171,6 +172,95 @@ def _teacher(session: Any, opened: Dataset, folder: Path | None) -> QFunction | 
             raise ValueError(f"teacher {folder} is {agent.digest[:12]}, the dataset was labelled by {wanted[:12]}")
         return None
     return q_function(agent.network, exact(torch.device("cpu")), opened.manifest.game)
+
+
+out_option = click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the new dataset."
+)
+
+
+def _write(out: Path, parts: list[Part], made_by: dict[str, Any]) -> None:
+    """Make a dataset at `out`, whole or not at all. ValueError if anything is there."""
+    import shutil
+
+    from pipeline.datasets.edit import write
+    from pipeline.datasets.reader import read_manifest
+    from stages.publish import replace_folder
+    from stages.runlog import say, show
+
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another --out or remove it")
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        for _ in show(write(part, parts, made_by), f"write {out.name}"):
+            pass
+        replace_folder(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    manifest = read_manifest(out)
+    say(f"{manifest.states:,} states in {manifest.episodes} episodes, digest {manifest.digest[:12]}")
+    click.echo(out)
+
+
+@dataset.command("subset")
+@place
+@out_option
+@click.option("--min-return", type=float, help="Episodes of at least this return.")
+@click.option("--max-return", type=float, help="Episodes of at most this return.")
+@click.option("--min-length", type=click.IntRange(min=1), help="Episodes of at least so many steps.")
+@click.option("--max-length", type=click.IntRange(min=1), help="Episodes of at most so many steps.")
+@click.option("--episodes", type=click.IntRange(min=1), help="The first so many of them.")
+def subset(place: str, out: Path, **bounds: Any) -> None:
+    """Some of its episodes, whole, as a dataset of their own."""
+    from pipeline.datasets.edit import chosen
+
+    given = {name: value for name, value in bounds.items() if value is not None}
+    if not given:
+        raise ValueError("say which episodes: --min-return, --max-return, --min-length, --max-length or --episodes")
+    with _opened(place) as opened:
+        _write(out, [(opened, chosen(opened, **given))], {"operation": "subset", **given})
+
+
+@dataset.command("split")
+@place
+@click.option("--into", multiple=True, required=True, metavar="NAME=PERCENT", help="A part, e.g. train=90. Give all of them.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which episodes go where.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the parts' folders.")
+def split(place: str, into: tuple[str, ...], seed: int, out: Path) -> None:
+    """All its episodes, each whole in one of several datasets, at random."""
+    from pipeline.datasets.edit import split as divide
+
+    shares: dict[str, float] = {}
+    for text in into:
+        name, equals, percent = text.partition("=")
+        if not equals or not name or Path(name).name != name or name in shares:
+            raise ValueError(f"--into {text} is not NAME=PERCENT with a name of its own: write --into train=90 --into test=10")
+        shares[name] = _share(percent)
+    with _opened(place) as opened:
+        for name, indices in divide(opened, shares, seed).items():
+            made_by = {"operation": "split", "part": name, "shares": shares, "seed": seed}
+            _write(out / name, [(opened, indices)], made_by)
+
+
+@dataset.command("merge")
+@click.argument("places", nargs=-1, required=True, metavar="PATH_OR_URL...")
+@out_option
+@click.option("--any-teacher", is_flag=True, help="Join datasets of several teachers.")
+@click.option("--any-environment", is_flag=True, help="Join datasets of several environments.")
+def merge(places: tuple[str, ...], out: Path, any_teacher: bool, any_environment: bool) -> None:
+    """Several datasets of one game as one; an episode that several hold is taken once."""
+    from contextlib import ExitStack
+
+    from pipeline.datasets.edit import merged
+    from stages.runlog import say
+
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_opened(place)) for place in places]
+        parts = merged(opened, any_teacher=any_teacher, any_environment=any_environment)
+        if dropped := sum(len(d.episodes) for d in opened) - sum(len(indices) for _, indices in parts):
+            say(f"{dropped} episodes are in more than one of them and are taken once")
+        _write(out, parts, {"operation": "merge"})
 
 
 @dataset.command("compare")

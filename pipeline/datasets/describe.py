@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ license: apache-2.0
 - **Teacher**: {manifest.teacher.get("algorithm", "unknown algorithm")}, network {manifest.teacher.get("network", "unknown")},
   digest `{manifest.teacher["digest"][:12]}`.
 - **Behaviour**: {_behaviour(manifest.collection)}.
-- **Returns** over {len(whole)} whole episodes: {returns}.
+{lineage(manifest.collection)}- **Returns** over {len(whole)} whole episodes: {returns}.
 - **Q-values** (first {len(q_NA):,} states): mean {q_NA.mean():.3f}, standard deviation {q_NA.std():.3f}, median gap between
   the best two actions {np.median(gaps(q_NA)):.4f}.
 - **World**: ale-py {manifest.environment.get("ale_py")}, ROM md5 `{manifest.environment.get("rom_md5")}`; every argument
@@ -54,7 +54,20 @@ Cite the digest above: it names exactly these bytes.
 
 
 def _behaviour(collection: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in sorted(collection.items())) or "not recorded"
+    return ", ".join(f"{name} {value}" for name, value in sorted(collection.items()) if name not in LINEAGE) or "not recorded"
+
+
+LINEAGE: Final = ("made_by", "parents")
+"""What a dataset made from others says of them in its `collection`."""
+
+
+def lineage(collection: Mapping[str, Any]) -> str:
+    """One line for a dataset that was made from others, nothing for one that was collected."""
+    if "made_by" not in collection:
+        return ""
+    how = ", ".join(f"{name} {value}" for name, value in collection["made_by"].items())
+    parents = ", ".join(f"`{parent['digest'][:12]}`" for parent in collection["parents"])
+    return f"- **Made from** {parents}: {how}.\n"
 
 
 def size(dataset: Dataset) -> int:

@@ -80,8 +80,8 @@ def join(parts: Iterable[Records]) -> Records:
 class EpisodeRow(NamedTuple):
     """One episode: where it lies, the environment seed it was played under, what it scored, and the digest of its records.
 
-    `complete` is False only for the last episode of a dataset cut at an exact number of states; its return is then what
-    was scored until the cut.
+    `complete` is False only for an episode that was cut, the last one collected, where an exact number of states was reached;
+    its return is then what was scored until the cut.
     """
 
     seed: int

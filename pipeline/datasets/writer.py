@@ -6,6 +6,7 @@ shards; `packed` says how many steps they hold. Only one process may write a dat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from zarr.codecs import ZstdCodec
 from pipeline.datasets import schema
 from pipeline.datasets.describe import card
 from pipeline.datasets.folders import Folder
+from pipeline.datasets.reader import Dataset
 from pipeline.datasets.schema import EpisodeRow, Manifest, Records
 
 LEVEL: Final = 7
@@ -61,6 +63,37 @@ class Writer:
             rest = waiting.cut(whole, waiting.steps)
             self._pending = [rest.owned()]
             self._pending_steps = rest.steps
+
+    @property
+    def steps(self) -> int:
+        """Steps taken in so far."""
+        return self.packed + self._pending_steps
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the next step begins a shard."""
+        return self.steps == self.packed and self.packed % schema.SHARD == 0
+
+    def encodes_as(self, dataset: Dataset) -> bool:
+        """Whether the dataset's shards are what this writer would make of their records."""
+
+        def encoding(folder: Folder, name: str) -> dict[str, Any]:
+            fields: dict[str, Any] = json.loads(folder.read(f"{schema.STATES}/{name}/zarr.json"))
+            return fields | {"shape": fields["shape"][1:]}
+
+        return all(encoding(Folder(self.folder), name) == encoding(dataset.folder, name) for name in schema.ARRAYS)
+
+    def adopt(self, source: Folder, shard: int) -> None:
+        """Take over a whole shard of a dataset that `encodes_as` this, byte for byte; only `at_boundary`."""
+        assert self.at_boundary
+        for name in schema.ARRAYS:
+            array = self._array(name)
+            grid = ["0"] * (array.ndim - 1)
+            array.resize((self.packed + schema.SHARD, *array.shape[1:]))
+            path = "/".join([schema.STATES, name, "c"])
+            data = source.read("/".join([path, str(shard), *grid]))
+            Folder(self.folder).write("/".join([path, str(self.packed // schema.SHARD), *grid]), data)
+        self.packed += schema.SHARD
 
     def _write(self, records: Records) -> None:
         start, stop = self.packed, self.packed + records.steps

@@ -82,3 +82,43 @@ def test_compare(tmp_path: Path) -> None:
     assert text.startswith("other data, other files\nepisodes: 6 in both, 2 only in A, 0 only in B\nstates: ")
     assert "collection.seed: 99 in A, nothing in B" not in call("compare", SAMPLE, SAMPLE).stdout
     assert "collection.epsilon: nothing in A, 0.05 in B" in call("compare", a, SAMPLE).stdout
+
+
+def test_cut_and_join(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set", 20)
+    source, parts = str(tmp_path / "set"), str(tmp_path / "parts")
+    result = call("split", source, "--into", "train=80", "--into", "test=20%", "--out", parts)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split() == [f"{parts}/train", f"{parts}/test"]
+    result = call("merge", f"{parts}/train", f"{parts}/test", "--out", str(tmp_path / "joined"))
+    assert result.exit_code == 0, result.output
+    found = facts("compare", source, str(tmp_path / "joined"), code=1)
+    assert found["episodes"] == {"both": 20, "only_a": 0, "only_b": 0}
+    result = call("subset", source, "--episodes", "3", "--out", str(tmp_path / "few"))
+    assert result.exit_code == 0, result.output
+    assert facts("info", str(tmp_path / "few"))["episodes"] == 3
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["subset", SAMPLE], "say which episodes"),
+        (["subset", SAMPLE, "--min-return", "21"], "no episode of its 4 fits"),
+        (["split", SAMPLE, "--into", "train"], "--into train is not NAME=PERCENT"),
+        (["split", SAMPLE, "--into", "../x=100"], "is not NAME=PERCENT"),
+        (["split", SAMPLE, "--into", "a=50", "--into", "a=50"], "is not NAME=PERCENT"),
+    ],
+)
+def test_what_cannot_be_cut_is_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = call(*arguments, "--out", str(tmp_path / "new"))
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    result = call("subset", SAMPLE, "--episodes", "1", "--out", str(tmp_path / "mine"))
+    assert result.exit_code == 1
+    assert "exists already: choose another --out" in result.output
