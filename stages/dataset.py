@@ -48,8 +48,13 @@ def _print(facts: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     for key, value in facts.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{key:24}{shown:,}" if isinstance(shown, int) else f"{key:24}{shown}")
+        click.echo(f"{key:24}{_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _verdict(opened: Dataset, faults: list[str], good: str, as_json: bool, more: dict[str, Any]) -> None:
@@ -172,6 +177,56 @@ def _teacher(session: Any, opened: Dataset, folder: Path | None) -> QFunction | 
             raise ValueError(f"teacher {folder} is {agent.digest[:12]}, the dataset was labelled by {wanted[:12]}")
         return None
     return q_function(agent.network, exact(torch.device("cpu")), opened.manifest.game)
+
+
+@dataset.command("view")
+@place
+@click.option(
+    "--episode", "indices", type=click.IntRange(min=0), multiple=True, help="Show this one. [default: best, median, worst]"
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page. [default: GAME-DIGEST.html here]")
+@verbose_option
+def view(place: str, indices: tuple[int, ...], out: Path | None, verbose: bool) -> None:
+    """Write one HTML page to look at it: film strips with Q-values, returns, actions, Q-gaps."""
+    from pipeline.datasets.describe import gaps
+    from pipeline.datasets.describe import info as describe
+    from pipeline.report.view import Film, Shown, render
+    from stages.publish import replaced_file
+
+    with _opened(place, verbose) as opened:
+        manifest, rows = opened.manifest, opened.episodes
+        if odd := [index for index in indices if index >= len(rows)]:
+            raise ValueError(f"dataset {opened.folder} has episodes 0 to {len(rows) - 1}, not {odd[0]}")
+        ranked = sorted(range(len(rows)), key=lambda index: rows[index].episode_return)
+        films = []
+        for index in indices or dict.fromkeys([ranked[-1], ranked[len(ranked) // 2], ranked[0]]):
+            row, records = rows[index], opened.episode(index)
+            title = f"Episode {index} (seed {row.seed}): return {row.episode_return:g}, {row.length:,} steps"
+            films.append(
+                Film(
+                    title=title,
+                    frame_THW=records.frame_NHW,
+                    q_TA=records.q_NA,
+                    action_T=records.action_N,
+                    reward_T=records.reward_N,
+                )
+            )
+        sample = min(len(opened), 65_536)
+        whole = [row for row in rows if row.complete]
+        shown = Shown(
+            title=f"{manifest.game}: {manifest.states:,} states of teacher {manifest.teacher['digest'][:12]}",
+            facts={name: _shown(value) for name, value in describe(opened).items()},
+            actions=manifest.environment.get("actions") or [str(a) for a in range(manifest.actions)],
+            returns=[row.episode_return for row in whole],
+            lengths=[row.length for row in whole],
+            action_N=opened.read("action", 0, sample),
+            gap_N=gaps(opened.read("q", 0, sample)),
+            films=films,
+        )
+        path = out or Path(f"{manifest.game}-{manifest.digest[:12]}.html")
+        with replaced_file(path) as part:
+            part.write_text(render(shown))
+    click.echo(path)
 
 
 out_option = click.option(

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from stages.cli import main
+from tests.browser import look
 from tests.fakes import edited_params
 
 STUDENTS = {"kl": {"loss": "kl"}, "mse": {"loss": "mse"}}
@@ -78,7 +79,7 @@ def travelled(project: Path) -> Path:
     return project
 
 
-def test_the_report(travelled: Path) -> None:
+def test_the_report(travelled: Path, tmp_path: Path) -> None:
     chance = travelled / "data/episodes/random/Breakout.parquet"
     table = pq.read_table(chance)
     worse = pa.array(table["episode_return"].to_numpy() - 9.0)  # so that this teacher has taught something
@@ -93,6 +94,8 @@ def test_the_report(travelled: Path) -> None:
     page = (travelled / "data/report/index.html").read_text()
     assert "epsilon 0.5, up to 30 null-ops" in page
     assert page.count("data:video/mp4") == 3
+    seen = look(travelled / "data/report/index.html", tmp_path)
+    assert len({tuple(colour) for colour in seen[::7, ::7].reshape(-1, 3).tolist()}) > 20
 
 
 def test_teaching_again_is_training_again(travelled: Path) -> None:

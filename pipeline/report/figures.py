@@ -32,7 +32,8 @@ mpl.rcParams.update(
 )
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The drawing as SVG text, closed."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     plt.close(figure)
@@ -78,7 +79,7 @@ def compression(scores: Sequence[Score], students: Sequence[Contestant], teacher
     axes.set_xlabel("parameters (dotted: the teacher's)")
     axes.set_ylabel("random-normalised score, % of teacher")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
-    return _svg(figure)
+    return svg(figure)
 
 
 def student_curves(students: Sequence[Contestant], quantity: str, label: str) -> str:
@@ -101,7 +102,7 @@ def student_curves(students: Sequence[Contestant], quantity: str, label: str) ->
     axes.set_xlabel("updates")
     axes.set_ylabel(label)
     axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
-    return _svg(figure)
+    return svg(figure)
 
 
 def teacher_curve(teacher: Contestant, evaluated: dict[str, Any]) -> str:
@@ -119,4 +120,4 @@ def teacher_curve(teacher: Contestant, evaluated: dict[str, Any]) -> str:
     axes.set_xlabel("steps (agent decisions)")
     axes.set_ylabel("return")
     axes.legend(fontsize=9, loc="lower right")
-    return _svg(figure)
+    return svg(figure)

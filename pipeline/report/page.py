@@ -24,7 +24,7 @@ table { border-collapse: collapse; width: 100%; font-size: .85rem } caption { te
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap } .number { text-align: right; font-variant-numeric: tabular-nums }
 th button { all: unset; cursor: pointer; font-weight: 600 } th button:focus-visible { outline: 2px solid var(--accent) } th[aria-sort] button { color: var(--accent) }
 tr.teacher, tr.random { background: var(--band) }
-figure { margin: 1rem 0 } figure svg { width: 100%; max-width: 46rem; height: auto; background: #fff; border-radius: 6px; padding: .5rem } figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem }
+figure { margin: 1rem 0 } figure svg { width: 100%; max-width: 46rem; height: auto; background: #fff; border-radius: 6px; padding: .5rem } figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem } .wide svg { max-width: none }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1.5rem }
 .clips { display: flex; flex-wrap: wrap; gap: 1rem } .clips figure { margin: 0; width: 11rem } video { width: 100%; border-radius: 6px; background: #000; image-rendering: pixelated }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
@@ -66,14 +66,22 @@ def render(sections: Sequence[Section], protocol: str, provenance: Mapping[str, 
     """The page as text. `protocol` says how episodes start, explore and end."""
     body = "".join(_section(section) for section in sections)
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Policy distillation report</title><link rel='icon' href='data:,'><style>{STYLE}</style></head><body><main>"
+    return document(
+        "Policy distillation report",
         "<h1>Policy distillation report</h1>"
         "<p class='soft'>Students trained only from stored datasets of a teacher's states and Q-values, measured on whole episodes "
         f"with fresh seeds, raw returns, {escape(protocol)}. The paper's numbers "
         "(Rusu et al. 2015) stand beside ours; its protocol starts from human play, so compare levels, not decimals.</p>"
-        f"{body}<h2>Provenance</h2><dl>{facts}</dl></main><script>{SCRIPT}</script></body></html>\n"
+        f"{body}<h2>Provenance</h2><dl>{facts}</dl>",
+    )
+
+
+def document(title: str, body: str) -> str:
+    """A whole page around `body`: style and script inside, nothing fetched."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><link rel='icon' href='data:,'><style>{STYLE}</style></head><body><main>"
+        f"{body}</main><script>{SCRIPT}</script></body></html>\n"
     )
 
 
@@ -86,7 +94,7 @@ def _section(section: Section) -> str:
             "Normalised: (mean - random) / (teacher - random). Intervals: 95 % bootstrap over episodes, paired with the teacher by seed; "
             "they do not include the variance between training runs.",
         ),
-        _figure(
+        figure(
             figures.compression([r.score for r in section.rows], section.students, section.teacher.parameters),
             "Compression against return. Every point is one student; bars are 95 % intervals over episodes.",
         ),
@@ -105,14 +113,15 @@ def _section(section: Section) -> str:
         ("agreement", "action agreement", "Held-out episodes: how often the student prefers the teacher's action."),
         ("regret", "regret (Q units)", "Held-out episodes: what the student's choices cost by the teacher's own Q-values."),
     ]
-    curves = [_figure(figures.student_curves(section.students, name, label), caption) for name, label, caption in held_out]
+    curves = [figure(figures.student_curves(section.students, name, label), caption) for name, label, caption in held_out]
     if section.teacher.curve is not None:
         curve = figures.teacher_curve(section.teacher, section.teacher.card["evaluation"])
-        curves.append(_figure(curve, "How the teacher learned."))
+        curves.append(figure(curve, "How the teacher learned."))
     return "".join(parts) + f"<h3>Learning curves</h3><div class='figures'>{''.join(curves)}</div></section>"
 
 
-def _figure(svg: str, caption: str) -> str:
+def figure(svg: str, caption: str) -> str:
+    """A drawing with its caption, which also tells it to those who do not see it."""
     return f'<figure role="img" aria-label="{escape(caption)}">{svg}<figcaption>{escape(caption)}</figcaption></figure>'
 
 

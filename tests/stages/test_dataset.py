@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.datasets.folders import Folder
 from stages.cli import main
+from tests.browser import look
 from tests.fakes import corridor_dataset
 
 SAMPLE = "data/samples/Pong"
@@ -122,3 +123,20 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     result = call("subset", SAMPLE, "--episodes", "1", "--out", str(tmp_path / "mine"))
     assert result.exit_code == 1
     assert "exists already: choose another --out" in result.output
+
+
+def test_a_page_to_look_at(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = call("view", SAMPLE, "--episode", "1", "--out", str(page))
+    assert result.exit_code == 0, result.output
+    text = page.read_text()
+    assert text.count("<svg") == 4 + 2
+    assert "Episode 1 (seed 99000001)" in text
+    assert "http" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons", ""
+    )
+    seen = look(page, tmp_path)
+    assert len({tuple(colour) for colour in seen[::7, ::7].reshape(-1, 3).tolist()}) > 20
+    result = call("view", SAMPLE, "--episode", "4", "--out", str(page))
+    assert result.exit_code == 1
+    assert "has episodes 0 to 3, not 4" in result.output
