@@ -1,0 +1,62 @@
+"""What README and docs/ say: their commands exist, their Python runs as printed, their links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from pipeline.datasets.reader import open_dataset
+from stages.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [(page, code) for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("page", "code"), BLOCKS, ids=[page.name for page, _ in BLOCKS])
+def test_python_runs_as_printed(page: Path, code: str) -> None:
+    assert re.search(r"\b[0-9a-f]{64}\b", run(code)), page
+
+
+def test_the_reader_of_the_format_page_reads_what_ours_does() -> None:
+    (code,) = [code for page, code in BLOCKS if page.name == "dataset-format.md"]
+    assert len(code.splitlines()) <= 30
+    assert "pipeline" not in code
+    ours = open_dataset(ROOT / "data/samples/Pong")
+    steps = [0, 1, 2, 3, 100, ours.episodes[1].start, ours.episodes[1].start + 2]
+    theirs = eval(run(f"{code}\nprint([int(state(t).astype('int64').sum()) for t in {steps}])").splitlines()[-1])  # noqa: S307
+    assert theirs == [int(s.astype(np.int64).sum()) for s in (ours.stacks([t])[0] for t in steps)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    dataset = main.commands["dataset"]
+    assert isinstance(dataset, click.Group)
+    for command, word in re.findall(r"pd-pipeline ([a-z-]+)(?: ([a-z]+)\b)?", page.read_text()):
+        assert command in main.commands or command == "pipeline", command
+        assert command != "dataset" or word in dataset.commands, f"dataset {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)|^    make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= {
+        *((target, "") for target in targets),
+        *(("", target) for target in targets),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_exist(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
