@@ -27,8 +27,9 @@ from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.policies import q_function
 from pipeline.atari.envs import EnvConfig, VectorWorld
-from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, play
+from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, play, send_teacher
 from pipeline.datasets import blocks
+from pipeline.datasets.folders import Folder
 from stages import params
 
 STEPS = 500
@@ -57,6 +58,7 @@ def main(game: str) -> None:
 def against_bound(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None:
     config = CollectConfig(game=game, environment=env, epsilon=0.05, seed=0, states=1, episodes=None, recipe=1)
     with tempfile.TemporaryDirectory() as name, one_core():
+        send_teacher(folder, Folder(name))
         torch.set_num_threads(1)
         world = VectorWorld(game, env, width=SLOTS, threads=1)
         seed_B = np.arange(SLOTS)
@@ -82,13 +84,12 @@ def against_bound(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None
             task = Task(
                 blocks=range(played, played + count),
                 config=config,
-                teacher_folder=folder,
                 teacher_digest=agent.digest,
-                folder=Path(name),
+                url=name,
             )
             play(task)
             played += count
-            lengths.extend(records.steps for block in task.blocks for records in blocks.read_block(task.folder, block))
+            lengths.extend(records.steps for block in task.blocks for records in blocks.read_block(Folder(name), block))
             return sum(lengths[-count * BLOCK_EPISODES :])
 
         def starts() -> int:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import math
 import shutil
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
 from pipeline.atari.rollout import rollout
 from pipeline.datasets import blocks, schema
+from pipeline.datasets.folders import Folder
 from pipeline.datasets.schema import EpisodeRow, Flag, Manifest, Records
 from pipeline.datasets.writer import Writer
 from pipeline.progress import Progress
@@ -76,19 +79,31 @@ class CollectConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """Play `blocks` of `config` with the teacher in `teacher_folder` and write them into `folder`."""
+    """Play `blocks` of `config` with the teacher beside them and write them into the folder at `url` (`folders.Folder`)."""
 
     blocks: range
     config: CollectConfig
-    teacher_folder: Path
     teacher_digest: str
-    folder: Path
+    url: str
+
+
+TEACHER: Final = ("card.json", "model.safetensors")
+
+
+def send_teacher(teacher: Path, folder: Folder) -> None:
+    """Put the teacher beside the blocks, where every worker finds it."""
+    for name in TEACHER:
+        folder.write(f"teacher/{name}", (teacher / name).read_bytes())
 
 
 @functools.lru_cache(maxsize=1)
-def _teacher(folder: Path, digest: str) -> Agent:
+def _teacher(url: str, digest: str) -> Agent:
     torch.set_num_threads(1)  # one worker, one core
-    agent = load_agent(folder, torch.device("cpu"))
+    folder = Folder(url)
+    with tempfile.TemporaryDirectory() as name:
+        for file in TEACHER:
+            (Path(name) / file).write_bytes(folder.read(f"teacher/{file}"))
+        agent = load_agent(Path(name), torch.device("cpu"))
     if agent.digest != digest:
         raise ValueError(
             f"the teacher in {folder} changed during the collection: it is {agent.digest[:12]}, expected {digest[:12]}"
@@ -110,10 +125,11 @@ def _world(game: str, environment: EnvConfig) -> SlotWorld:
 
 def play(task: Task) -> dict[int, list[EpisodeRow]]:
     """Play the task's blocks and write each as it ends; returns their receipts. A block that has one is not played again."""
-    receipts = blocks.receipts(task.folder, task.blocks)
+    folder = Folder(task.url)
+    receipts = blocks.receipts(folder, task.blocks)
     missing = [index for index in task.blocks if index not in receipts]
     config = task.config
-    agent = _teacher(task.teacher_folder, task.teacher_digest)
+    agent = _teacher(task.url, task.teacher_digest)
     policy = EpsilonGreedy(q_function(agent.network, exact(torch.device("cpu")), config.game), config.epsilon)
     first = episode_seeds("collect", config.seed)
     seeds = [first + index * BLOCK_EPISODES + i for index in missing for i in range(BLOCK_EPISODES)]
@@ -143,18 +159,59 @@ def play(task: Task) -> dict[int, list[EpisodeRow]]:
                     done.finish(terminated=bool(step.terminated_B[slot]), truncated=bool(step.truncated_B[slot]))
                 )
                 if len(finished[index]) == BLOCK_EPISODES:
-                    receipts[index] = blocks.write_block(task.folder, index, finished.pop(index))
+                    receipts[index] = blocks.write_block(folder, index, finished.pop(index))
     return receipts
 
 
-class Collection:
-    """A collection in `work`, a folder of its own: `run` yields progress until `dataset` is complete. Resumes by itself."""
+def estimate(config: CollectConfig, teacher: Agent, seconds: float) -> dict[str, float]:
+    """Play the first episodes for so long and tell: `states_per_second` of one worker, `bytes_per_state`, how many episodes
+    `ended`, and their mean `episode_length`, or how far they came if none did. Nothing is kept.
+    """
+    policy = EpsilonGreedy(q_function(teacher.network, exact(torch.device("cpu")), config.game), config.epsilon)
+    first = episode_seeds("collect", config.seed)
+    recorders = {first + i: blocks.Recorder(first + i) for i in range(SLOTS)}
+    ended: list[EpisodeRow] = []
+    states = size = 0
+    began = time.perf_counter()
+    for step in rollout(_world(config.game, config.environment), policy, iter(recorders.copy())):
+        if not states:
+            began = time.perf_counter()  # the emulators have started
+        for slot in np.flatnonzero(step.active_B):
+            seed = int(step.seed_B[slot])
+            recorders[seed].add(
+                step.obs_BCHW[slot, -1], step.q_BA[slot], int(step.action_B[slot]), float(step.reward_B[slot]), 0
+            )
+            states += 1
+            if step.terminated_B[slot] or step.truncated_B[slot]:
+                row, record = recorders.pop(seed).finish(terminated=True, truncated=False)
+                ended.append(row)
+                size += blocks.stored_bytes(record)
+        if time.perf_counter() - began > seconds:
+            break
+    rate = states / (time.perf_counter() - began)
+    unfinished = [recorder.finish(terminated=False, truncated=True)[1] for recorder in recorders.values()]
+    size += sum(blocks.stored_bytes(record) for record in unfinished)
+    return {
+        "states_per_second": rate,
+        "bytes_per_state": size / states,
+        "ended": len(ended),
+        "episode_length": float(np.mean([row.length for row in ended])) if ended else states / SLOTS,
+    }
 
-    def __init__(self, config: CollectConfig, teacher_folder: Path, teacher: Agent, work: Path) -> None:
+
+class Collection:
+    """A collection in `work`, a folder of its own: `run` yields progress until `dataset` is complete. Resumes by itself.
+
+    `shared` is where workers put their blocks, if they do not share this machine's disk: a folder or bucket of its own.
+    """
+
+    def __init__(
+        self, config: CollectConfig, teacher_folder: Path, teacher: Agent, work: Path, shared: Folder | None = None
+    ) -> None:
         self.config, self.teacher_folder, self.teacher = config, teacher_folder, teacher
         self.work = work
         self.dataset = work / "dataset"
-        self.blocks = work / "blocks"
+        self.blocks = shared or Folder(work.resolve() / "blocks")
         self.writer = Writer(self.dataset, teacher.network.actions[config.game])
         self._rows: list[EpisodeRow] = []  # of packed and pending steps, in order
         self._next = 0  # the next block to pack
@@ -172,7 +229,7 @@ class Collection:
 
     def run(self, client: Client) -> Iterator[Progress]:
         """Play what is missing on the client's workers and pack it; yields after every block, and every second between."""
-        self.blocks.mkdir(parents=True, exist_ok=True)
+        send_teacher(self.teacher_folder, self.blocks)
         receipts: dict[int, list[EpisodeRow]] = {}  # of blocks that wait to be packed
         index = 0
         while not self._enough():  # blocks that an earlier sitting finished
@@ -204,9 +261,7 @@ class Collection:
                         found = future.result()
                         del flying[future]
                     else:
-                        found = {
-                            i: receipt for i in task.blocks if (receipt := blocks.read_receipt(self.blocks, i)) is not None
-                        }
+                        found = blocks.receipts(self.blocks, (i for i in task.blocks if i >= self._next and i not in receipts))
                     receipts.update({i: receipt for i, receipt in found.items() if i >= self._next})
                 if self._next in receipts:
                     self._pack(receipts.pop(self._next))
@@ -221,9 +276,8 @@ class Collection:
         return Task(
             blocks=range(first, first + count),
             config=self.config,
-            teacher_folder=self.teacher_folder.resolve(),
             teacher_digest=self.teacher.digest,
-            folder=self.blocks.resolve(),
+            url=self.blocks.url,
         )
 
     def _missing(self, waiting: dict[int, list[EpisodeRow]], submitted: int) -> float:
@@ -254,8 +308,8 @@ class Collection:
         else:
             if not blocks.has_data(self.blocks, self._next):
                 raise ValueError(
-                    f"a worker has played block {self._next}, but it is not in {self.blocks.resolve()}: "
-                    f"collect in a folder that every worker shares with this machine"
+                    f"a worker has played block {self._next}, but it is not in {self.blocks}: "
+                    f"collect into a folder that every worker shares with this machine, or into a bucket: --out s3://BUCKET/NAME"
                 )
             for row, records in zip(receipt, blocks.read_block(self.blocks, self._next), strict=True):
                 if self._enough():
@@ -286,7 +340,7 @@ class Collection:
 
     def _progress(self, waiting: int) -> Progress:
         whole = [row.episode_return for row in self._rows if row.complete]
-        metrics = {"return": float(np.mean(whole))} if whole else {}
+        metrics = {"blocks": float(self._next)} | ({"return": float(np.mean(whole))} if whole else {})
         if self.config.episodes is not None:
             return Progress(len(self._rows), self.config.episodes, "episodes", metrics)
         assert self.config.states is not None
@@ -295,6 +349,7 @@ class Collection:
 
     def discard(self) -> None:
         """Drop the work files, once the dataset lies where it belongs."""
+        self.blocks.clear()
         shutil.rmtree(self.work, ignore_errors=True)
 
     def finish(self) -> Manifest:

@@ -124,7 +124,8 @@ def import_teacher(session: Session, /, device: str, game: str, **options: Any) 
 @click.option("--seed", type=click.IntRange(0, 99), help="Root seed. [default: params.yaml]")
 @click.option("--workers", type=click.IntRange(min=1), help="Local worker processes, one core each. [default: all cores]")
 @click.option("--scheduler", help="An existing Dask cluster, tcp://HOST:PORT, instead of local workers.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Dataset folder. [default: data/datasets/GAME]")
+@click.option("--out", help="Folder or URL (s3://...) of the dataset. [default: data/datasets/GAME]")
+@click.option("--dry-run", is_flag=True, help="Play for ten seconds and tell blocks, size and time.")
 @click.pass_obj
 def collect(session: Session, /, **options: Any) -> None:
     """Let a teacher play; store every state with its Q-values."""

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from pipeline.datasets.folders import Folder
+from pipeline.progress import Progress
+
 
 def replace_folder(finished: Path, target: Path) -> None:
     """Move `finished` to `target`, replacing what is there; both lie on one file system, so each step is one rename."""
@@ -29,10 +32,26 @@ def replace_folder(finished: Path, target: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def check_target(target: Path, mark: str, what: str) -> None:
+def check_target(target: Folder, mark: str, what: str) -> None:
     """ValueError if `target` is something else than a folder that holds `mark`, or is to be: nobody's files are replaced."""
-    if target.exists() and not (target / mark).is_file() and (target.is_file() or any(target.iterdir())):
+    if target.local is not None:
+        foreign = target.local.exists() and (target.local.is_file() or any(target.local.iterdir()))
+    else:
+        foreign = bool(target.files())
+    if foreign and not target.exists(mark):
         raise ValueError(f"{target} holds something that is not {what}: choose another --out or empty it")
+
+
+def upload_folder(finished: Path, target: Folder, mark: str) -> Iterator[Progress]:
+    """Copy `finished` to `target`, replacing what is there. `mark` comes last: without it readers take it for unfinished."""
+    source = Folder(finished)
+    names = sorted(source.files(), key=lambda name: (name == mark, name))
+    target.remove(mark)
+    for foreign in set(target.files()) - set(names):
+        target.remove(foreign)
+    for done, name in enumerate(names, start=1):
+        target.write(name, source.read(name))
+        yield Progress(done=done, total=len(names), unit="files", metrics={})
 
 
 @contextmanager

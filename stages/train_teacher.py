@@ -18,6 +18,7 @@ from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
+from pipeline.datasets.folders import Folder
 from pipeline.progress import Progress
 from pipeline.rl.learner import Learner
 from stages import params as settings
@@ -69,7 +70,7 @@ def run(
         "epsilon": params.evaluation.epsilon,
     }
     target = out or layout.teacher(game)
-    check_target(target, CARD, "a teacher")
+    check_target(Folder(target), CARD, "a teacher")
     if out is not None:
         if (target / CARD).exists() and (theirs := load_card(target).get("game")) != game:
             raise ValueError(f"{target} holds a teacher of {theirs}: choose another --out")

@@ -25,6 +25,7 @@ from pipeline.agents.networks import NETWORKS, QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import SlotWorld, fingerprint
 from pipeline.datasets import blocks
+from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import open_dataset
 from pipeline.distill import offline
 from pipeline.distill.losses import LossName
@@ -62,11 +63,10 @@ def run_collect() -> list[float]:
         config = collecting.CollectConfig(
             game="Breakout", environment=ENVIRONMENT, epsilon=0.5, seed=0, states=1, episodes=None, recipe=collect.RECIPE
         )
-        task = collecting.Task(
-            blocks=range(1), config=config, teacher_folder=folder, teacher_digest=card["digest"], folder=Path(name)
-        )
+        task = collecting.Task(blocks=range(1), config=config, teacher_digest=card["digest"], url=name)
+        collecting.send_teacher(folder, Folder(name))
         rows = collecting.play(task)[0]
-        records = next(blocks.read_block(task.folder, 0))
+        records = next(blocks.read_block(Folder(name), 0))
     numbers = [float(x) for row in rows[:4] for x in (row.seed, row.length, row.episode_return)]
     return [
         *numbers,

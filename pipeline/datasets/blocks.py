@@ -1,8 +1,8 @@
 """Blocks: fixed sets of whole episodes on their way into a dataset.
 
-A worker records a block's episodes and writes one Arrow file and one small JSON receipt, each by rename. A block is a pure
-function of its job, so it may be played anywhere, in any order, once or twice. Frames are compressed while the episode
-still runs: a stalled half-hour episode costs a megabyte or two.
+A worker records a block's episodes and writes one Arrow file and one small JSON receipt, each whole or not at all, into a
+folder or a bucket. A block is a pure function of its job, so it may be played anywhere, in any order, once or twice. Frames
+are compressed while the episode still runs: a stalled half-hour episode costs a megabyte or two.
 
 Dimensions: A actions, H W pixels, K steps of a chunk.
 """
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numcodecs import Zstd
 
+from pipeline.datasets.folders import Folder
 from pipeline.datasets.schema import EpisodeRow, Records
 
 _CODEC: Final = Zstd(level=1)
@@ -101,72 +100,73 @@ class Recorder:
         return row, record | {name: array.tobytes() for name, array in arrays.items()}
 
 
-def _data(folder: Path, block: int) -> Path:
-    return folder / f"{block:06}.arrow"
+def stored_bytes(record: Mapping[str, Any]) -> int:
+    """About what a finished episode will take in a dataset."""
+    return sum(map(len, record["frames"])) + sum(len(_CODEC.encode(record[name])) for name, _ in _SMALL)
 
 
-def _receipt(folder: Path, block: int) -> Path:
-    return folder / f"{block:06}.json"
+def _data(block: int) -> str:
+    return f"{block:06}.arrow"
 
 
-def write_block(folder: Path, block: int, episodes: Sequence[tuple[EpisodeRow, dict[str, Any]]]) -> list[EpisodeRow]:
+def _receipt(block: int) -> str:
+    return f"{block:06}.json"
+
+
+def write_block(folder: Folder, block: int, episodes: Sequence[tuple[EpisodeRow, dict[str, Any]]]) -> list[EpisodeRow]:
     """Write a finished block into `folder`, its receipt last; returns the receipt: one row per episode, in seed order."""
     ordered = sorted(episodes, key=lambda episode: episode[0].seed)
-    part = _data(folder, block).with_suffix(f".{uuid.uuid4().hex}.part")  # the same block may be written twice at once
-    try:
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            for _, record in ordered:
-                writer.write_batch(pa.RecordBatch.from_pylist([record], schema=_SCHEMA))
-        part.replace(_data(folder, block))
-    finally:
-        part.unlink(missing_ok=True)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, _SCHEMA) as writer:
+        for _, record in ordered:
+            writer.write_batch(pa.RecordBatch.from_pylist([record], schema=_SCHEMA))
+    folder.write(_data(block), sink.getvalue().to_pybytes())
     rows = [row for row, _ in ordered]
-    part = _receipt(folder, block).with_suffix(f".{uuid.uuid4().hex}.part")
-    part.write_text(json.dumps([row._asdict() for row in rows]))
-    part.replace(_receipt(folder, block))
+    folder.write(_receipt(block), json.dumps([row._asdict() for row in rows]).encode())
     return rows
 
 
-def read_receipt(folder: Path, block: int) -> list[EpisodeRow] | None:
+def read_receipt(folder: Folder, block: int) -> list[EpisodeRow] | None:
     """The rows of a finished block, or None."""
     try:
-        return [EpisodeRow(**row) for row in json.loads(_receipt(folder, block).read_text())]
-    except (FileNotFoundError, ValueError, TypeError):
+        return [EpisodeRow(**row) for row in json.loads(folder.read(_receipt(block)))]
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
 
 
-def receipts(folder: Path, indices: Iterable[int]) -> dict[int, list[EpisodeRow]]:
+def receipts(folder: Folder, indices: Iterable[int]) -> dict[int, list[EpisodeRow]]:
     """The rows of those of the blocks that are finished."""
-    return {index: rows for index in indices if (rows := read_receipt(folder, index)) is not None}
+    there = set(folder.files())
+    finished = (index for index in indices if _receipt(index) in there)
+    return {index: rows for index in finished if (rows := read_receipt(folder, index)) is not None}
 
 
-def has_data(folder: Path, block: int) -> bool:
+def has_data(folder: Folder, block: int) -> bool:
     """Whether the block's records are still there (they are dropped once they lie in whole shards)."""
-    return _data(folder, block).exists()
+    return folder.exists(_data(block))
 
 
-def drop_data(folder: Path, block: int) -> None:
-    _data(folder, block).unlink(missing_ok=True)
+def drop_data(folder: Folder, block: int) -> None:
+    folder.remove(_data(block))
 
 
-def forget_without_data(folder: Path, block: int) -> None:
+def forget_without_data(folder: Folder, block: int) -> None:
     """Remove the receipt of a block whose records are gone, so that it is played again."""
     if not has_data(folder, block):
-        _receipt(folder, block).unlink(missing_ok=True)
+        folder.remove(_receipt(block))
 
 
-def read_block(folder: Path, block: int) -> Iterator[Records]:
+def read_block(folder: Folder, block: int) -> Iterator[Records]:
     """The records of each episode, in receipt order."""
-    with pa.memory_map(str(_data(folder, block))) as source:
-        reader = pa.ipc.open_file(source)
-        for index in range(reader.num_record_batches):
-            (record,) = reader.get_batch(index).to_pylist()
-            small: dict[str, npt.NDArray[Any]] = {name: np.frombuffer(record[name], dtype=dtype) for name, dtype in _SMALL}
-            frames = b"".join(_CODEC.decode(chunk) for chunk in record["frames"])
-            yield Records(
-                frame_NHW=np.frombuffer(frames, dtype=np.uint8).reshape(record["length"], 84, 84),
-                q_NA=small["q"].reshape(record["length"], record["actions"]),
-                action_N=small["action"],
-                reward_N=small["reward"],
-                flags_N=small["flags"],
-            )
+    reader = pa.ipc.open_file(pa.BufferReader(folder.read(_data(block))))
+    for index in range(reader.num_record_batches):
+        (record,) = reader.get_batch(index).to_pylist()
+        small: dict[str, npt.NDArray[Any]] = {name: np.frombuffer(record[name], dtype=dtype) for name, dtype in _SMALL}
+        frames = b"".join(_CODEC.decode(chunk) for chunk in record["frames"])
+        yield Records(
+            frame_NHW=np.frombuffer(frames, dtype=np.uint8).reshape(record["length"], 84, 84),
+            q_NA=small["q"].reshape(record["length"], record["actions"]),
+            action_N=small["action"],
+            reward_N=small["reward"],
+            flags_N=small["flags"],
+        )

@@ -61,7 +61,8 @@ class Folder:
                     self._fs = fsspec.filesystem("dvc", url=revision["repo"], rev=revision["rev"])
                     self._root = revision["path"].rstrip("/")
                 else:
-                    self._fs, self._root = fsspec.core.url_to_fs(self.url)
+                    # Others write there too: what was listed a moment ago tells nothing.
+                    self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
             except Exception as error:  # each file system and DVC raise their own
                 raise ValueError(f"{self.url} cannot be reached ({_line(error)}): {_REMEDY}") from None
         return self._fs, f"{self._root}/{name}" if name else self._root

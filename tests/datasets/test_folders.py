@@ -1,7 +1,5 @@
 """Datasets elsewhere: a bucket of a real S3 server on loopback, a tag of a real DVC repository; only what is needed is read."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.verify import verify
 from tests.fakes import corridor_dataset
+from tests.repositories import new_repository, publish, run
 
 
 def same(ours: Path, theirs: str) -> int:
@@ -49,35 +48,23 @@ def test_a_bucket(tmp_path: Path, bucket: str) -> None:
     assert not there.is_folder()
 
 
-def run(folder: Path, *command: str) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Git and DVC repository, tagged v1, that has a dataset only in its remote."""
-    repository = tmp_path_factory.mktemp("team-a")
-    dvc = str(Path(sys.executable).with_name("dvc"))
+    """A repository, tagged v1, that has a dataset only in its remote."""
+    repository = new_repository(tmp_path_factory.mktemp("team") / "a")
     corridor_dataset(repository / "data/corridor", 400)
-    (repository / "kept").mkdir()
-    corridor_dataset(repository / "kept/corridor", 400)
-    run(repository, "git", "init", "-q")
-    run(repository, dvc, "init", "-q")
-    run(repository, dvc, "remote", "add", "-q", "-d", "storage", str(repository.parent / "storage"))
-    run(repository, dvc, "add", "-q", "data/corridor")
-    run(repository, "git", "add", "data/corridor.dvc", "data/.gitignore", ".dvc")
-    run(repository, "git", "-c", "user.name=A", "-c", "user.email=a@a", "commit", "-q", "-m", "Collect")
-    run(repository, "git", "tag", "v1")
-    run(repository, dvc, "push", "-q")
+    corridor_dataset(repository.parent / "kept", 400)
+    run(repository, "dvc", "remote", "add", "-q", "-d", "storage", str(repository.parent / "storage"))
+    publish(repository, "data/corridor", "v1")
+    run(repository, "dvc", "push", "-q")
     run(repository, "rm", "-r", "data/corridor", ".dvc/cache")
     return repository
 
 
 def test_a_tag_of_a_repository(repository: Path) -> None:
     url = f"git+{repository}@v1:data/corridor"
-    size = sum(p.stat().st_size for p in (repository / "kept/corridor").rglob("*") if p.is_file())
-    assert same(repository / "kept/corridor", url) < size
+    size = sum(p.stat().st_size for p in (repository.parent / "kept").rglob("*") if p.is_file())
+    assert same(repository.parent / "kept", url) < size
     with pytest.raises(ValueError, match="to be read only"):
         Folder(url).write("x", b"")
     with pytest.raises(ValueError, match=r"does not exist"):
