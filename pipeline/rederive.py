@@ -27,6 +27,9 @@ from pipeline.seeding import stream
 TOLERANCE: Final = 1e-4
 """By how much a Q-value may differ, as a share of its size or of 1: ten times what two makes of CPU differ by."""
 WIDTH: Final = 16
+LONGEST_SKIP: Final = 60
+MOST_NOOPS: Final = 1_000
+"""More than these, and a stranger's dataset could keep us playing for ever."""
 LABELS: Final = 512
 """States that the teacher is asked about at once."""
 
@@ -63,7 +66,9 @@ def rederive(dataset: Dataset, indices: list[int], q_values: QFunction | None, f
     """
     config = _environment(dataset)
     collection = dataset.manifest.collection
-    epsilon = float(collection["epsilon"]) if collection.get("policy") == "epsilon-greedy" else None
+    epsilon = collection.get("epsilon") if collection.get("policy") == "epsilon-greedy" else None
+    if epsilon is not None and not isinstance(epsilon, int | float):
+        raise ValueError(f"dataset {dataset.folder}: its epsilon is {epsilon!r}, not a number: do not trust it")
     world = SlotWorld(dataset.manifest.game, config, width=min(WIDTH, len(indices)))
     total = sum(dataset.episodes[index].length for index in indices)
     done = 0
@@ -111,6 +116,8 @@ def _environment(dataset: Dataset) -> EnvConfig:
     theirs = dataset.manifest.environment
     try:
         config = EnvConfig(**theirs["config"])
+        if config.frame_skip > LONGEST_SKIP or config.noop_max > MOST_NOOPS:
+            raise ValueError(f"frame_skip {config.frame_skip}, noop_max {config.noop_max}")
         ours = fingerprint(dataset.manifest.game, config)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"dataset {dataset.folder}: its environment cannot be made here ({error})") from None

@@ -71,8 +71,16 @@ def lineage(collection: Mapping[str, Any]) -> str:
 
 
 def size(dataset: Dataset) -> int:
-    """Bytes of all its files but the manifest."""
-    return sum(dataset.folder.size(name) for name in dataset.manifest.files)
+    """Bytes of all its files but the manifest. ValueError names one that is not there."""
+    total = 0
+    for name in dataset.manifest.files:
+        try:
+            total += dataset.folder.size(name)
+        except OSError as error:
+            raise ValueError(
+                f"{dataset.folder}: {name!r}, which its manifest lists, cannot be read ({type(error).__name__}): fetch it again"
+            ) from None
+    return total
 
 
 def info(dataset: Dataset) -> dict[str, Any]:

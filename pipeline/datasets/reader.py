@@ -25,6 +25,9 @@ from pipeline.datasets.schema import EpisodeRow, Manifest, Records
 READ_PIPELINE: Final = "zarrs.ZarrsCodecPipeline"
 """Decodes on all cores. Reading only: its writes of sharded arrays differ from run to run."""
 
+LONGEST_SHARD: Final = 1 << 20
+MOST_ACTIONS: Final = 256
+"""Actions are bytes."""
 WINDOW: Final = 8_192
 """Steps that a walk over all episodes reads at a time, or one episode if that is longer."""
 
@@ -134,34 +137,82 @@ def open_dataset(where: str | Path | Folder, *, check_files: bool = False, count
         faults = file_faults(folder, manifest)
         if faults:
             raise ValueError("\n".join(faults))
+    rows = _read_episodes(folder, manifest)
+    for name, layout in schema.layouts(manifest.actions).items():
+        _check_array(folder, name, layout, manifest.states)
+    return Dataset(folder, manifest, rows, _open_arrays(folder, fast=folder.local is not None and not count_bytes))
+
+
+def _open_arrays(folder: Folder, *, fast: bool) -> dict[str, zarr.Array[Any]]:
+    store = folder.local / schema.STATES if fast and folder.local else FolderStore(folder, schema.STATES)
+    try:
+        with zarr.config.set({"codec_pipeline.path": READ_PIPELINE} if fast else {}):
+            group = zarr.open_group(store, mode="r", zarr_format=3)
+            return {name: group[name] for name in schema.ARRAYS}  # type: ignore[misc]
+    except Exception as error:  # zarr raises many types
+        fault = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"dataset {folder}: {schema.STATES} cannot be opened ({fault}): restore it with `dvc pull`") from None
+
+
+def _read_episodes(folder: Folder, manifest: Manifest) -> tuple[EpisodeRow, ...]:
+    """The episode table: whole, without gaps, and of as many steps as the manifest says."""
     try:
         table = pq.read_table(io.BytesIO(folder.read(schema.EPISODES)))
     except FileNotFoundError:
         raise ValueError(
             f"dataset {folder}: {schema.EPISODES} is missing: restore it with `dvc checkout` or `dvc pull`"
         ) from None
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"dataset {folder}: {schema.EPISODES} is damaged ({error}): restore it with `dvc pull`") from None
-    if not table.schema.equals(schema.EPISODE_SCHEMA):
+    except (pa.ArrowException, OSError) as error:
+        fault = str(error).splitlines()[0]
+        raise ValueError(f"dataset {folder}: {schema.EPISODES} is damaged ({fault}): restore it with `dvc pull`") from None
+    if not table.schema.equals(schema.EPISODE_SCHEMA) or any(column.null_count for column in table.columns):
         raise ValueError(f"dataset {folder}: {schema.EPISODES} has other columns than format {schema.FORMAT_VERSION}")
     rows = tuple(EpisodeRow(*values) for values in zip(*(column.to_pylist() for column in table.columns), strict=True))
-    if sum(row.length for row in rows) != manifest.states:
-        raise ValueError(f"dataset {folder}: the episode table covers other states than the manifest's {manifest.states:,}")
+    expected = 0
+    for index, row in enumerate(rows):
+        if row.start != expected or row.length < 1:
+            place = f"episode {index} has {row.length:,} steps from {row.start:,}"
+            raise ValueError(f"dataset {folder}: {place}, the one before it ends at {expected:,}: do not trust it")
+        expected += row.length
+    if (expected, len(rows)) != (manifest.states, manifest.episodes):
+        raise ValueError(
+            f"dataset {folder}: the episode table covers {expected:,} states in {len(rows)} episodes, "
+            f"the manifest says {manifest.states:,} in {manifest.episodes}"
+        )
+    return rows
+
+
+def _check_array(folder: Folder, name: str, layout: schema.Layout, steps: int) -> None:
+    """ValueError if an array's metadata is not the format's: no other codec is ever asked to decode what a stranger wrote."""
+    path = f"{schema.STATES}/{name}/zarr.json"
     try:
-        if folder.local is not None and not count_bytes:
-            with zarr.config.set({"codec_pipeline.path": READ_PIPELINE}):
-                group = zarr.open_group(folder.local / schema.STATES, mode="r")
-                arrays = {name: group[name] for name in schema.ARRAYS}
-        else:
-            group = zarr.open_group(FolderStore(folder, schema.STATES), mode="r", zarr_format=3)
-            arrays = {name: group[name] for name in schema.ARRAYS}
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        raise ValueError(f"dataset {folder}: {schema.STATES} is incomplete ({error}): restore it with `dvc pull`") from None
-    shapes = {name: array.shape for name, array in arrays.items() if isinstance(array, zarr.Array)}
-    n, a = manifest.states, manifest.actions
-    if shapes != {"frame": (n, 84, 84), "q": (n, a), "action": (n,), "reward": (n,), "flags": (n,)}:
-        raise ValueError(f"dataset {folder}: array shapes {shapes} do not fit {n:,} states and {a} actions")
-    return Dataset(folder, manifest, rows, arrays)  # type: ignore[arg-type]
+        found = json.loads(folder.read(path).decode())
+        (sharding,) = found["codecs"]
+        inside = sharding["configuration"]
+        facts = {
+            "zarr_format": (found["zarr_format"], 3),
+            "shape": (found["shape"], [steps, *layout.trailing]),
+            "data_type": (found["data_type"], layout.dtype),
+            "shard": (found["chunk_grid"]["configuration"]["chunk_shape"][1:], list(layout.trailing)),
+            "chunk": (inside["chunk_shape"][1:], list(layout.trailing)),
+            "keys": (found["chunk_key_encoding"], {"name": "default", "configuration": {"separator": "/"}}),
+            "transformers": (found.get("storage_transformers", []), []),
+            "codec": (sharding["name"], "sharding_indexed"),
+            "codecs": ([codec["name"] for codec in inside["codecs"]], ["bytes", "zstd"]),
+            "index codecs": ([codec["name"] for codec in inside["index_codecs"]], ["bytes", "crc32c"]),
+        }
+        shard, chunk = found["chunk_grid"]["configuration"]["chunk_shape"][0], inside["chunk_shape"][0]
+        fits = type(shard) is type(chunk) is int and 0 < chunk <= shard <= LONGEST_SHARD and shard % chunk == 0
+    except FileNotFoundError:
+        raise ValueError(f"dataset {folder}: {path} is missing: restore it with `dvc pull`") from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"dataset {folder}: {path} is not an array's metadata ({error!r}): restore it with `dvc pull`"
+        ) from None
+    other = [f"{what} {theirs}, not {ours}" for what, (theirs, ours) in facts.items() if theirs != ours]
+    if other or not fits:
+        told = "; ".join(other) or f"shards of {shard} and chunks of {chunk} steps"
+        raise ValueError(f"dataset {folder}: array {name} is not as format {schema.FORMAT_VERSION} wants it: {told}")
 
 
 def _folder(where: str | Path | Folder) -> Folder:
@@ -182,27 +233,52 @@ def read_manifest(where: str | Path | Folder) -> Manifest:
         )
         raise ValueError(f"dataset {folder} {reason}; `dvc repro` makes it, `dvc pull` fetches it") from None
     try:
-        fields = json.loads(text)
-        if fields["format_version"] != schema.FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: format {fields['format_version']}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline"
-            )
+        fields = json.loads(text.decode())
+        version = fields["format_version"]
+        if version != schema.FORMAT_VERSION:
+            raise ValueError(f"{path}: format {version}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline")
         manifest = Manifest(**fields)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a dataset manifest ({type(error).__name__}: {error}): restore it") from None
+    if odd := _odd_fields(manifest):
+        raise ValueError(f"{path} is not a dataset manifest ({odd[0]}): do not trust it")
     return manifest
+
+
+def _odd_fields(manifest: Manifest) -> list[str]:
+    """What in a manifest is not of its type, or leads outside the dataset."""
+    wanted = {
+        **dict.fromkeys(("game", "digest"), str),
+        **dict.fromkeys(("states", "episodes", "actions"), int),
+        **dict.fromkeys(("teacher", "environment", "collection", "files"), dict),
+    }
+    odd = [
+        f"{name} is {type(getattr(manifest, name)).__name__}"
+        for name, t in wanted.items()
+        if type(getattr(manifest, name)) is not t
+    ]
+    if odd:
+        return odd
+    if min(manifest.states, manifest.episodes, manifest.actions) < 1 or manifest.actions > MOST_ACTIONS:
+        odd.append(f"{manifest.states} states, {manifest.episodes} episodes, {manifest.actions} actions")
+    if not isinstance(manifest.teacher.get("digest"), str):
+        odd.append("teacher has no digest")
+    for name, sha256 in manifest.files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\0" in name:
+            odd.append(f"it names {name!r}, outside the dataset")
+        elif not isinstance(sha256, str):
+            odd.append(f"{name} has no digest")
+    return odd
 
 
 def file_faults(folder: Folder, manifest: Manifest) -> list[str]:
     """One line per file that is missing, damaged or foreign; empty when every byte is as the manifest says."""
     faults = []
     for name, expected in sorted(manifest.files.items()):
-        if not _inside(folder, name):
-            faults.append(f"dataset {folder}: the manifest names {name}, outside the dataset: do not trust it")
-            continue
         try:
             found = folder.digest(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             faults.append(f"dataset {folder}: {name} is missing: restore it with `dvc checkout --force` or `dvc pull`")
             continue
         if found != expected:
@@ -211,10 +287,3 @@ def file_faults(folder: Folder, manifest: Manifest) -> list[str]:
     known = {*manifest.files, schema.MANIFEST}
     faults += [f"dataset {folder}: {name} is not in the manifest: remove it" for name in folder.files() if name not in known]
     return faults
-
-
-def _inside(folder: Folder, name: str) -> bool:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        return False
-    return folder.local is None or (folder.local / name).resolve().is_relative_to(folder.local.resolve())  # a link may lead out

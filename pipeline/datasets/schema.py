@@ -34,6 +34,26 @@ SMALL_CHUNK: Final = 8_192
 ARRAYS: Final = ("frame", "q", "action", "reward", "flags")
 
 
+class Layout(NamedTuple):
+    """How an array lies on disk: one element's shape, its type, the dimensions' names, and the steps of a chunk."""
+
+    trailing: tuple[int, ...]
+    dtype: str
+    dimensions: tuple[str, ...]
+    chunk: int
+
+
+def layouts(actions: int) -> dict[str, Layout]:
+    """The layout of each array, in `ARRAYS` order."""
+    return {
+        "frame": Layout((84, 84), "uint8", ("step", "height", "width"), FRAME_CHUNK),
+        "q": Layout((actions,), "float32", ("step", "action"), SMALL_CHUNK),
+        "action": Layout((), "uint8", ("step",), SMALL_CHUNK),
+        "reward": Layout((), "float32", ("step",), SMALL_CHUNK),
+        "flags": Layout((), "uint8", ("step",), SMALL_CHUNK),
+    }
+
+
 class Flag(enum.IntFlag):
     """Bits of the `flags` array."""
 

@@ -158,24 +158,17 @@ def _open_or_create(path: Path, actions: int) -> zarr.Group:
     for debris in [*path.rglob("*.partial"), *path.parent.glob(".*.part")]:  # of a writer that was killed
         debris.unlink()
     group = zarr.open_group(path, mode="a", zarr_format=3)
-    for name, trailing, dtype, dimensions in (
-        ("frame", (84, 84), "uint8", ("step", "height", "width")),
-        ("q", (actions,), "float32", ("step", "action")),
-        ("action", (), "uint8", ("step",)),
-        ("reward", (), "float32", ("step",)),
-        ("flags", (), "uint8", ("step",)),
-    ):
+    for name, layout in schema.layouts(actions).items():
         if name in group:
             continue
-        chunk = schema.FRAME_CHUNK if name == "frame" else schema.SMALL_CHUNK
         group.create_array(
             name,
-            shape=(0, *trailing),
-            chunks=(chunk, *trailing),
-            shards=(schema.SHARD, *trailing),
-            dtype=dtype,
+            shape=(0, *layout.trailing),
+            chunks=(layout.chunk, *layout.trailing),
+            shards=(schema.SHARD, *layout.trailing),
+            dtype=layout.dtype,
             compressors=[ZstdCodec(level=LEVEL, checksum=True)],
             fill_value=0,
-            dimension_names=dimensions,
+            dimension_names=layout.dimensions,
         )
     return group
