@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.agents.policies import QFunction
     from pipeline.datasets.edit import Part
     from pipeline.datasets.reader import Dataset
+    from pipeline.progress import Progress
 
 place = click.argument("place", metavar="PATH_OR_URL")
 json_option = click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -234,28 +235,42 @@ out_option = click.option(
 )
 
 
-def _write(out: Path, parts: list[Part], made_by: dict[str, Any]) -> None:
-    """Make a dataset at `out`, whole or not at all. ValueError if anything is there."""
+@contextmanager
+def _made(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` at the end, whole or not at all. ValueError if anything is there."""
     import shutil
 
-    from pipeline.datasets.edit import write
-    from pipeline.datasets.reader import read_manifest
     from stages.publish import replace_folder
-    from stages.runlog import say, show
 
     if out.exists():
         raise ValueError(f"{out} exists already: choose another --out or remove it")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        for _ in show(write(part, parts, made_by), f"write {out.name}"):
-            pass
+        yield part
         replace_folder(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    manifest = read_manifest(out)
-    say(f"{manifest.states:,} states in {manifest.episodes} episodes, digest {manifest.digest[:12]}")
     click.echo(out)
+
+
+def _write(out: Path, writing: Callable[[Path], Iterator[Progress]]) -> None:
+    """Make a dataset at `out`."""
+    from pipeline.datasets.reader import read_manifest
+    from stages.runlog import say, show
+
+    with _made(out) as part:
+        for _ in show(writing(part), f"write {out.name}"):
+            pass
+        manifest = read_manifest(part)
+        say(f"{manifest.states:,} states in {manifest.episodes} episodes, digest {manifest.digest[:12]}")
+
+
+def _cut(out: Path, parts: list[Part], made_by: dict[str, Any]) -> None:
+    """Make a dataset of parts of others."""
+    from pipeline.datasets.edit import write
+
+    _write(out, lambda folder: write(folder, parts, made_by))
 
 
 @dataset.command("subset")
@@ -274,7 +289,7 @@ def subset(place: str, out: Path, **bounds: Any) -> None:
     if not given:
         raise ValueError("say which episodes: --min-return, --max-return, --min-length, --max-length or --episodes")
     with _opened(place) as opened:
-        _write(out, [(opened, chosen(opened, **given))], {"operation": "subset", **given})
+        _cut(out, [(opened, chosen(opened, **given))], {"operation": "subset", **given})
 
 
 @dataset.command("split")
@@ -295,7 +310,7 @@ def split(place: str, into: tuple[str, ...], seed: int, out: Path) -> None:
     with _opened(place) as opened:
         for name, indices in divide(opened, shares, seed).items():
             made_by = {"operation": "split", "part": name, "shares": shares, "seed": seed}
-            _write(out / name, [(opened, indices)], made_by)
+            _cut(out / name, [(opened, indices)], made_by)
 
 
 @dataset.command("merge")
@@ -315,7 +330,40 @@ def merge(places: tuple[str, ...], out: Path, any_teacher: bool, any_environment
         parts = merged(opened, any_teacher=any_teacher, any_environment=any_environment)
         if dropped := sum(len(d.episodes) for d in opened) - sum(len(indices) for _, indices in parts):
             say(f"{dropped} episodes are in more than one of them and are taken once")
-        _write(out, parts, {"operation": "merge"})
+        _cut(out, parts, {"operation": "merge"})
+
+
+@dataset.command("export")
+@place
+@click.option("--to", "form", type=click.Choice(["parquet", "npz", "minari"]), required=True, help="The other format.")
+@click.option("--frames", is_flag=True, help="minari: single frames as observations, a quarter of the size. [default: states]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of what is written.")
+def export(place: str, form: str, frames: bool, out: Path) -> None:
+    """The same data in another format; nothing is lost."""
+    from pipeline.datasets.exchange import EXPORTS
+    from stages.runlog import show
+
+    if frames and form != "minari":
+        raise ValueError(f"--frames is for --to minari: --to {form} always has single frames")
+    options = {"stacked": not frames} if form == "minari" else {}
+    with _opened(place) as opened, _made(out) as part:
+        for _ in show(EXPORTS[form](opened, part, **options), f"export to {form}"):
+            pass
+
+
+@dataset.command("import")
+@click.argument("source", metavar="DIR", type=click.Path(file_okay=False, exists=True, path_type=Path))
+@click.option("--from", "form", type=click.Choice(["minari"]), required=True, help="Its format.")
+@click.option("--game", help="Its game, where it does not tell.")
+@click.option("--labels", default="q", show_default=True, help="Which of its infos has the Q-values or logits.")
+@out_option
+def import_(source: Path, form: str, game: str | None, labels: str, out: Path) -> None:  # noqa: ARG001
+    """A dataset from another format."""
+    from pipeline.atari.games import find_game
+    from pipeline.datasets.exchange import from_minari
+
+    name = None if game is None else find_game(game).name
+    _write(out, lambda folder: from_minari(source, folder, game=name, labels=labels))
 
 
 @dataset.command("compare")

@@ -232,16 +232,21 @@ def read_manifest(where: str | Path | Folder) -> Manifest:
             else "does not exist"
         )
         raise ValueError(f"dataset {folder} {reason}; `dvc repro` makes it, `dvc pull` fetches it") from None
+    return parse_manifest(text, path)
+
+
+def parse_manifest(text: bytes | str, where: str) -> Manifest:
+    """What a manifest says. ValueError, naming `where` it came from, if it is none or leads outside its dataset."""
     try:
-        fields = json.loads(text.decode())
+        fields = json.loads(text)
         version = fields["format_version"]
         if version != schema.FORMAT_VERSION:
-            raise ValueError(f"{path}: format {version}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline")
+            raise ValueError(f"{where}: format {version}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline")
         manifest = Manifest(**fields)
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a dataset manifest ({type(error).__name__}: {error}): restore it") from None
+        raise ValueError(f"{where} is not a dataset manifest ({type(error).__name__}: {error}): restore it") from None
     if odd := _odd_fields(manifest):
-        raise ValueError(f"{path} is not a dataset manifest ({odd[0]}): do not trust it")
+        raise ValueError(f"{where} is not a dataset manifest ({odd[0]}): do not trust it")
     return manifest
 
 

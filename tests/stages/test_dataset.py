@@ -140,3 +140,21 @@ def test_a_page_to_look_at(tmp_path: Path) -> None:
     result = call("view", SAMPLE, "--episode", "4", "--out", str(page))
     assert result.exit_code == 1
     assert "has episodes 0 to 3, not 4" in result.output
+
+
+def test_export_and_import_in_one_go(tmp_path: Path) -> None:
+    result = call("export", SAMPLE, "--to", "minari", "--frames", "--out", str(tmp_path / "minari"))
+    assert result.exit_code == 0, result.output
+    (place,) = (tmp_path / "minari/pong").iterdir()
+    result = call("import", str(place), "--from", "minari", "--out", str(tmp_path / "again"))
+    assert result.exit_code == 0, result.output
+    assert facts("compare", SAMPLE, str(tmp_path / "again"))["same_encoding"] is True
+    for arguments, said in (
+        (("export", SAMPLE, "--to", "npz", "--out", str(place)), "exists already: choose another --out"),
+        (("export", SAMPLE, "--to", "npz", "--frames", "--out", str(tmp_path / "npz")), "--frames is for --to minari"),
+        (("import", str(tmp_path), "--from", "minari", "--out", str(tmp_path / "no")), "No data found"),
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 1
+        assert said in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "minari"]

@@ -1,0 +1,285 @@
+"""Datasets in other formats, and from them: Parquet, NumPy files, Minari. Nothing is lost on the way out.
+
+Dimensions: T steps of an episode, A actions, C stacked frames, H W pixels (84).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.datasets import schema
+from pipeline.datasets.reader import WINDOW, Dataset, parse_manifest, stack
+from pipeline.datasets.schema import EpisodeRow, Flag, Records
+from pipeline.datasets.writer import Writer
+from pipeline.progress import Progress
+
+DESCRIPTION: Final = "dataset.json"
+"""Beside what is exported: the manifest and the episode table."""
+MANIFEST_KEY: Final = "pd_pipeline_manifest"
+DEPTH: Final = 4
+NOT_RECORDED: Final = -1
+"""The seed of an episode whose seed nobody kept."""
+
+
+def to_parquet(dataset: Dataset, folder: Path) -> Iterator[Progress]:
+    """`part-00000.parquet` and so on, a row per step: episode, step of the episode, and the arrays under their names.
+
+    A frame is 7,056 bytes (84 x 84, row by row), `q` a list of A float32.
+    """
+    folder.mkdir(parents=True)
+    columns: dict[str, pa.DataType] = {
+        "episode": pa.int32(),
+        "step": pa.int32(),
+        "frame": pa.binary(84 * 84),
+        "q": pa.list_(pa.float32(), dataset.manifest.actions),
+        "action": pa.uint8(),
+        "reward": pa.float32(),
+        "flags": pa.uint8(),
+    }
+    table_schema = pa.schema(columns, metadata={MANIFEST_KEY: dataset.manifest.as_json()})
+    starts_E = np.array([row.start for row in dataset.episodes])
+    for part, begin in enumerate(range(0, len(dataset), schema.SHARD)):
+        end = min(begin + schema.SHARD, len(dataset))
+        with pq.ParquetWriter(
+            folder / f"part-{part:05}.parquet", table_schema, compression="zstd", use_dictionary=False
+        ) as writer:
+            for at in range(begin, end, WINDOW):
+                stop = min(at + WINDOW, end)
+                records = dataset.records(at, stop)
+                step_N = np.arange(at, stop)
+                episode_N = np.searchsorted(starts_E, step_N, side="right") - 1
+                values = [
+                    pa.array(episode_N, pa.int32()),
+                    pa.array(step_N - starts_E[episode_N], pa.int32()),
+                    pa.FixedSizeBinaryArray.from_buffers(
+                        table_schema.field("frame").type, records.steps, [None, pa.py_buffer(records.frame_NHW.data)]
+                    ),
+                    pa.FixedSizeListArray.from_arrays(pa.array(records.q_NA.reshape(-1)), dataset.manifest.actions),
+                    *(pa.array(column) for column in (records.action_N, records.reward_N, records.flags_N)),
+                ]
+                writer.write_table(pa.Table.from_arrays(values, schema=table_schema))
+                yield Progress(done=stop, total=len(dataset), unit="states", metrics={})
+    _describe(dataset, folder)
+
+
+def to_npz(dataset: Dataset, folder: Path) -> Iterator[Progress]:
+    """`episode-00000.npz` and so on, one file per episode with the arrays under their names."""
+    folder.mkdir(parents=True)
+    for index, records in _episodes(dataset):
+        np.savez_compressed(folder / f"episode-{index:05}.npz", allow_pickle=False, **records.by_name())
+        yield _progress(dataset, index)
+    _describe(dataset, folder)
+
+
+def to_minari(dataset: Dataset, folder: Path, *, stacked: bool = True) -> Iterator[Progress]:
+    """A Minari dataset (hdf5) at `folder`/GAME/DIGEST-v0: with MINARI_DATASETS_PATH=`folder`, `minari show GAME/DIGEST-v0`.
+
+    Observations are states (C, H, W), or newest frames (H, W) unless `stacked`. `infos` has `q` and `flags` of each state.
+    Minari wants an observation after the last step, which was not recorded: the last one stands there again, its `q` is NaN.
+    """
+    minari = _minari()
+    from gymnasium.spaces import Box, Discrete
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    manifest = dataset.manifest
+    name = f"{manifest.game.lower()}/{manifest.digest[:12]}-v0"
+    place = folder / name / "data"
+    place.mkdir(parents=True)
+    storage = MinariStorage.new(
+        place,
+        observation_space=Box(0, 255, (DEPTH, 84, 84) if stacked else (84, 84), np.uint8),
+        action_space=Discrete(manifest.actions),
+        jpeg_encoding=False,
+    )
+    for index, records in _episodes(dataset):
+        row = dataset.episodes[index]
+        step_T = np.minimum(np.arange(records.steps + 1), records.steps - 1)
+        observations = stack(records.frame_NHW, step_T, np.zeros_like(step_T), DEPTH) if stacked else records.frame_NHW[step_T]
+        ends_T = np.arange(records.steps) == records.steps - 1
+        buffer = EpisodeBuffer(
+            seed=row.seed,
+            observations=observations,
+            actions=records.action_N.astype(np.int64),
+            rewards=records.reward_N,
+            terminations=ends_T & row.terminated,
+            truncations=ends_T & row.truncated,
+            infos={
+                "q": np.concatenate([records.q_NA, np.full((1, manifest.actions), np.nan, np.float32)]),
+                "flags": np.append(records.flags_N, np.uint8(0)),
+            },
+        )
+        storage.update_episodes([buffer])
+        yield _progress(dataset, index)
+    storage.update_metadata(
+        {
+            "dataset_id": name,
+            "minari_version": minari.__version__,
+            "algorithm_name": str(manifest.teacher.get("algorithm", "unknown")),
+            "description": f"{manifest.states:,} states of {manifest.game} with a teacher's Q-values",
+            MANIFEST_KEY: manifest.as_json(),
+        }
+    )
+
+
+EXPORTS: Final[Mapping[str, Callable[..., Iterator[Progress]]]] = {"parquet": to_parquet, "npz": to_npz, "minari": to_minari}
+
+
+def from_minari(source: Path, folder: Path, *, game: str | None, labels: str = "q") -> Iterator[Progress]:
+    """Write the dataset at `folder` from the Minari dataset at `source`; `infos[labels]` holds a number per action and state.
+
+    Observations are single frames (H, W) or stacks (C, H, W) or (H, W, C) of an episode's last four, black before its start.
+    What this project exported comes back with its provenance and digest; of any other, `game` must be told, and what Minari
+    does not record (random actions, lives, the environment's arguments) is not claimed. ValueError says where it does not fit.
+    """
+    _minari()
+    from gymnasium.spaces import Box, Discrete
+    from minari.dataset.minari_storage import MinariStorage, is_image_space
+
+    place = source / "data" if (source / "data").is_dir() else source
+    metadata = MinariStorage.read_raw_metadata(place)
+    if missing := [name for name in ("observation_space", "action_space") if name not in metadata]:
+        # Minari would make the environment that the file names, that is, run what a stranger wrote.
+        raise ValueError(f"{source}: its metadata lacks {missing[0]}: update it with a current Minari")
+    storage = MinariStorage.read(place)
+    seen, acts = storage.observation_space, storage.action_space
+    if not isinstance(seen, Box) or seen.dtype != np.uint8:
+        raise ValueError(f"{source}: observations are {seen}, not uint8 frames")
+    if storage.jpeg_encoding and is_image_space(seen):
+        raise ValueError(f"{source}: frames are kept as JPEG, which alters them: record it anew with jpeg_encoding=False")
+    if not isinstance(acts, Discrete) or acts.start != 0:
+        raise ValueError(f"{source}: actions are {acts}, not Discrete(n) from 0")
+
+    actions, identity = int(acts.n), str(metadata.get("dataset_id", source.name))
+    origin = parse_manifest(metadata[MANIFEST_KEY], f"{source}: {MANIFEST_KEY}") if MANIFEST_KEY in metadata else None
+    if origin is None and game is None:
+        raise ValueError(f"{source} does not tell its game: add --game NAME")
+    writer = Writer(folder, actions)
+    rows: list[EpisodeRow] = []
+    total = storage.total_episodes
+    notes = storage.get_episode_metadata(range(total))
+    for index, (episode, note) in enumerate(zip(storage.get_episodes(range(total)), notes, strict=True)):
+        records = _records(f"{source}: episode {index}", episode, actions, labels)
+        flags = int(records.flags_N[-1])
+        terminated, truncated = bool(flags & Flag.TERMINATED), bool(flags & Flag.TRUNCATED)
+        rows.append(
+            EpisodeRow(
+                seed=NOT_RECORDED if note.get("seed") is None else int(note["seed"]),
+                start=writer.steps,
+                length=records.steps,
+                episode_return=float(records.reward_N.sum(dtype=np.float64)),
+                terminated=terminated,
+                truncated=truncated,
+                complete=terminated or truncated,
+                sha256=schema.episode_digest(records),
+            )
+        )
+        writer.append(records)
+        yield Progress(done=index + 1, total=total, unit="episodes", metrics={})
+    if not rows:
+        raise ValueError(f"{source} has no episodes")
+    if origin is not None:
+        told = {"teacher": origin.teacher, "environment": origin.environment, "collection": origin.collection}
+    else:
+        teacher = {"digest": f"unknown, of Minari's {identity}", "algorithm": str(metadata.get("algorithm_name", "unknown"))}
+        environment = {"game": game, "env_spec": metadata.get("env_spec")}
+        told = {
+            "teacher": teacher,
+            "environment": environment,
+            "collection": {
+                "made_by": {"operation": "import", "from": "minari", "dataset": identity, "labels": labels},
+                "parents": [],
+            },
+        }
+    writer.finish(rows, game=origin.game if origin else str(game), **told)
+
+
+def _records(where: str, episode: Mapping[str, Any], actions: int, labels: str) -> Records:
+    """A Minari episode's records; ValueError says what of it does not fit."""
+    reward_T = np.asarray(episode["rewards"], dtype=np.float32)
+    steps = len(reward_T)
+    if steps == 0:
+        raise ValueError(f"{where} has no steps")
+    infos = episode["infos"] or {}
+    if labels not in infos:
+        held = ", ".join(sorted(infos)) or "nothing"
+        raise ValueError(f"{where}: infos has no {labels!r}, it has {held}: name the Q-values or logits with --labels")
+    q_TA = np.asarray(infos[labels])[:steps]
+    if q_TA.shape != (steps, actions) or not np.issubdtype(q_TA.dtype, np.floating):
+        raise ValueError(f"{where}: infos[{labels!r}] is {q_TA.dtype} {q_TA.shape}, not a number for each of {actions} actions")
+    action_T = np.asarray(episode["actions"])
+    if action_T.shape != (steps,) or action_T.min() < 0 or action_T.max() >= actions:
+        raise ValueError(f"{where}: its {len(action_T)} actions are not {steps} numbers from 0 to {actions - 1}")
+    flags_T: npt.NDArray[Any]
+    if "flags" in infos:
+        flags_T = np.asarray(infos["flags"])[:steps]
+    else:
+        flags_T = np.where(episode["terminations"], Flag.TERMINATED, 0) | np.where(episode["truncations"], Flag.TRUNCATED, 0)
+        flags_T[0] |= Flag.EPISODE_START
+    if flags_T.shape != (steps,):
+        raise ValueError(f"{where}: its flags are {flags_T.shape}, not one for each of {steps} steps")
+    return Records(
+        frame_NHW=_frames(where, np.asarray(episode["observations"])[:steps]),
+        q_NA=q_TA.astype(np.float32),
+        action_N=action_T.astype(np.uint8),
+        reward_N=reward_T,
+        flags_N=flags_T.astype(np.uint8),
+    )
+
+
+def _frames(where: str, seen: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The newest frame of each observation; ValueError where a stack is not the last four frames."""
+    match seen.shape:
+        case (_, 84, 84):
+            return seen
+        case (_, 84, 84, 1):
+            return seen[..., 0]
+        case (_, 4, 84, 84):
+            state_TCHW = seen
+        case (_, 84, 84, 4):
+            state_TCHW = seen.transpose(0, 3, 1, 2)
+        case _:
+            raise ValueError(f"{where}: observations are {seen.shape[1:]}, not 84 x 84 frames or stacks of four")
+    frame_THW = np.ascontiguousarray(state_TCHW[:, -1])
+    step_T = np.arange(len(seen))
+    other_T = (stack(frame_THW, step_T, np.zeros_like(step_T), DEPTH) != state_TCHW).any(axis=(1, 2, 3))
+    if other_T.any():
+        raise ValueError(
+            f"{where}, step {other_T.argmax():,}: the state is not the episode's last four frames, black before its start: "
+            f"stack frames with padding_type='zero', after frame skipping"
+        )
+    return frame_THW
+
+
+def _episodes(dataset: Dataset) -> Iterator[tuple[int, Records]]:
+    for index, records in dataset.by_episode():
+        if isinstance(records, str):
+            raise ValueError(records)
+        yield index, records
+
+
+def _progress(dataset: Dataset, index: int) -> Progress:
+    row = dataset.episodes[index]
+    return Progress(done=row.start + row.length, total=len(dataset), unit="states", metrics={})
+
+
+def _describe(dataset: Dataset, folder: Path) -> None:
+    facts = {"manifest": json.loads(dataset.manifest.as_json()), "episodes": [row._asdict() for row in dataset.episodes]}
+    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _minari() -> Any:
+    try:
+        import minari
+        import minari.dataset._storages.hdf5_storage
+    except ImportError as error:
+        raise ValueError(f"Minari is not installed ({error}): pip install 'pd-pipeline[minari]'") from None
+    return minari
