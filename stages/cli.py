@@ -77,8 +77,8 @@ def main(ctx: click.Context, params_path: Path) -> None:
 @click.option(
     "--from",
     "start",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Begin from the checkpoint of a run with other settings; the card tells.",
+    type=click.Path(path_type=Path),
+    help="Begin from a teacher's folder, or the checkpoint of a run with other settings; the card tells.",
 )
 @click.option(
     "--minutes",

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import dask
 import torch
-from distributed import Client, KilledWorker, LocalCluster
+from distributed import CancelledError, Client, KilledWorker, LocalCluster
+from distributed.comm.core import CommClosedError
 
 from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.atari.envs import fingerprint
@@ -28,6 +29,7 @@ from stages.runlog import duration, say, show
 RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
 
+CONNECT_SECONDS = 30.0
 PROBE_SECONDS: Final = 10.0
 """How long --dry-run plays."""
 
@@ -83,6 +85,9 @@ def run(
                 pass
         except KilledWorker:
             raise ValueError("a worker died again and again, most likely for want of memory: use fewer --workers") from None
+        except (CancelledError, CommClosedError):
+            where = scheduler or "on this machine"
+            raise ValueError(f"the Dask scheduler {where} went away: start it again, the same command goes on") from None
         manifest = collection.finish()
     if target.local is None:
         for _ in show(upload_folder(collection.dataset, target, MANIFEST), f"upload {target}"):
@@ -134,9 +139,10 @@ def _teacher(layout: Layout, config: CollectConfig) -> Agent:
 def _client(scheduler: str | None, workers: int) -> Iterator[Client]:
     """A client of the cluster at `scheduler`, or of one on this machine. Tells where it can be watched."""
     with ExitStack() as stack:
+        # Blocks dropped at the end, blocks that failed and lost connections are told by us, in one line.
+        for name in ("distributed", "distributed.client", "distributed.core"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if scheduler is None:
-            # Blocks dropped at the end and blocks that failed are told by us, in one line.
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)
             quiet = {"distributed.admin.tick.limit": "1h", "logging.distributed": "critical"}
             stack.enter_context(dask.config.set(quiet))
             cluster = LocalCluster(
@@ -145,7 +151,7 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Client]:
             client = stack.enter_context(Client(stack.enter_context(cluster)))
         else:
             try:
-                client = stack.enter_context(Client(scheduler, timeout=30))
+                client = stack.enter_context(Client(scheduler, timeout=CONNECT_SECONDS))
             except (OSError, ValueError) as error:
                 remedy = "start one with `dask scheduler`"
                 raise ValueError(f"no Dask scheduler answers at {scheduler} ({error}): {remedy}") from None

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.agents.checkpoints import CARD, digest, load_card, save_agent
+from pipeline.agents.checkpoints import CARD, digest, load_agent, load_card, save_agent
 from pipeline.agents.device import Compute, exact, keep_freed_memory, pick_device
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
@@ -50,8 +50,9 @@ def run(
 ) -> Path:
     """Train or go on training the teacher of `game`; returns the published folder.
 
-    `start` is the checkpoint of a run with other settings to begin from; the card's history tells of both. `minutes` is a
-    budget of training time beside the one of steps, whichever ends first. `seed` and `out` make a second teacher of the game.
+    `start` is a teacher, or the checkpoint of a run with other settings, to begin from; the card's history tells of both.
+    `minutes` is a budget of training time beside the one of steps, whichever ends first. `seed` and `out` make a second teacher
+    of the game.
     """
     game = find_game(game).name
     teacher: settings.TeacherParams = settings.pick(params.teachers, game, "teacher")
@@ -88,11 +89,7 @@ def run(
     if state.resume(state.path):
         say(f"resuming {game} at {learner.tally.steps:,} steps from {work}")
     elif start is not None:
-        if not state.resume(start):
-            raise ValueError(
-                f"{start} does not exist: --from wants the checkpoint.pt of an unfinished run in .work/train-teacher"
-            )
-        state.forget_sittings()
+        state.begin_from(start)
         say(f"beginning {game} at {learner.tally.steps:,} steps from {start}")
     if learner.tally.steps > teacher.steps:
         raise ValueError(
@@ -222,8 +219,23 @@ class _Run:
         self.history = state["history"]
         return True
 
-    def forget_sittings(self) -> None:
-        """Keep what was learned, but not its evaluations, which may have been others, nor its time."""
+    def begin_from(self, start: Path) -> None:
+        """Take over what a teacher or another run has learned, but not its evaluations, which may have been others, nor its
+        time. ValueError if that is of another kind.
+        """
+        if (start / CARD).is_file():
+            agent = load_agent(start, torch.device("cpu"))
+            card = agent.card
+            kind = f"{card.get('game')}, {card.get('algorithm')}, network {card['network']}"
+            if kind != self.kind:
+                raise ValueError(f"{start} is {kind}, not {self.kind}: begin from one like it")
+            self.learner.begin_with(agent.network.state_dict(), int(card.get("steps", 0)))
+            self.history = list(card.get("history", []))
+        elif not self.resume(start):
+            raise ValueError(
+                f"{start} does not exist: --from wants a teacher's folder, "
+                f"or the checkpoint.pt of an unfinished run in .work/train-teacher"
+            )
         self.best_return, self.best_steps, self.best_weights = float("-inf"), 0, {}
         self._seconds = 0.0
 

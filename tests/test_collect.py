@@ -71,6 +71,15 @@ def test_the_stored_states_and_q_values_are_what_the_teacher_saw(collected: Data
             assert int(np.asarray(collected.arrays["action"][at])) == step.action_B[slot]
 
 
+def test_no_length_bias(collected: Dataset, teacher: Agent) -> None:
+    """Stored states lie where they would if the same episodes were played one by one: as many at each position."""
+    policy = EpsilonGreedy(q_function(teacher.network, exact(torch.device("cpu")), "Breakout"), 0.2)
+    count = len(collected.episodes) - 1  # the last is cut to make up the number asked for
+    alone = [int(s.step_B[0]) for s in rollout(VectorWorld("Breakout", ENVIRONMENT, width=1), policy, iter(range(count)))]
+    stored = [step for row in collected.episodes[:count] for step in range(row.length)]
+    assert np.array_equal(np.bincount(stored), np.bincount(alone))
+
+
 def test_two_worker_processes_make_the_same_bytes(
     collected: Dataset, breakout_teacher: Path, teacher: Agent, tmp_path: Path
 ) -> None:

@@ -2,11 +2,7 @@
 
 import json
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,39 +13,18 @@ from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.verify import verify
 from stages.cli import main
 from tests.fakes import edited_params
-
-
-@contextmanager
-def started(folder: Path, *command: str) -> Iterator[None]:
-    folder.mkdir()
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, stdout=log, stderr=log)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
+from tests.processes import Cluster
 
 
 @pytest.fixture
 def scheduler(tmp_path: Path, bucket: str) -> Iterator[str]:
     """The address of a cluster of two workers."""
-    told = tmp_path / "scheduler.json"
-    with ExitStack() as stack:
-        serve = ("distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(told))
-        stack.enter_context(started(tmp_path / "scheduler", *serve))
-        deadline = time.monotonic() + 60
-        while not (told.exists() and told.read_text().strip()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        address: str = json.loads(told.read_text())["address"]
-        for name in ("first", "second"):
-            work = ("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard")
-            stack.enter_context(started(tmp_path / name, *work))
-        yield address
+    with Cluster(tmp_path) as cluster:
+        yield cluster.address
 
 
 def collect(folder: Path, *options: str) -> Result:
-    arguments = ["--params", str(folder / "params.yaml"), "collect", "--game", "Breakout", "--states", "9000", *options]
+    arguments = ["--params", str(folder / "params.yaml"), "collect", "--game", "Breakout", "--states", "4000", *options]
     return CliRunner().invoke(main, arguments)
 
 
@@ -79,7 +54,8 @@ def test_a_bucket_is_all_that_they_share(
     assert "holds something that is not a dataset" in refused.output
 
 
-def test_nobody_answers(tmp_path: Path, breakout_teacher: Path) -> None:
+def test_nobody_answers(tmp_path: Path, breakout_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.collect.CONNECT_SECONDS", 1.0)
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
     result = collect(tmp_path, "--scheduler", "tcp://127.0.0.1:9")
@@ -94,7 +70,7 @@ def test_other_settings_do_not_forget_what_is_unfinished(
         raw["zoo"] = str(breakout_teacher.parent)
     unfinished = tmp_path / ".work/collect/Breakout-0123"
     unfinished.mkdir(parents=True)
-    (unfinished / "settings.json").write_text(json.dumps({"epsilon": 0.1, "states": 9000}))
+    (unfinished / "settings.json").write_text(json.dumps({"epsilon": 0.1, "states": 4000}))
     result = collect(tmp_path, *on_one_worker)
     assert result.exit_code == 1
     assert "an unfinished collection of Breakout has other settings" in result.output
@@ -109,7 +85,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, breakout_teacher: Path, monkey
     monkeypatch.setattr("stages.collect.PROBE_SECONDS", 0.5)
     result = collect(tmp_path, "--dry-run", "--workers", "3")
     assert result.exit_code == 0, result.output
-    assert "9,000 states into" in result.stderr
+    assert "4,000 states into" in result.stderr
     assert "blocks of 16 episodes" in result.stderr
     assert "with 3 workers" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["params.yaml"]

@@ -138,6 +138,12 @@ class DqnLearner:
         """`train` of this module, on this learner."""
         return train(self, world)
 
+    def begin_with(self, weights: Mapping[str, Tensor], steps: int) -> None:
+        """Go on from an agent's weights, which took so many steps; optimiser and replay begin anew."""
+        self.network.load_state_dict(weights)
+        self.target.load_state_dict(weights)
+        self.tally.steps = steps
+
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs but the replay; plain tensors and numbers."""
         return {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import QNetwork
@@ -76,5 +77,6 @@ class Learner(Protocol):
     @property
     def result(self) -> QNetwork: ...
     def train(self, world: World) -> Iterator[Progress]: ...
+    def begin_with(self, weights: Mapping[str, Tensor], steps: int) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -128,6 +128,12 @@ class PqnLearner:
         """`train` of this module, on this learner."""
         return train(self, world)
 
+    def begin_with(self, weights: Mapping[str, Tensor], steps: int) -> None:
+        """Go on from an agent's weights, which took so many steps; the optimiser begins anew."""
+        self.network.load_state_dict(weights)
+        self.average.module.load_state_dict(weights)
+        self.tally.steps = steps
+
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs; plain tensors and numbers, so it loads with `weights_only=True`."""
         return {
