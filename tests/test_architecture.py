@@ -16,7 +16,8 @@ LAYERS = [
 ]
 APART = [{"pipeline.atari", "pipeline.agents", "pipeline.datasets"}]
 OWNERS = {
-    "gymnasium": {"pipeline.atari"},
+    "gymnasium": {"pipeline.atari", "pipeline.datasets"},  # the latter for Minari alone
+    "minari": {"pipeline.datasets"},
     "ale_py": {"pipeline.atari"},
     "zarr": {"pipeline.datasets"},
     "zarrs": {"pipeline.datasets"},

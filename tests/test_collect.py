@@ -74,7 +74,7 @@ def test_the_stored_states_and_q_values_are_what_the_teacher_saw(collected: Data
 def test_no_length_bias(collected: Dataset, teacher: Agent) -> None:
     """Stored states lie where they would if the same episodes were played one by one: as many at each position."""
     policy = EpsilonGreedy(q_function(teacher.network, exact(torch.device("cpu")), "Breakout"), 0.2)
-    count = len(collected.episodes) - 1  # the last is cut to make up the number asked for
+    count = 10
     alone = [int(s.step_B[0]) for s in rollout(VectorWorld("Breakout", ENVIRONMENT, width=1), policy, iter(range(count)))]
     stored = [step for row in collected.episodes[:count] for step in range(row.length)]
     assert np.array_equal(np.bincount(stored), np.bincount(alone))
@@ -109,34 +109,45 @@ def test_an_abandoned_collection_goes_on(
     assert third.finish() == collected.manifest
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of four episodes, played in this process."""
+    monkeypatch.setattr(collecting, "BLOCK_EPISODES", 4)
+
+
 def test_abandoned_after_every_block_with_whole_shards_on_disk(
-    breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    breakout_teacher: Path,
+    teacher: Agent,
+    one_worker: Client,
+    small_blocks: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Small shards: blocks are packed, dropped and half packed again, and the bytes are those of one undisturbed run."""
-    monkeypatch.setattr(schema, "SHARD", 1024)
-    monkeypatch.setattr(schema, "SMALL_CHUNK", 512)
-    whole = Collection(config(9000), breakout_teacher, teacher, tmp_path / "whole")
+    monkeypatch.setattr(schema, "SHARD", 512)
+    monkeypatch.setattr(schema, "SMALL_CHUNK", 256)
+    whole = Collection(config(3000), breakout_teacher, teacher, tmp_path / "whole")
     list(whole.run(one_worker))
     manifest = whole.finish()
     monkeypatch.setattr(Collection, "_share", lambda *_: 1)
     sittings = 0
     while True:
         sittings += 1
-        again = Collection(config(9000), breakout_teacher, teacher, tmp_path / "again")
+        again = Collection(config(3000), breakout_teacher, teacher, tmp_path / "again")
         (tmp_path / "again/dataset/states.zarr/q/0.killed.partial").write_bytes(b"debris of a killed write")
         begun = again.writer.packed
         start = None
         for p in again.run(one_worker):
             start = p.done if start is None else start
-            if start < p.done < 9000:
+            if start < p.done < 3000:
                 break
         else:
             break
-        assert begun % 1024 == 0
+        assert begun % 512 == 0
     assert sittings > 2
     assert begun > 0
     assert not list(tmp_path.glob("again/blocks/000000.arrow"))
-    again = Collection(config(9000), breakout_teacher, teacher, tmp_path / "again")
+    again = Collection(config(3000), breakout_teacher, teacher, tmp_path / "again")
     list(again.run(one_worker))
     assert again.finish() == manifest
     assert _tree(again.dataset) == _tree(whole.dataset)
@@ -147,15 +158,16 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_threads_of_a_worker_do_not_share_emulators(
-    collected: Dataset, breakout_teacher: Path, teacher: Agent, tmp_path: Path
+    collected: Dataset, breakout_teacher: Path, teacher: Agent, small_blocks: None, tmp_path: Path
 ) -> None:
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        collection = Collection(config(), breakout_teacher, teacher, tmp_path)
+        collection = Collection(config(None, 12), breakout_teacher, teacher, tmp_path)
         list(collection.run(client))
-    assert collection.finish() == collected.manifest
+    collection.finish()
+    assert open_dataset(collection.dataset).episodes == collected.episodes[:12]
 
 
 def test_a_task_is_a_share_of_what_is_missing(breakout_teacher: Path, teacher: Agent, tmp_path: Path) -> None:
@@ -184,14 +196,15 @@ def test_a_number_of_episodes_in_one_task_of_two_blocks(
     breakout_teacher: Path,
     teacher: Agent,
     one_worker: Client,
+    small_blocks: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fixture played its blocks one by one; in a run, free slots begin the next block's episodes. Same episodes."""
     monkeypatch.setattr(Collection, "_share", lambda *_: 2)
-    collection = Collection(config(None, BLOCK_EPISODES + 1), breakout_teacher, teacher, tmp_path)
+    collection = Collection(config(None, 5), breakout_teacher, teacher, tmp_path)
     list(collection.run(one_worker))
-    assert collection.finish().episodes == BLOCK_EPISODES + 1
+    assert collection.finish().episodes == 5
     rows = open_dataset(collection.dataset).episodes
     assert all(row.complete for row in rows)
     assert list(rows) == list(collected.episodes[: len(rows)])

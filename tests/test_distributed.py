@@ -24,7 +24,7 @@ def scheduler(tmp_path: Path, bucket: str) -> Iterator[str]:
 
 
 def collect(folder: Path, *options: str) -> Result:
-    arguments = ["--params", str(folder / "params.yaml"), "collect", "--game", "Breakout", "--states", "4000", *options]
+    arguments = ["--params", str(folder / "params.yaml"), "collect", "--game", "Breakout", "--states", "2900", *options]
     return CliRunner().invoke(main, arguments)
 
 
@@ -70,7 +70,7 @@ def test_other_settings_do_not_forget_what_is_unfinished(
         raw["zoo"] = str(breakout_teacher.parent)
     unfinished = tmp_path / ".work/collect/Breakout-0123"
     unfinished.mkdir(parents=True)
-    (unfinished / "settings.json").write_text(json.dumps({"epsilon": 0.1, "states": 4000}))
+    (unfinished / "settings.json").write_text(json.dumps({"epsilon": 0.1, "states": 2900}))
     result = collect(tmp_path, *on_one_worker)
     assert result.exit_code == 1
     assert "an unfinished collection of Breakout has other settings" in result.output
@@ -85,7 +85,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, breakout_teacher: Path, monkey
     monkeypatch.setattr("stages.collect.PROBE_SECONDS", 0.5)
     result = collect(tmp_path, "--dry-run", "--workers", "3")
     assert result.exit_code == 0, result.output
-    assert "4,000 states into" in result.stderr
+    assert "2,900 states into" in result.stderr
     assert "blocks of 16 episodes" in result.stderr
     assert "with 3 workers" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["params.yaml"]
