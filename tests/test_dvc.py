@@ -1,4 +1,4 @@
-"""dvc.yaml says what the commands do: real commands, recipes in params, cheap stages listing their code."""
+"""dvc.yaml says what the commands do: real commands, recipes in params, the report listing its code."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ from stages.cli import main
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(p for p in ROOT.glob("**/dvc.yaml") if ".venv" not in p.parts)
-CHEAP = {"mix": "stages/mix.py", "report": "stages/report.py"}
+REPORT = "stages/report.py"
 
 
 def stages_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -28,10 +28,10 @@ def test_every_stage_runs_a_command_of_ours(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
-def test_dear_stages_have_no_code_among_their_dependencies(path: Path) -> None:
+def test_only_the_report_has_code_among_its_dependencies(path: Path) -> None:
     for name, stage in stages_of(path).items():
         code = [d for d in stage.get("deps", []) if d.endswith(".py") or "pipeline/" in d]
-        assert bool(code) == (stage["cmd"].split()[1] in CHEAP), name
+        assert bool(code) == (stage["cmd"].split()[1] == "report"), name
 
 
 def imported(path: Path) -> set[str]:
@@ -48,20 +48,18 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
-@pytest.mark.parametrize("command", CHEAP)
-def test_cheap_stages_list_the_code_they_run(path: Path, command: str) -> None:
-    """The stage's own module, the library modules it imports, and what those of its own package import."""
+def test_the_report_lists_the_code_it_runs(path: Path) -> None:
+    """The stage's own module, the library modules it imports, and what those of pipeline.report import."""
     up = Path(*[".."] * len(path.parent.relative_to(ROOT).parts))
-    own = {"mix": "pipeline/datasets/mix.py", "report": "pipeline/report"}[command]
-    needed = {CHEAP[command], *imported(ROOT / CHEAP[command])}
-    for file in [f for f in needed if f.startswith(own)]:
+    needed = {REPORT, *imported(ROOT / REPORT)}
+    for file in [f for f in needed if f.startswith("pipeline/report")]:
         needed |= {f for f in imported(ROOT / file) if f != "pipeline/datasets/schema.py"}
-    found = [stage for stage in stages_of(path).values() if stage["cmd"].split()[1] == command]
+    found = [stage for stage in stages_of(path).values() if stage["cmd"].split()[1] == "report"]
     assert found or "distill" not in stages_of(path)
     for stage in found:
         listed = [(path.parent / d).resolve().relative_to(ROOT).as_posix() for d in stage["deps"]]
         missing = {f for f in needed if not any(f == d or f.startswith(d + "/") for d in listed)}
-        assert not missing, f"{command}: add {sorted((up / m).as_posix() for m in missing)} to its deps"
+        assert not missing, f"report: add {sorted((up / m).as_posix() for m in missing)} to its deps"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
