@@ -7,10 +7,11 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.agents.checkpoints import CARD, save_agent
+from pipeline.agents.checkpoints import CARD, load_agent, save_agent
 from pipeline.agents.device import Compute, keep_freed_memory, pick_device
 from pipeline.agents.networks import QNetwork
 from pipeline.datasets.mix import open_ingredient, read_mix
+from pipeline.datasets.reader import Dataset
 from pipeline.distill.offline import Objective, Student, train
 from stages import params as settings
 from stages.paths import Layout
@@ -50,8 +51,14 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
 
     keep_freed_memory()
     compute = Compute(pick_device(device_name), config.precision)
-    objective = Objective(loss=variant.loss, temperature=variant.temperature)
-    student = Student(config, objective, spec, dataset, variant.updates, compute, seed)
+    objective = Objective(
+        loss=variant.loss,
+        temperature=variant.temperature,
+        per_gap=variant.per_gap,
+        feature_weight=variant.feature_weight,
+    )
+    teacher = _teacher(layout, dataset, compute) if objective.feature_weight else None
+    student = Student(config, objective, spec, dataset, variant.updates, compute, seed, teacher)
     checkpoint = work / "checkpoint.pt"
     state = load_state(checkpoint)
     if state is not None:
@@ -100,3 +107,15 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     held_out = f"held-out KL {best['kl']:.4f}, agreement {best['agreement']:.1%}"
     say(f"published {target / CARD}: {card['parameters']:,} parameters, {held_out}")
     return target
+
+
+def _teacher(layout: Layout, dataset: Dataset, compute: Compute) -> QNetwork:
+    """The network that labelled the dataset. ValueError if it is not in the zoo."""
+    folder, wanted = layout.teacher(dataset.manifest.game), dataset.manifest.teacher["digest"]
+    agent = load_agent(folder, compute.device)
+    if agent.digest != wanted:
+        raise ValueError(
+            f"feature regression wants the teacher that labelled {dataset.folder} ({wanted[:12]}), "
+            f"{folder} is another ({agent.digest[:12]}): bring that, or set feature_weight to 0"
+        )
+    return agent.network

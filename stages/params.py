@@ -79,6 +79,8 @@ class StudentParams(Section):
 
     loss: LossName
     temperature: float = Field(gt=0)
+    per_gap: bool = False
+    feature_weight: float = Field(default=0.0, ge=0)
     network: str
     preset: str
     updates: int = Field(gt=0)

@@ -53,11 +53,13 @@ NETWORKS: Final = {
     "net1": NetworkSpec(channels=(16, 32, 32), hidden=256),
     "net2": NetworkSpec(channels=(16, 16, 16), hidden=128),
     "net3": NetworkSpec(channels=(16, 16, 16), hidden=64),
+    "tiny": NetworkSpec(channels=(8, 16, 16), hidden=28),
     "pqn": NetworkSpec(channels=(32, 64, 64), hidden=512, layer_norm=True),
     "multi3": NetworkSpec(channels=(32, 64, 64), hidden=512, controller=128),
     "multi10": NetworkSpec(channels=(64, 64, 64), hidden=1500, controller=128),
 }
-"""The paper's four single-game networks, PQN's teacher, and the paper's two multi-game students."""
+"""The paper's four single-game networks and a smaller one (1.7 % of its teacher), PQN's teacher, and the paper's two
+multi-game students."""
 
 
 class QNetwork(nn.Module):
@@ -103,20 +105,29 @@ class QNetwork(nn.Module):
             raise ValueError(f"this network has no head for {game}: it plays {', '.join(self.heads)}")
         return self.heads[game]
 
-    def forward(self, obs_BCHW: Tensor, game: str | None = None) -> Tensor:
-        """uint8 (B, stack, 84, 84) -> float32 q_BA.
+    def features(self, obs_BCHW: Tensor) -> Tensor:
+        """uint8 (B, stack, 84, 84) -> float32 (B, hidden), the layer that the heads read.
 
-        The trunk runs in the caller's precision (`device.Compute.autocast`), the head always in float32: gaps between
-        Q-values are hundredths of the values, below bfloat16's resolution.
+        The trunk runs in the caller's precision (`device.Compute.autocast`).
         """
         device = obs_BCHW.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         # torch.channels_last keeps oneDNN and cuDNN on their fast kernels; bytes are cheaper to convert than floats.
         scaled_BCHW = obs_BCHW.contiguous(memory_format=torch.channels_last).to(dtype).mul_(1.0 / 255.0)
-        features_BF = self.trunk(scaled_BCHW)
-        with torch.autocast(device, enabled=False):
-            q_BA: Tensor = self.head(game)(features_BF.float())
+        features_BF: Tensor = self.trunk(scaled_BCHW).float()
+        return features_BF
+
+    def values(self, features_BF: Tensor, game: str | None = None) -> Tensor:
+        """Features -> float32 q_BA, always in float32: gaps between Q-values are hundredths of the values, below bfloat16's
+        resolution.
+        """
+        with torch.autocast(features_BF.device.type, enabled=False):
+            q_BA: Tensor = self.head(game)(features_BF)
         return q_BA
+
+    def forward(self, obs_BCHW: Tensor, game: str | None = None) -> Tensor:
+        """uint8 (B, stack, 84, 84) -> float32 q_BA."""
+        return self.values(self.features(obs_BCHW), game)
 
 
 def new_network(spec: NetworkSpec, heads: Mapping[str, int], device: torch.device, seed: int) -> QNetwork:

@@ -1,4 +1,9 @@
-"""The paper's three losses (Rusu et al. 2015, Section 3). Each returns one number per example; only the trainer takes the mean.
+"""What a student may learn from stored Q-values. Each loss returns one number per example; only the trainer takes the mean.
+
+kl, nll, mse            Rusu et al. 2015, Section 3
+policy-regression       Parisotto et al. 2016 (Actor-Mimic), eq. 2: cross-entropy to the teacher's policy, KL's gradient
+reverse-kl              KL with its arguments exchanged: the student may keep to one of several good actions
+normalised-mse          MSE of Q-values brought to mean 0 and deviation 1 over the dataset: games differ in scale by hundreds
 
 The temperature divides the teacher's Q-values alone: tau = 0.01 sharpens them into a policy that the student's logits imitate.
 
@@ -7,13 +12,33 @@ Dimensions: B batch, A actions.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-LossName = Literal["kl", "nll", "mse"]
+LossName = Literal["kl", "nll", "mse", "policy-regression", "reverse-kl", "normalised-mse"]
+REGRESSIONS: Final = ("mse", "normalised-mse")
+"""Losses whose students output Q-values; all others' output logits of a policy."""
+
+
+class Scale(NamedTuple):
+    """What a dataset's Q-values are like: mean, standard deviation, and median gap between the best two actions."""
+
+    mean: float
+    deviation: float
+    gap: float
+
+
+UNIT: Final = Scale(0.0, 1.0, 1.0)
+
+
+def scale(q_NA: Tensor) -> Scale:
+    """The scale of these Q-values (N, A). The gap is 0 where there is only one action."""
+    best_N2 = q_NA.topk(min(2, q_NA.shape[1]), dim=1).values
+    gap = float((best_N2[:, 0] - best_N2[:, -1]).median())
+    return Scale(float(q_NA.mean()), float(q_NA.std()) or 1.0, gap)
 
 
 def kl(student_BA: Tensor, q_BA: Tensor, temperature: float) -> Tensor:
@@ -33,8 +58,19 @@ def mse(student_BA: Tensor, q_BA: Tensor) -> Tensor:
     return (student_BA.float() - q_BA.float()).square().sum(dim=1)
 
 
-def loss_B(name: LossName, student_BA: Tensor, q_BA: Tensor, temperature: float) -> Tensor:
-    """The loss called `name`, per example."""
+def policy_regression(student_BA: Tensor, q_BA: Tensor, temperature: float) -> Tensor:
+    """-sum softmax(q / tau) log softmax(student) in nats, per example: KL plus the entropy of the teacher's policy."""
+    p_BA = functional.softmax(q_BA.float() / temperature, dim=1)
+    return -(p_BA * functional.log_softmax(student_BA.float(), dim=1)).sum(dim=1)
+
+
+def reverse_kl(student_BA: Tensor, q_BA: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(student) || softmax(q / tau)) in nats, per example. `student_BA` are logits of a policy."""
+    return kl(q_BA / temperature, student_BA, 1.0)
+
+
+def loss_B(name: LossName, student_BA: Tensor, q_BA: Tensor, temperature: float, scale: Scale = UNIT) -> Tensor:
+    """The loss called `name`, per example; `scale` is that of the dataset."""
     assert student_BA.shape == q_BA.shape, (student_BA.shape, q_BA.shape)
     match name:
         case "kl":
@@ -43,11 +79,23 @@ def loss_B(name: LossName, student_BA: Tensor, q_BA: Tensor, temperature: float)
             return nll(student_BA, q_BA)
         case "mse":
             return mse(student_BA, q_BA)
+        case "policy-regression":
+            return policy_regression(student_BA, q_BA, temperature)
+        case "reverse-kl":
+            return reverse_kl(student_BA, q_BA, temperature)
+        case "normalised-mse":
+            return mse(student_BA, (q_BA - scale.mean) / scale.deviation)
 
 
-def policy_logits(name: LossName, student_BA: Tensor, temperature: float) -> Tensor:
-    """The logits of the student's policy: its outputs, or for a student of Q-values (MSE) those over the teacher's tau."""
-    return student_BA / temperature if name == "mse" else student_BA
+def policy_logits(name: LossName, student_BA: Tensor, temperature: float, scale: Scale = UNIT) -> Tensor:
+    """The logits of the student's policy: its outputs, or for a student of Q-values those over the teacher's tau."""
+    match name:
+        case "mse":
+            return student_BA / temperature
+        case "normalised-mse":
+            return student_BA * (scale.deviation / temperature)
+        case _:
+            return student_BA
 
 
 def regret(student_BA: Tensor, q_BA: Tensor) -> Tensor:

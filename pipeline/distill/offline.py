@@ -61,18 +61,30 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """Which loss, with which temperature: for the KL loss, and for the held-out KL that every student is measured by."""
+    """Which loss, with which temperature: for the KL losses, and for the held-out KL that every student is measured by.
+
+    With `per_gap` the temperature is in units of the dataset's median gap between the best two actions, which differs between
+    games by hundreds. `feature_weight` adds Actor-Mimic's feature regression (Parisotto et al. 2016, eq. 5): the squared
+    distance of the teacher's last hidden layer from a linear map of the student's.
+    """
 
     loss: LossName
     temperature: float
+    per_gap: bool = False
+    feature_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature:g} is not positive: the paper's is 0.01")
+        if self.feature_weight < 0:
+            raise ValueError(f"feature_weight {self.feature_weight:g} is negative: Actor-Mimic's is 0.01, 0 is none")
 
 
 class Student:
-    """A learning student: network, optimiser, best weights so far, and the data it learns from."""
+    """A learning student: network, optimiser, best weights so far, and the data it learns from.
+
+    `teacher` is the network that labelled the dataset; only feature regression wants it.
+    """
 
     def __init__(
         self,
@@ -83,6 +95,7 @@ class Student:
         updates: int,
         compute: Compute,
         seed: int,
+        teacher: QNetwork | None = None,
     ) -> None:
         self.config, self.objective, self.compute, self.seed = config, objective, compute, seed
         self.budget = updates
@@ -94,13 +107,27 @@ class Student:
         self._data = Resident(dataset, spec.stack)
         self._frame_MHW = torch.from_numpy(self._data.frame_MHW).to(compute.device)
         self._q_NA = torch.from_numpy(self._data.q_NA).to(compute.device)
+        self.scale = losses.scale(torch.from_numpy(self._data.q_NA[self.train_N]))
+        self.temperature = objective.temperature * (self.scale.gap if objective.per_gap else 1.0)
+        if not self.temperature > 0:
+            raise ValueError(f"dataset {dataset.folder}: its median Q-gap is 0, so no temperature can be relative to it")
         game = dataset.manifest.game
         heads = {game: dataset.manifest.actions}
         self.network = new_network(spec, heads, compute.device, integer(seed, "student", "weights"))
         if config.standardise:
             obs_BCHW, q_BA = self.gather(batch_steps(self.train_N, min(INITIAL_STATES, len(self.train_N)), seed, 0))
-            standardise(self.network, game, obs_BCHW, q_BA if objective.loss == "mse" else None)
-        self.optimizer = _optimizer(config, self.network)
+            outputs = {"mse": q_BA, "normalised-mse": (q_BA - self.scale.mean) / self.scale.deviation}
+            standardise(self.network, game, obs_BCHW, outputs.get(objective.loss))
+        self.bridge, self._teacher = None, None
+        if objective.feature_weight:
+            assert teacher is not None, "feature regression wants the teacher"
+            self._teacher = teacher.eval()
+            with torch.random.fork_rng():
+                torch.manual_seed(integer(seed, "student", "bridge"))
+                self.bridge = torch.nn.Linear(spec.hidden, teacher.spec.hidden).to(compute.device)
+        learned = [self.network] if self.bridge is None else [self.network, self.bridge]
+        self._parameters = [parameter for module in learned for parameter in module.parameters()]
+        self.optimizer = _optimizer(config, self._parameters)
         self.best_loss = math.inf
         self.best_updates = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -110,6 +137,7 @@ class Student:
         """Everything a resumed run needs; plain tensors and numbers."""
         return {
             "network": self.network.state_dict(),
+            "bridge": self.bridge.state_dict() if self.bridge else {},
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
             "best": [self.best_loss, self.best_updates],
@@ -119,6 +147,8 @@ class Student:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
+        if self.bridge is not None:
+            self.bridge.load_state_dict(state["bridge"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates, self.best_weights, self.curve = state["updates"], state["best_weights"], state["curve"]
         self.best_loss, self.best_updates = state["best"]
@@ -134,13 +164,18 @@ class Student:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.updates, self.budget)
         with self.compute.autocast():
-            student_BA = self.network(obs_BCHW)
-        loss_B = losses.loss_B(self.objective.loss, student_BA, q_BA, self.objective.temperature)
+            features_BF = self.network.features(obs_BCHW)
+        student_BA = self.network.values(features_BF)
+        loss_B = losses.loss_B(self.objective.loss, student_BA, q_BA, self.temperature, self.scale)
+        if self._teacher is not None and self.bridge is not None:
+            with torch.no_grad(), self.compute.autocast():
+                wanted_BF = self._teacher.features(obs_BCHW)
+            loss_B = loss_B + self.objective.feature_weight * (self.bridge(features_BF) - wanted_BF).square().sum(dim=1)
         assert loss_B.shape == (len(q_BA),)
         loss = loss_B.mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm, foreach=True)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm, foreach=True)
         self.optimizer.step()
         self.updates += 1
         return loss.detach()
@@ -149,15 +184,15 @@ class Student:
         """On held-out episodes: the student's own loss, KL at the objective's temperature (nats), how often it prefers the
         teacher's action, and the mean regret of its choices (Q units)."""
         sums = torch.zeros(4, dtype=torch.float64)
-        temperature = self.objective.temperature
+        name, temperature = self.objective.loss, self.temperature
         for start in range(0, len(self._held_out_N), 512):
             obs_BCHW, q_BA = self.gather(self._held_out_N[start : start + 512])
             with torch.inference_mode():
                 student_BA = self.network(obs_BCHW)
-            logits_BA = losses.policy_logits(self.objective.loss, student_BA, temperature)
+            logits_BA = losses.policy_logits(name, student_BA, temperature, self.scale)
             rows_B4 = torch.stack(
                 [
-                    losses.loss_B(self.objective.loss, student_BA, q_BA, temperature),
+                    losses.loss_B(name, student_BA, q_BA, temperature, self.scale),
                     losses.kl(logits_BA, q_BA, temperature),
                     (student_BA.argmax(1) == q_BA.argmax(1)).float(),
                     losses.regret(student_BA, q_BA),
@@ -184,12 +219,12 @@ def learning_rate(config: DistillConfig, update: int, budget: int) -> float:
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
-def _optimizer(config: DistillConfig, network: QNetwork) -> torch.optim.Optimizer:
+def _optimizer(config: DistillConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     match config.optimizer:
         case "adam":
-            return torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+            return torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
         case "rmsprop":
-            return torch.optim.RMSprop(network.parameters(), lr=config.learning_rate, alpha=0.95, eps=0.01, foreach=True)
+            return torch.optim.RMSprop(parameters, lr=config.learning_rate, alpha=0.95, eps=0.01, foreach=True)
 
 
 def train(student: Student) -> Iterator[Progress]:

@@ -1,13 +1,26 @@
 """Each loss: a number worked by hand, the gradient's direction, batch invariance."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from pipeline.distill.losses import LossName, kl, loss_B, mse, nll, policy_logits, regret
+from pipeline.distill.losses import (
+    LossName,
+    Scale,
+    kl,
+    loss_B,
+    mse,
+    nll,
+    policy_logits,
+    policy_regression,
+    regret,
+    reverse_kl,
+    scale,
+)
 
-LOSSES: list[LossName] = ["kl", "nll", "mse"]
+LOSSES = list(get_args(LossName))
 Q = torch.tensor([[0.02, 0.01, 0.0], [1.0, 0.0, 0.5]])
 
 
@@ -61,11 +74,38 @@ def test_huge_gaps_stay_finite(name: LossName) -> None:
     assert torch.isfinite(student.grad).all()
 
 
-def test_kls_gradient_is_actor_mimics_cross_entropy() -> None:
+def test_actor_mimics_policy_regression_has_kls_gradient() -> None:
     student = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     ours = torch.autograd.grad(kl(student, Q, 0.01).sum(), student)[0]
-    cross = -(torch.softmax(Q / 0.01, 1) * torch.log_softmax(student, 1)).sum()
-    assert torch.allclose(ours, torch.autograd.grad(cross, student)[0], atol=1e-6)
+    theirs = torch.autograd.grad(policy_regression(student, Q, 0.01).sum(), student)[0]
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    p = torch.softmax(Q / 0.01, 1)
+    entropy = -(p * p.clamp_min(1e-30).log()).sum(1)
+    assert torch.allclose(policy_regression(student, Q, 0.01), kl(student, Q, 0.01) + entropy, atol=1e-5)
+
+
+def test_reverse_kl_by_hand() -> None:
+    p, s = [0.5, 0.5], [0.9, 0.1]
+    expected = sum(b * math.log(b / a) for a, b in zip(p, s, strict=True))
+    found = reverse_kl(torch.tensor([s]).log(), torch.tensor([[2.0, 2.0]]), 0.01)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert reverse_kl(Q / 0.01, Q, 0.01).abs().max() < 1e-5
+
+
+def test_the_scale_of_a_dataset() -> None:
+    found = scale(torch.tensor([[1.0, 3.0, 2.5], [0.0, 0.0, 4.0], [5.0, 1.0, 4.0]]))
+    assert found.gap == pytest.approx(1.0)
+    assert found.mean == pytest.approx(20.5 / 9)
+    assert scale(torch.ones(4, 1)) == Scale(1.0, 1.0, 0.0)
+
+
+def test_a_normalised_mse_does_not_see_the_games_scale() -> None:
+    student = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    small, large = Q, 300 * Q - 7
+    one, other = (loss_B("normalised-mse", student, q, 0.01, scale(q)) for q in (small, large))
+    assert torch.allclose(one, other, rtol=1e-4)
+    exact = (large - scale(large).mean) / scale(large).deviation
+    assert kl(policy_logits("normalised-mse", exact, 0.5, scale(large)), large, 0.5).abs().max() < 1e-3
 
 
 def test_regret_and_policy() -> None:

@@ -1,18 +1,20 @@
 """A student copies a known teacher exactly; a resumed run is the undisturbed run, to the bit."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.agents.device import Compute
+from pipeline.agents.networks import NetworkSpec, new_network
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.distill.losses import LossName
 from pipeline.distill.offline import DistillConfig, Objective, Student, learning_rate, train
 from tests.fakes import LENGTH, SMALL, corridor_dataset, draw, optimal_q
 
+CPU = Compute(torch.device("cpu"), "float32")
 CONFIG = DistillConfig(
     batch=32,
     optimizer="adam",
@@ -48,12 +50,43 @@ def student(dataset: Dataset, loss: LossName = "kl", updates: int = 60, **change
     )
 
 
-@pytest.mark.parametrize("loss", ["kl", "nll", "mse"])
+@pytest.mark.parametrize("loss", get_args(LossName))
 def test_the_student_prefers_what_the_teacher_prefers(dataset: Dataset, loss: LossName) -> None:
     learned = student(dataset, loss, updates=150)
     *_, last = train(learned)
     assert last.metrics["agreement"] == 1.0
     assert last.metrics["regret"] == 0.0
+
+
+def test_a_temperature_may_be_in_gaps(dataset: Dataset) -> None:
+    made = [
+        Student(CONFIG, Objective(loss="kl", temperature=t, per_gap=per), SMALL, dataset, 9, CPU, 0)
+        for t, per in ((0.5, True), (0.05, False))
+    ]
+    assert made[0].temperature == pytest.approx(0.5 * made[0].scale.gap)
+    assert made[1].temperature == 0.05
+
+
+def test_feature_regression_brings_the_students_features_to_the_teachers(dataset: Dataset) -> None:
+    teacher = new_network(NetworkSpec(channels=(4, 4, 4), hidden=24), {"Corridor": 2}, CPU.device, 5)
+    objective = Objective(loss="kl", temperature=0.05, feature_weight=0.1)
+    learned = Student(dataclasses.replace(CONFIG, schedule="constant"), objective, SMALL, dataset, 200, CPU, 0, teacher)
+    obs = learned.gather(learned.train_N[:64])[0]
+
+    def distance() -> float:
+        assert learned.bridge is not None
+        with torch.inference_mode():
+            return float((learned.bridge(learned.network.features(obs)) - teacher.features(obs)).square().sum(1).mean())
+
+    before = distance()
+    *_, last = train(learned)
+    assert distance() < before / 10
+    assert last.metrics["agreement"] == 1.0
+    again = Student(learned.config, objective, SMALL, dataset, 200, CPU, 1, teacher)
+    again.load_state_dict(learned.state_dict())
+    assert again.bridge is not None
+    assert learned.bridge is not None
+    assert torch.equal(again.bridge.weight, learned.bridge.weight)
 
 
 def test_an_mse_student_has_the_teachers_q_values(dataset: Dataset) -> None:

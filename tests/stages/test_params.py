@@ -48,7 +48,7 @@ def test_an_unknown_key(tmp_path: Path) -> None:
 def test_a_mistyped_value(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"datasets.Pong.states = '1e5': .*integer"):
         params.load(edited(tmp_path, lambda raw: raw["datasets"]["Pong"].update(states="1e5")))
-    with pytest.raises(ValueError, match=r"students.kl-net2.loss = 'kll': .*'kl', 'nll' or 'mse'"):
+    with pytest.raises(ValueError, match=r"students.kl-net2.loss = 'kll': .*'kl', 'nll', .*"):
         params.load(edited(tmp_path, lambda raw: raw["students"]["kl-net2"].update(loss="kll")))
     with pytest.raises(ValueError, match=r"choose a divisor"):
         params.load(edited(tmp_path, lambda raw: raw["teacher_presets"]["pqn-atari"]["pqn"].update(minibatch=100)))
