@@ -17,7 +17,6 @@ import torch
 from benchmarks.timing import rates
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import NETWORKS
-from pipeline.datasets.loader import batch_steps
 from pipeline.datasets.reader import open_dataset
 from pipeline.distill.offline import Objective, Student, train
 from stages import params
@@ -32,7 +31,7 @@ def main(path: Path) -> None:
         compute = Compute(torch.device("cpu"), config.precision)
         student = Student(config, Objective(loss="kl", temperature=0.01), NETWORKS[name], dataset, 10**9, compute, 0)
         steps = train(student)
-        fixed = student.gather(batch_steps(student.train_N, config.batch, 0, 0))
+        fixed = student.batch(0)
 
         def stored() -> int:
             for _ in itertools.islice(steps, UPDATES // 50):

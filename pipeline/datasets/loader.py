@@ -1,20 +1,29 @@
-"""Minibatches for distillation: which steps, in which order, and the states at them.
+"""Minibatches for distillation: which steps, in which order, and the frames that their states are made of.
 
-The order is a pure function of (seed, epoch, position), so a resumed run sees the batches that an undisturbed one would.
+Everything is a pure function of (seed, update), so a resumed run sees the batches that an undisturbed one would. A dataset that
+fits the memory it is given stays there whole, and an epoch is one permutation of its states. A larger one is read in windows:
+its blocks of 8,192 steps are dealt to windows anew every epoch, the states of a window are permuted, and while one is learned
+from the next is read.
 
-Dimensions: B batch, N steps, C stacked frames, H W pixels, A actions.
+Dimensions: B batch, N steps, M frames in memory, C stacked frames, H W pixels, A actions.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets.reader import Dataset, episode_starts
-from pipeline.datasets.schema import SHARD
+from pipeline.datasets.schema import SMALL_CHUNK
 from pipeline.seeding import stream
+
+BLOCK: Final = SMALL_CHUNK
+"""Steps that are read at a time: whole chunks of every array."""
+_FRAME: Final = 84 * 84
 
 
 class Split(NamedTuple):
@@ -37,43 +46,146 @@ def split_episodes(dataset: Dataset, fraction: float, seed: int) -> Split:
     )
 
 
-def batch_steps(step_N: npt.NDArray[np.int64], size: int, seed: int, update: int) -> npt.NDArray[np.int64]:
-    """The steps of minibatch `update` (from 0): each epoch is a fresh permutation, its incomplete last batch dropped."""
-    if size > len(step_N):
-        raise ValueError(f"a batch of {size} does not fit into {len(step_N)} training states: collect more or lower the batch")
-    epoch, position = divmod(update, len(step_N) // size)
-    return step_N[_permutation(len(step_N), seed, epoch)[position * size : (position + 1) * size]]
+class Frames:
+    """The frames of some blocks of a dataset, each with those that the stacks of its first steps reach back to.
 
-
-_last: tuple[tuple[int, int, int], npt.NDArray[np.int64]] | None = None
-
-
-def _permutation(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    global _last  # noqa: PLW0603 - one epoch's order, kept because every batch of the epoch asks for it
-    key = (count, seed, epoch)
-    if _last is None or _last[0] != key:
-        _last = (key, stream(seed, "batches", epoch).permutation(count))
-    return _last[1]
-
-
-class Resident:
-    """A whole dataset in memory, one frame per state, as the gather below wants it.
-
-    `stack_index(steps)` gives, for each state, the rows of `frame_MHW` that make its stack; row N is black.
+    `stack_index(steps)` gives, for each state, the rows of `frame_MHW` that make its stack; the last row is black.
     """
 
-    def __init__(self, dataset: Dataset, depth: int = 4) -> None:
-        self.frame_MHW = np.zeros((len(dataset) + 1, 84, 84), dtype=np.uint8)
-        self.q_NA = np.zeros((len(dataset), dataset.manifest.actions), dtype=np.float32)
-        for start in range(0, len(dataset), SHARD):
-            stop = min(start + SHARD, len(dataset))
-            self.frame_MHW[start:stop] = dataset.read("frame", start, stop)
-            self.q_NA[start:stop] = dataset.read("q", start, stop)
-        self._black = len(dataset)
-        self._start_N = episode_starts(dataset.episodes, np.arange(len(dataset)))
-        self._offsets_C = np.arange(1 - depth, 1)
+    def __init__(self, dataset: Dataset, blocks: Sequence[int], start_N: npt.NDArray[np.int64], depth: int) -> None:
+        lead = depth - 1
+        extents = [(max(0, block * BLOCK - lead), min((block + 1) * BLOCK, len(dataset))) for block in blocks]
+        self.frame_MHW = np.empty((sum(stop - start for start, stop in extents) + 1, 84, 84), dtype=np.uint8)
+        self._start_N = start_N
+        self._offset = np.zeros(-(-len(dataset) // BLOCK), dtype=np.int64)  # what to add to a step of a block to get its row
+        self._offsets_C = np.arange(-lead, 1)
+        row = 0
+        for block, (start, stop) in zip(blocks, extents, strict=True):
+            self.frame_MHW[row : row + stop - start] = dataset.read("frame", start, stop)
+            self._offset[block] = row - start
+            row += stop - start
+        self.frame_MHW[row] = 0
 
     def stack_index(self, step_B: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows (B, C) of `frame_MHW`, oldest frame first."""
         wanted_BC = step_B[:, None] + self._offsets_C
-        return np.where(wanted_BC < self._start_N[step_B, None], self._black, wanted_BC)
+        row_BC = wanted_BC + self._offset[step_B // BLOCK, None]
+        return np.where(wanted_BC < self._start_N[step_B, None], len(self.frame_MHW) - 1, row_BC)
+
+
+class Window(NamedTuple):
+    """Blocks that are in memory together in an epoch; window 0 of epoch 0 comes first."""
+
+    epoch: int
+    number: int
+
+
+class Loader:
+    """Minibatches of `batch` training states, out of memory of at most `memory` bytes.
+
+    `order(n)` is the first n training states; `place(update)` tells where a minibatch lies; `frames(window)` brings its
+    frames, from the background if they are the next ones. All Q-values stay in memory (`q_NA`).
+    """
+
+    def __init__(self, dataset: Dataset, *, batch: int, held_out: float, seed: int, memory: int, depth: int = 4) -> None:
+        self._dataset, self._batch, self._seed, self._depth = dataset, batch, seed, depth
+        split = split_episodes(dataset, held_out, seed)
+        self.train_N, self.held_out_N = split
+        if batch > len(self.train_N):
+            raise ValueError(
+                f"a batch of {batch} does not fit into {len(self.train_N)} training states: collect more or lower the batch"
+            )
+        count = -(-len(dataset) // BLOCK)
+        bounds = np.searchsorted(split.train_N, np.arange(count + 1) * BLOCK)
+        self._train_of = [split.train_N[bounds[i] : bounds[i + 1]] for i in range(count)]  # each block's training steps
+        self._start_N = episode_starts(dataset.episodes, np.arange(len(dataset)))
+        self.q_NA = dataset.read("q", 0, len(dataset))
+        self._window_blocks = _blocks_of_a_window(dataset, self.q_NA.nbytes, memory, depth)
+        self._begins = [0]  # the update at which each epoch begins
+        self._plans: dict[int, list[list[int]]] = {}
+        self._order: tuple[Window, npt.NDArray[np.int64]] | None = None
+        self._background = ThreadPoolExecutor(1)
+        self._coming: tuple[Window, Future[Frames]] | None = None
+
+    @property
+    def resident(self) -> bool:
+        """Whether the whole dataset is in memory at once."""
+        return self._window_blocks >= len(self._train_of)
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        """The blocks of each window of an epoch."""
+        if epoch not in self._plans:
+            count, size = len(self._train_of), self._window_blocks
+            dealt = range(count) if self.resident else stream(self._seed, "windows", epoch).permutation(count).tolist()
+            windows = [sorted(dealt[i : i + size]) for i in range(0, count, size)]
+            self._plans = {**dict(list(self._plans.items())[-1:]), epoch: windows}
+        return self._plans[epoch]
+
+    def _batches(self, epoch: int) -> list[int]:
+        """Whole minibatches of each window; a window's incomplete last one is dropped."""
+        return [sum(len(self._train_of[block]) for block in blocks) // self._batch for blocks in self._plan(epoch)]
+
+    def place(self, update: int) -> tuple[Window, npt.NDArray[np.int64]]:
+        """The window and the steps of minibatch `update`, from 0."""
+        while update >= self._begins[-1]:
+            whole = sum(self._batches(len(self._begins) - 1))
+            if not whole:
+                raise ValueError(f"no window of dataset {self._dataset.folder} holds a batch of {self._batch}: raise memory_gb")
+            self._begins.append(self._begins[-1] + whole)
+        epoch = int(np.searchsorted(self._begins, update, side="right")) - 1
+        ends = np.cumsum([0, *self._batches(epoch)])
+        position = update - self._begins[epoch]
+        window = Window(epoch, int(np.searchsorted(ends, position, side="right")) - 1)
+        first = int(position - ends[window.number]) * self._batch
+        return window, self._ordered(window)[first : first + self._batch]
+
+    def order(self, count: int) -> tuple[Window, npt.NDArray[np.int64]]:
+        """The first `count` training steps of the first window, or all of them."""
+        return Window(0, 0), self._ordered(Window(0, 0))[:count]
+
+    def _ordered(self, window: Window) -> npt.NDArray[np.int64]:
+        if self._order is None or self._order[0] != window:
+            steps = np.concatenate([self._train_of[block] for block in self._plan(window.epoch)[window.number]])
+            names = (window.epoch, *([window.number] if window.number else []))
+            self._order = (window, steps[stream(self._seed, "batches", *names).permutation(len(steps))])
+        return self._order[1]
+
+    def frames(self, window: Window) -> Frames:
+        """The frames of a window; reading the next one begins."""
+        if self._coming is not None and self._coming[0] == window:
+            found = self._coming[1].result()
+        else:
+            found = self._read(self._plan(window.epoch)[window.number])
+        if not self.resident:
+            last = window.number + 1 == len(self._plan(window.epoch))
+            following = Window(window.epoch + 1, 0) if last else Window(window.epoch, window.number + 1)
+            self._coming = (following, self._background.submit(self._read, self._plan(following.epoch)[following.number]))
+        return found
+
+    def _read(self, blocks: Sequence[int]) -> Frames:
+        return Frames(self._dataset, blocks, self._start_N, self._depth)
+
+    def states(self, step_N: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The states (N, C, 84, 84) at these steps, in ascending order, read block by block."""
+        parts = []
+        for block in np.unique(step_N // BLOCK):
+            frames = self._read([int(block)])
+            parts.append(frames.frame_MHW[frames.stack_index(step_N[step_N // BLOCK == block])])
+        return np.concatenate(parts)
+
+
+def _blocks_of_a_window(dataset: Dataset, labels: int, memory: int, depth: int) -> int:
+    """How many blocks may be in memory at once: all of them if they fit, else half of what does, less one being decoded."""
+    count = -(-len(dataset) // BLOCK)
+    beside = labels + 16 * len(dataset)  # Q-values, training steps, episode starts
+    if beside + (len(dataset) + BLOCK) * _FRAME <= memory:
+        return count
+    block = (BLOCK + depth - 1) * _FRAME
+    fit = ((memory - beside) // block - 1) // 2
+    if fit < 1:
+        least = (beside + 3 * block) / 1e9
+        raise ValueError(
+            f"dataset {dataset.folder} does not fit into {memory / 1e9:g} GB of memory, nor do windows of it: raise memory_gb "
+            f"to {least:.1f} at least"
+        )
+    return int(min(fit, count))

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.agents.device import Compute, Precision
 from pipeline.agents.initialise import standardise
 from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
-from pipeline.datasets.loader import Resident, batch_steps, split_episodes
+from pipeline.datasets.loader import Frames, Loader, Window
 from pipeline.datasets.reader import Dataset
 from pipeline.distill import losses
 from pipeline.distill.losses import LossName
@@ -37,7 +37,8 @@ class DistillConfig:
     Every `validate_every` updates the student is measured on up to `validation_states` states of held-out episodes
     (`held_out` is their fraction); the weights of the lowest held-out loss, its own, are the result (a student of NLL moves
     away from the teacher's tempered policy while it learns). `standardise` starts from the data-dependent initialisation of
-    `agents.initialise`.
+    `agents.initialise`. Frames take at most `memory_gb` of memory: a dataset that does not fit is read in windows, whose order
+    is another (`datasets.loader`).
     """
 
     batch: int
@@ -51,6 +52,7 @@ class DistillConfig:
     held_out: float
     validate_every: int
     validation_states: int
+    memory_gb: float = 8.0
 
     def __post_init__(self) -> None:
         if min(self.batch, self.validate_every, self.validation_states) < 1 or self.warmup_updates < 0:
@@ -100,14 +102,16 @@ class Student:
         self.config, self.objective, self.compute, self.seed = config, objective, compute, seed
         self.budget = updates
         self.updates = 0
-        split = split_episodes(dataset, config.held_out, seed)
-        self.train_N = split.train_N
-        every = max(1, math.ceil(len(split.held_out_N) / config.validation_states))
-        self._held_out_N = split.held_out_N[::every]
-        self._data = Resident(dataset, spec.stack)
-        self._frame_MHW = torch.from_numpy(self._data.frame_MHW).to(compute.device)
-        self._q_NA = torch.from_numpy(self._data.q_NA).to(compute.device)
-        self.scale = losses.scale(torch.from_numpy(self._data.q_NA[self.train_N]))
+        memory = int(config.memory_gb * 1e9)
+        self._loader = Loader(dataset, batch=config.batch, held_out=config.held_out, seed=seed, memory=memory, depth=spec.stack)
+        self._q_NA = torch.from_numpy(self._loader.q_NA).to(compute.device)
+        self._window: Window | None = None
+        self._frames: Frames | None = None
+        self._frame_MHW = torch.empty(0)
+        held_out_N = self._loader.held_out_N
+        self._held_out_N = held_out_N[:: max(1, math.ceil(len(held_out_N) / config.validation_states))]
+        self._held_out_NCHW = None if self._loader.resident else torch.from_numpy(self._loader.states(self._held_out_N))
+        self.scale = losses.scale(self._q_NA[torch.from_numpy(self._loader.train_N)])
         self.temperature = objective.temperature * (self.scale.gap if objective.per_gap else 1.0)
         if not self.temperature > 0:
             raise ValueError(f"dataset {dataset.folder}: its median Q-gap is 0, so no temperature can be relative to it")
@@ -115,7 +119,7 @@ class Student:
         heads = {game: dataset.manifest.actions}
         self.network = new_network(spec, heads, compute.device, integer(seed, "student", "weights"))
         if config.standardise:
-            obs_BCHW, q_BA = self.gather(batch_steps(self.train_N, min(INITIAL_STATES, len(self.train_N)), seed, 0))
+            obs_BCHW, q_BA = self.gather(*self._loader.order(INITIAL_STATES))
             outputs = {"mse": q_BA, "normalised-mse": (q_BA - self.scale.mean) / self.scale.deviation}
             standardise(self.network, game, obs_BCHW, outputs.get(objective.loss))
         self.bridge, self._teacher = None, None
@@ -153,11 +157,28 @@ class Student:
         self.updates, self.best_weights, self.curve = state["updates"], state["best_weights"], state["curve"]
         self.best_loss, self.best_updates = state["best"]
 
-    def gather(self, step_B: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """States (B, C, H, W) and Q-values (B, A) at these steps, on the device."""
-        index_BC = torch.from_numpy(self._data.stack_index(step_B)).to(self.compute.device)
+    def gather(self, window: Window, step_B: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """States (B, C, H, W) and Q-values (B, A) at these steps of a window, on the device."""
+        if self._frames is None or (window != self._window and not self._loader.resident):
+            self._frames, self._frame_MHW = None, torch.empty(0)  # or two windows would be here when the third is begun
+            self._frames, self._window = self._loader.frames(window), window
+            self._frame_MHW = torch.from_numpy(self._frames.frame_MHW).to(self.compute.device)
+        index_BC = torch.from_numpy(self._frames.stack_index(step_B)).to(self.compute.device)
         obs_BCHW = self._frame_MHW.index_select(0, index_BC.flatten()).view(*index_BC.shape, 84, 84)
-        return obs_BCHW, self._q_NA.index_select(0, torch.from_numpy(step_B).to(self.compute.device))
+        return obs_BCHW, self._labels(step_B)
+
+    def _labels(self, step_B: npt.NDArray[np.int64]) -> Tensor:
+        return self._q_NA.index_select(0, torch.from_numpy(step_B).to(self.compute.device))
+
+    def batch(self, update: int) -> tuple[Tensor, Tensor]:
+        """States and Q-values of minibatch `update`."""
+        return self.gather(*self._loader.place(update))
+
+    def _held_out(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        step_B = self._held_out_N[start:stop]
+        if self._held_out_NCHW is None:
+            return self.gather(Window(0, 0), step_B)
+        return self._held_out_NCHW[start:stop].to(self.compute.device), self._labels(step_B)
 
     def update(self, obs_BCHW: Tensor, q_BA: Tensor) -> Tensor:
         """One gradient step; returns the batch's mean loss, on the device."""
@@ -186,7 +207,7 @@ class Student:
         sums = torch.zeros(4, dtype=torch.float64)
         name, temperature = self.objective.loss, self.temperature
         for start in range(0, len(self._held_out_N), 512):
-            obs_BCHW, q_BA = self.gather(self._held_out_N[start : start + 512])
+            obs_BCHW, q_BA = self._held_out(start, start + 512)
             with torch.inference_mode():
                 student_BA = self.network(obs_BCHW)
             logits_BA = losses.policy_logits(name, student_BA, temperature, self.scale)
@@ -235,8 +256,7 @@ def train(student: Student) -> Iterator[Progress]:
     config = student.config
     recent: list[Tensor] = []
     while student.updates < student.budget:
-        step_B = batch_steps(student.train_N, config.batch, student.seed, student.updates)
-        recent.append(student.update(*student.gather(step_B)))
+        recent.append(student.update(*student.batch(student.updates)))
         done = student.updates
         validating = done % config.validate_every == 0 or done == student.budget
         if not validating and done % 50:

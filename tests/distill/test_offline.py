@@ -9,6 +9,7 @@ import torch
 
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import NetworkSpec, new_network
+from pipeline.datasets import loader
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.distill.losses import LossName
 from pipeline.distill.offline import DistillConfig, Objective, Student, learning_rate, train
@@ -71,7 +72,7 @@ def test_feature_regression_brings_the_students_features_to_the_teachers(dataset
     teacher = new_network(NetworkSpec(channels=(4, 4, 4), hidden=24), {"Corridor": 2}, CPU.device, 5)
     objective = Objective(loss="kl", temperature=0.05, feature_weight=0.1)
     learned = Student(dataclasses.replace(CONFIG, schedule="constant"), objective, SMALL, dataset, 200, CPU, 0, teacher)
-    obs = learned.gather(learned.train_N[:64])[0]
+    obs = learned.batch(0)[0]
 
     def distance() -> float:
         assert learned.bridge is not None
@@ -113,6 +114,23 @@ def test_resume_gives_the_same_weights(dataset: Dataset) -> None:
     assert second.best_updates == undisturbed.best_updates
     for name, value in undisturbed.network.state_dict().items():
         assert torch.equal(value, second.network.state_dict()[name])
+
+
+def test_in_windows_it_learns_and_resumes_too(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "BLOCK", 32)
+    little = (len(dataset) * (4 * 2 + 16) + 5 * 35 * 84 * 84) / 1e9  # windows of two blocks
+    undisturbed = student(dataset, updates=150, memory_gb=little)
+    assert not undisturbed._loader.resident
+    *_, last = train(undisturbed)
+    assert last.metrics["agreement"] == 1.0
+    first = student(dataset, updates=150, memory_gb=little)
+    for p in train(first):
+        if p.done >= 100:
+            break
+    second = student(dataset, updates=150, memory_gb=little)
+    second.load_state_dict(first.state_dict())
+    list(train(second))
+    assert second.curve == undisturbed.curve
 
 
 def test_seeds_differ(dataset: Dataset) -> None:

@@ -8,7 +8,6 @@ import torch
 
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import NETWORKS
-from pipeline.datasets.loader import batch_steps
 from pipeline.datasets.reader import open_dataset
 from pipeline.distill.offline import Objective, Student
 from tests.distill.test_offline import CONFIG
@@ -23,7 +22,7 @@ def fit(*, standardise: bool) -> tuple[float, float]:
     )
     objective = Objective(loss="kl", temperature=0.01)
     student = Student(config, objective, NETWORKS["net2"], open_dataset(SAMPLE), 80, Compute(torch.device("cpu"), "float32"), 0)
-    batch = student.gather(batch_steps(student.train_N, 64, 0, 0))
+    batch = student.batch(0)
     losses = [float(student.update(*batch)) for _ in range(80)]
     assert np.isfinite(losses).all()
     return losses[0], losses[-1]
