@@ -88,7 +88,8 @@ class EzGreedy:
 
     A free slot begins, with probability `epsilon`, to repeat a uniform action for n steps, P(n) ~ n ** -exponent (the zeta
     distribution, cut at 10,000), so that games in which a single random action leads nowhere are explored at all. Slots keep
-    what they hold from step to step, so every call must ask about all of them; a new episode starts free.
+    what they hold from step to step, so every call must ask about all of them; a new episode starts free. While `holding` is
+    False n is 1, as in epsilon-greedy.
     """
 
     def __init__(self, q_values: QFunction, epsilon: float | npt.NDArray[np.float64], exponent: float, width: int) -> None:
@@ -96,6 +97,7 @@ class EzGreedy:
             raise ValueError(f"the exponent of the holding time is {exponent:g}, it must exceed 1: Dabney et al. use 2")
         self.q_values = q_values
         self.epsilon = epsilon
+        self.holding = True
         weight = np.arange(1.0, LONGEST_HOLD + 1) ** -exponent
         self._cumulative = np.cumsum(weight / weight.sum())
         self._left_B = np.zeros(width, dtype=np.int64)
@@ -110,7 +112,7 @@ class EzGreedy:
         begins_B, chance_B = explore(self.epsilon, q_BA.shape[1], seed_B, step_B)
         begins_B &= self._left_B == 0
         hold_B = 1 + np.searchsorted(self._cumulative, uniform(seed_B, step_B, 2)).clip(max=LONGEST_HOLD - 1)
-        self._left_B = np.where(begins_B, hold_B, self._left_B)
+        self._left_B = np.where(begins_B, hold_B if self.holding else 1, self._left_B)
         self._held_B = np.where(begins_B, chance_B, self._held_B)
         random_B = self._left_B > 0
         self._left_B -= random_B

@@ -35,7 +35,8 @@ class PqnConfig:
     `learning_rate` falls linearly to `learning_rate_end`. Epsilon falls linearly from 1 over the first
     `exploration_fraction` of the steps to a ladder over the environments, log-spaced from `epsilon_low` to
     `epsilon_high`: data and scores are taken at epsilon = 0.05, so the teacher must have met its own mistakes.
-    With `hold_exponent` a random action is held (ez-greedy, see `policies.EzGreedy`).
+    With `hold_exponent` a random action is held (ez-greedy, see `policies.EzGreedy`), until the fraction `hold_until` of the
+    steps is spent: holding finds the way, but a fifth of what is then lived through is noise.
     `target_epsilon` is the epsilon whose epsilon-greedy policy the targets value (Expected SARSA); 0 is Q-learning, whose
     policy counts on never slipping and keeps no margin for it. `average_decay` is the decay, per update, of the moving
     average of the weights that is evaluated and published (Polyak and Juditsky 1992): the last minibatches sway a policy
@@ -55,6 +56,7 @@ class PqnConfig:
     epsilon_high: float
     exploration_fraction: float
     hold_exponent: float | None = None
+    hold_until: float | None = None
     target_epsilon: float
     average_decay: float
     clip_rewards: bool
@@ -65,6 +67,8 @@ class PqnConfig:
             raise ValueError("envs, horizon, epochs and minibatch are at least 1")
         if not 0 < self.epsilon_low <= self.epsilon_high <= 1:
             raise ValueError("epsilons are 0 < epsilon_low <= epsilon_high <= 1")
+        if self.hold_until is not None and (self.hold_exponent is None or not 0 < self.hold_until <= 1):
+            raise ValueError(f"hold_until is {self.hold_until:g}: a fraction of the steps, of a preset with a hold_exponent")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay is {self.average_decay}, not in [0, 1): 0.999 averages about 1,000 updates")
         if (self.envs * self.horizon) % self.minibatch:
@@ -162,6 +166,10 @@ class PqnLearner:
         annealed = min(1.0, self.tally.steps / max(1.0, c.exploration_fraction * self.budget))
         return np.asarray(1.0 + annealed * (final_B - 1.0))
 
+    def holding(self) -> bool:
+        """Whether random actions are held at this moment."""
+        return self.config.hold_until is None or self.tally.steps < self.config.hold_until * self.budget
+
     def q_values(self, obs_BCHW: npt.NDArray[np.uint8], t: int) -> Tensor:
         """Q-values of the states of step t of the horizon; keeps the states on the device for `update`."""
         kept_BCHW = self._obs_TBHWC[t].permute(0, 3, 1, 2)
@@ -216,11 +224,12 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
         seconds["forward"] += time.perf_counter() - start
         return np.asarray(q_BA)
 
-    policy: EpsilonGreedy | EzGreedy = (
-        EpsilonGreedy(q_values, learner.epsilon_B())
-        if c.hold_exponent is None
-        else EzGreedy(q_values, learner.epsilon_B(), c.hold_exponent, c.envs)
-    )
+    policy: EpsilonGreedy | EzGreedy
+    if c.hold_exponent is None:
+        policy = EpsilonGreedy(q_values, learner.epsilon_B())
+    else:
+        policy = EzGreedy(q_values, learner.epsilon_B(), c.hold_exponent, c.envs)
+        policy.holding = learner.holding()
     action_TB = torch.zeros((c.horizon, c.envs), dtype=torch.int64)
     reward_TB = torch.zeros((c.horizon, c.envs))
     done_TB = torch.zeros((c.horizon, c.envs))
@@ -246,6 +255,8 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
         seconds["environment"] = time.perf_counter() - began - seconds["forward"] - seconds["update"]
         slot = 0
         policy.epsilon = learner.epsilon_B()
+        if isinstance(policy, EzGreedy):
+            policy.holding = learner.holding()
         yield Progress(
             done=tally.steps,
             total=learner.budget,

@@ -74,3 +74,13 @@ def test_ez_greedy_without_chance_is_greedy_and_a_new_episode_starts_free() -> N
     policy.epsilon = 0.0
     assert policy(states(1), seed_B, np.ones(64, dtype=np.int64)).random_B.any()  # still held
     assert not policy(states(1), seed_B, np.zeros(64, dtype=np.int64)).random_B.any()
+
+
+def test_ez_greedy_that_no_longer_holds_is_epsilon_greedy() -> None:
+    q_BA = np.random.default_rng(0).random((64, 4)).astype(np.float32)
+    held, plain = EzGreedy(lambda _: q_BA, 0.3, 2.0, 64), EpsilonGreedy(lambda _: q_BA, 0.3)
+    held.holding = False
+    for t in range(5):
+        one, other = (policy(states(1), np.arange(64), np.full(64, t)) for policy in (held, plain))
+        assert np.array_equal(one.action_B, other.action_B)
+        assert np.array_equal(one.random_B, other.random_B)

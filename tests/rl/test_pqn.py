@@ -1,6 +1,7 @@
 """PQN: its targets by hand, and that it learns a world whose optimal Q-values are known."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,16 @@ def test_epsilon_falls_to_a_ladder() -> None:
     agent.tally.steps = 200
     assert agent.epsilon_B()[0] == pytest.approx(0.1)
     assert agent.epsilon_B()[-1] == pytest.approx(0.5)
+
+
+def test_holding_ends_with_its_share_of_the_steps() -> None:
+    config = replace(CONFIG, hold_exponent=2.0, hold_until=0.5)
+    learner = PqnLearner(config, 1000, SMALL_NORM, {"Corridor": 2}, Compute(torch.device("cpu"), "float32"), 0)
+    assert learner.holding()
+    learner.tally.steps = 500
+    assert not learner.holding()
+    with pytest.raises(ValueError, match="of a preset with a hold_exponent"):
+        replace(CONFIG, hold_until=0.5)
 
 
 def test_a_minibatch_must_divide_the_horizon() -> None:
