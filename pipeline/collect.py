@@ -159,6 +159,8 @@ def play(task: Task) -> dict[int, list[EpisodeRow]]:
                     done.finish(terminated=bool(step.terminated_B[slot]), truncated=bool(step.truncated_B[slot]))
                 )
                 if len(finished[index]) == BLOCK_EPISODES:
+                    if not folder.exists(f"teacher/{TEACHER[0]}"):
+                        return receipts  # the collection is over and its folder gone: nothing is left behind there
                     receipts[index] = blocks.write_block(folder, index, finished.pop(index))
     return receipts
 

@@ -30,6 +30,7 @@ WIDTH: Final = 16
 LONGEST_SKIP: Final = 60
 MOST_NOOPS: Final = 1_000
 """More than these, and a stranger's dataset could keep us playing for ever."""
+MOST_SEEDS: Final = 2**31
 LABELS: Final = 512
 """States that the teacher is asked about at once."""
 
@@ -65,10 +66,10 @@ def rederive(dataset: Dataset, indices: list[int], q_values: QFunction | None, f
     Without `q_values` of the teacher only the world is checked. ValueError where this machine's world is another one.
     """
     config = _environment(dataset)
-    collection = dataset.manifest.collection
-    epsilon = collection.get("epsilon") if collection.get("policy") == "epsilon-greedy" else None
-    if epsilon is not None and not isinstance(epsilon, int | float):
-        raise ValueError(f"dataset {dataset.folder}: its epsilon is {epsilon!r}, not a number: do not trust it")
+    epsilon = _epsilon(dataset)
+    indices = [index for index in indices if not _unplayable(dataset, index, faults)]
+    if not indices:
+        return
     world = SlotWorld(dataset.manifest.game, config, width=min(WIDTH, len(indices)))
     total = sum(dataset.episodes[index].length for index in indices)
     done = 0
@@ -94,6 +95,32 @@ def rederive(dataset: Dataset, indices: list[int], q_values: QFunction | None, f
             yield Progress(done=done, total=total, unit="states", metrics={})
             if not waiting:
                 break  # a cut or faulty episode need not be played to its end
+
+
+def _epsilon(dataset: Dataset) -> float | None:
+    """The epsilon of the seeded epsilon-greedy policy that acted; None if another one did."""
+    collection = dataset.manifest.collection
+    epsilon = collection.get("epsilon") if collection.get("policy") == "epsilon-greedy" else None
+    if epsilon is not None and not isinstance(epsilon, int | float):
+        raise ValueError(f"dataset {dataset.folder}: its epsilon is {epsilon!r}, not a number: do not trust it")
+    return epsilon
+
+
+def _unplayable(dataset: Dataset, index: int, faults: list[str]) -> bool:
+    """Whether an episode is none that an emulator could play; says why in `faults`."""
+    row = dataset.episodes[index]
+    action_T = dataset.read("action", row.start, row.start + row.length)
+    if not 0 <= row.seed < MOST_SEEDS:
+        faults.append(f"dataset {dataset.folder}: episode {index} has seed {row.seed}, under which no episode can be played")
+    elif action_T.max() >= dataset.manifest.actions:
+        t = int((action_T >= dataset.manifest.actions).argmax())
+        faults.append(
+            f"dataset {dataset.folder}: episode {index} (seed {row.seed}), step {t:,}: has action {action_T[t]}, "
+            f"there are {dataset.manifest.actions}"
+        )
+    else:
+        return False
+    return True
 
 
 def _wrong_labels(dataset: Dataset, row: EpisodeRow, stored: Records, q_values: QFunction) -> Iterator[str]:
@@ -177,4 +204,10 @@ def _wrong_action(step: Step, slot: int, action: int, q_A: npt.NDArray[np.float3
 def described(dataset: Dataset, indices: list[int], q_values: QFunction | None) -> dict[str, Any]:
     """What was played again, for the record."""
     states = sum(dataset.episodes[index].length for index in indices)
-    return {"episodes": len(indices), "states": states, "labels": q_values is not None, "tolerance": TOLERANCE}
+    return {
+        "episodes": len(indices),
+        "states": states,
+        "actions": _epsilon(dataset) is not None,
+        "labels": q_values is not None,
+        "tolerance": TOLERANCE,
+    }

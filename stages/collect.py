@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -71,6 +72,8 @@ def run(
     }
     name = target.url.rstrip("/").split("/")[-1]
     if target.local is None:
+        if re.fullmatch(r"[^:]+://[^/]+/*", target.url):
+            raise ValueError(f"{target} is a whole bucket: name a folder in it, {target.url.rstrip('/')}/{config.game}")
         work = layout.work("collect", name, how | {"out": target.url})
         shared = Folder(f"{target.url.rstrip('/')}.blocks/{work.name}")
     else:
@@ -166,7 +169,8 @@ SETTINGS: Final = "settings.json"
 def _refuse_other_settings(work: Path, name: str, how: dict[str, Any]) -> None:
     """ValueError if a collection of the same name with other settings is unfinished: it is not forgotten by accident."""
     for other in sorted(work.parent.glob(f"{name}-*")):
-        if other != work and (other / SETTINGS).is_file():
+        ours = re.fullmatch(re.escape(name) + "-[0-9a-f]+", other.name)  # and not NAME-BEST-DIGEST
+        if ours and other != work and (other / SETTINGS).is_file():
             told = _differences(json.loads((other / SETTINGS).read_text()), how)
             raise ValueError(
                 f"an unfinished collection of {name} has other settings ({told}): finish it with those, or remove {other}"

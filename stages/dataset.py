@@ -122,6 +122,8 @@ def verify(session: Any, /, place: str, percent: str | None, teacher: Path | Non
     from pipeline.datasets.verify import verify as check
     from stages.runlog import say, show
 
+    if percent is None and (teacher is not None or seed is not None):
+        raise ValueError("--teacher and --seed choose how to play episodes again: add --rederive PERCENT")
     share = None if percent is None else _share(percent)
     with _opened(place) as opened:
         found: list[str] = []
@@ -139,6 +141,8 @@ def verify(session: Any, /, place: str, percent: str | None, teacher: Path | Non
                 pass
             more = {"rederived": described(opened, chosen, q_values)}
             good += f"; {len(chosen)} of them, played again, came out the same"
+            for what, checked in (("actions", "their policy is unknown"), ("labels", "no teacher at hand")):
+                good += "" if more["rederived"][what] else f" ({what} not checked: {checked})"
         _verdict(opened, found, good, as_json, more)
 
 
@@ -230,9 +234,14 @@ def view(place: str, indices: tuple[int, ...], out: Path | None, verbose: bool) 
     click.echo(path)
 
 
-out_option = click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the new dataset."
-)
+def _here(_: click.Context, __: click.Parameter, out: str) -> Path:
+    """The folder of --out. ValueError for a URL."""
+    if "://" in out:
+        raise ValueError(f"--out {out} is a URL: write to a folder here, then copy or `dvc push` it")
+    return Path(out)
+
+
+out_option = click.option("--out", callback=_here, required=True, metavar="DIR", help="Folder to be made.")
 
 
 @contextmanager
@@ -296,7 +305,7 @@ def subset(place: str, out: Path, **bounds: Any) -> None:
 @place
 @click.option("--into", multiple=True, required=True, metavar="NAME=PERCENT", help="A part, e.g. train=90. Give all of them.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which episodes go where.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the parts' folders.")
+@click.option("--out", callback=_here, required=True, metavar="DIR", help="Folder of the parts' folders.")
 def split(place: str, into: tuple[str, ...], seed: int, out: Path) -> None:
     """All its episodes, each whole in one of several datasets, at random."""
     from pipeline.datasets.edit import split as divide
@@ -337,7 +346,7 @@ def merge(places: tuple[str, ...], out: Path, any_teacher: bool, any_environment
 @place
 @click.option("--to", "form", type=click.Choice(["parquet", "npz", "minari"]), required=True, help="The other format.")
 @click.option("--frames", is_flag=True, help="minari: single frames as observations, a quarter of the size. [default: states]")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of what is written.")
+@out_option
 def export(place: str, form: str, frames: bool, out: Path) -> None:
     """The same data in another format; nothing is lost."""
     from pipeline.datasets.exchange import EXPORTS

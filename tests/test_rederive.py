@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.collect import CollectConfig, Collection
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import Flag, Records
 from pipeline.datasets.verify import verify
-from pipeline.rederive import choose, rederive
+from pipeline.rederive import choose, described, rederive
 from tests.fakes import ENVIRONMENT, rewritten
 
 
@@ -114,3 +115,25 @@ def test_which_episodes_only_the_verifier_knows(honest: Dataset) -> None:
     assert choose(honest, 1.0, 0) == list(range(count))
     assert len(choose(honest, 0.01, 0)) == 1
     assert len({tuple(choose(honest, 2 / count, seed)) for seed in range(20)}) > 1
+
+
+def test_what_no_emulator_could_play_is_told_and_not_played(honest: Dataset, tmp_path: Path) -> None:
+    def edit(index: int, records: Records) -> Records:
+        if index == 0:
+            records.action_N[7] = 200
+        return records
+
+    forged = rewritten(honest, tmp_path / "forged", edit)
+    found: list[str] = []
+    assert list(rederive(forged, [0], None, found)) == []
+    assert found == [f"dataset {forged.folder}: episode 0 (seed 0), step 7: has action 200, there are 4"]
+    rows = (honest.episodes[0]._replace(seed=2**40), *honest.episodes[1:])
+    found = []
+    list(rederive(replace(honest, episodes=rows), [0], None, found))
+    assert "has seed 1099511627776, under which no episode can be played" in found[0]
+
+
+def test_it_says_what_it_did_not_check(honest: Dataset) -> None:
+    assert described(honest, [0], None)["actions"] is True
+    other = replace(honest.manifest, collection={**honest.manifest.collection, "policy": "greedy"})
+    assert described(replace(honest, manifest=other), [0], None)["actions"] is False

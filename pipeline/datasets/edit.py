@@ -114,7 +114,7 @@ def write(folder: Path, parts: Sequence[Part], made_by: Mapping[str, Any]) -> It
             at = begin
             while at < end:
                 if alike and at % schema.SHARD == 0 and end - at >= schema.SHARD and writer.at_boundary:
-                    writer.adopt(dataset.folder, at // schema.SHARD)
+                    writer.adopt(dataset, at // schema.SHARD)
                     at += schema.SHARD
                 else:
                     stop = min(end, at + WINDOW - at % WINDOW)

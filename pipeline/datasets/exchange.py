@@ -92,7 +92,7 @@ def to_minari(dataset: Dataset, folder: Path, *, stacked: bool = True) -> Iterat
 
     manifest = dataset.manifest
     name = f"{manifest.game.lower()}/{manifest.digest[:12]}-v0"
-    place = folder / name / "data"
+    place = folder.resolve() / name / "data"
     place.mkdir(parents=True)
     storage = MinariStorage.new(
         place,
@@ -140,34 +140,19 @@ def from_minari(source: Path, folder: Path, *, game: str | None, labels: str = "
     What this project exported comes back with its provenance and digest; of any other, `game` must be told, and what Minari
     does not record (random actions, lives, the environment's arguments) is not claimed. ValueError says where it does not fit.
     """
-    _minari()
-    from gymnasium.spaces import Box, Discrete
-    from minari.dataset.minari_storage import MinariStorage, is_image_space
-
-    place = source / "data" if (source / "data").is_dir() else source
-    metadata = MinariStorage.read_raw_metadata(place)
-    if missing := [name for name in ("observation_space", "action_space") if name not in metadata]:
-        # Minari would make the environment that the file names, that is, run what a stranger wrote.
-        raise ValueError(f"{source}: its metadata lacks {missing[0]}: update it with a current Minari")
-    storage = MinariStorage.read(place)
-    seen, acts = storage.observation_space, storage.action_space
-    if not isinstance(seen, Box) or seen.dtype != np.uint8:
-        raise ValueError(f"{source}: observations are {seen}, not uint8 frames")
-    if storage.jpeg_encoding and is_image_space(seen):
-        raise ValueError(f"{source}: frames are kept as JPEG, which alters them: record it anew with jpeg_encoding=False")
-    if not isinstance(acts, Discrete) or acts.start != 0:
-        raise ValueError(f"{source}: actions are {acts}, not Discrete(n) from 0")
-
-    actions, identity = int(acts.n), str(metadata.get("dataset_id", source.name))
+    storage, actions, metadata = _open_minari(source)
+    identity = str(metadata.get("dataset_id", source.name))
     origin = parse_manifest(metadata[MANIFEST_KEY], f"{source}: {MANIFEST_KEY}") if MANIFEST_KEY in metadata else None
     if origin is None and game is None:
         raise ValueError(f"{source} does not tell its game: add --game NAME")
+    if origin is not None and game not in (None, origin.game):
+        raise ValueError(f"{source} is of {origin.game}, not of {game}: leave out --game")
     writer = Writer(folder, actions)
     rows: list[EpisodeRow] = []
     total = storage.total_episodes
     notes = storage.get_episode_metadata(range(total))
     for index, (episode, note) in enumerate(zip(storage.get_episodes(range(total)), notes, strict=True)):
-        records = _records(f"{source}: episode {index}", episode, actions, labels)
+        records = _records(f"{source}: episode {index}", episode, actions, labels, ours=origin is not None)
         flags = int(records.flags_N[-1])
         terminated, truncated = bool(flags & Flag.TERMINATED), bool(flags & Flag.TRUNCATED)
         rows.append(
@@ -199,11 +184,55 @@ def from_minari(source: Path, folder: Path, *, game: str | None, labels: str = "
                 "parents": [],
             },
         }
-    writer.finish(rows, game=origin.game if origin else str(game), **told)
+    manifest = writer.finish(rows, game=origin.game if origin else str(game), **told)
+    if origin is not None and manifest.digest != origin.digest:
+        raise ValueError(f"{source} was altered since it was exported: it is {manifest.digest[:12]}, not {origin.digest[:12]}")
 
 
-def _records(where: str, episode: Mapping[str, Any], actions: int, labels: str) -> Records:
-    """A Minari episode's records; ValueError says what of it does not fit."""
+def _open_minari(source: Path) -> tuple[Any, int, dict[str, Any]]:
+    """The storage, the number of actions and the metadata of a Minari dataset. ValueError if it is not one that fits."""
+    _minari()
+    from gymnasium.spaces import Box, Discrete
+    from minari.dataset.minari_storage import MinariStorage, is_image_space
+
+    place = source / "data" if (source / "data").is_dir() else source
+    metadata = MinariStorage.read_raw_metadata(place)
+    if missing := [name for name in ("observation_space", "action_space") if name not in metadata]:
+        # Minari would make the environment that the file names, that is, run what a stranger wrote.
+        raise ValueError(f"{source}: its metadata lacks {missing[0]}: update it with a current Minari")
+    for path in place.rglob("*.hdf5"):
+        _check_contained(path)
+    storage = MinariStorage.read(place)
+    seen, acts = storage.observation_space, storage.action_space
+    if not isinstance(seen, Box) or seen.dtype != np.uint8:
+        raise ValueError(f"{source}: observations are {seen}, not uint8 frames")
+    if storage.jpeg_encoding and is_image_space(seen):
+        raise ValueError(f"{source}: frames are kept as JPEG, which alters them: record it anew with jpeg_encoding=False")
+    if not isinstance(acts, Discrete) or acts.start != 0:
+        raise ValueError(f"{source}: actions are {acts}, not Discrete(n) from 0")
+    return storage, int(acts.n), metadata
+
+
+def _check_contained(path: Path) -> None:
+    """ValueError if an HDF5 file reaches for others: a stranger's could bring any file of this machine into a dataset."""
+    import h5py
+
+    def walk(group: Any) -> Iterator[str]:
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                yield f"{group.name}/{name} is a link"
+            elif isinstance(held := group[name], h5py.Group):
+                yield from walk(held)
+            elif held.external or held.is_virtual:
+                yield f"{held.name} lies in another file"
+
+    with h5py.File(path, "r") as file:
+        if (found := next(walk(file), None)) is not None:
+            raise ValueError(f"{path}: {found}: do not trust it")
+
+
+def _records(where: str, episode: Mapping[str, Any], actions: int, labels: str, *, ours: bool) -> Records:
+    """A Minari episode's records, with its `flags` if they are `ours`; ValueError says what of it does not fit."""
     reward_T = np.asarray(episode["rewards"], dtype=np.float32)
     steps = len(reward_T)
     if steps == 0:
@@ -219,7 +248,7 @@ def _records(where: str, episode: Mapping[str, Any], actions: int, labels: str) 
     if action_T.shape != (steps,) or action_T.min() < 0 or action_T.max() >= actions:
         raise ValueError(f"{where}: its {len(action_T)} actions are not {steps} numbers from 0 to {actions - 1}")
     flags_T: npt.NDArray[Any]
-    if "flags" in infos:
+    if ours and "flags" in infos:
         flags_T = np.asarray(infos["flags"])[:steps]
     else:
         flags_T = np.where(episode["terminations"], Flag.TERMINATED, 0) | np.where(episode["truncations"], Flag.TRUNCATED, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -51,12 +52,23 @@ class Dataset:
     def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Steps `start` to `stop` of one array, decoded. ValueError says what cannot be read."""
         try:
+            self._check_present(name, start, stop)
             return np.asarray(self.arrays[name][start:stop])
         except Exception as error:  # codecs raise many types
             raise ValueError(
                 f"dataset {self.folder}: array {name} cannot be read between steps {start:,} and {stop:,} "
                 f"({type(error).__name__}: {error}): restore it with `dvc checkout --force` or `dvc pull`"
             ) from None
+
+    def _check_present(self, name: str, start: int, stop: int) -> None:
+        """FileNotFoundError for a shard that is not there: Zarr would take it for zeros. Elsewhere `FolderStore` tells."""
+        array = self.arrays[name]
+        if self.folder.local is None or not array.shards:
+            return
+        for shard in range(start // array.shards[0], -(-stop // array.shards[0])):
+            path = "/".join([schema.STATES, name, "c", str(shard), *["0"] * (array.ndim - 1)])
+            if not (self.folder.local / path).is_file():
+                raise FileNotFoundError(f"{path} is missing")
 
     def episode(self, index: int) -> Records:
         """The records of one episode."""
@@ -147,7 +159,7 @@ def _open_arrays(folder: Folder, *, fast: bool) -> dict[str, zarr.Array[Any]]:
     store = folder.local / schema.STATES if fast and folder.local else FolderStore(folder, schema.STATES)
     try:
         with zarr.config.set({"codec_pipeline.path": READ_PIPELINE} if fast else {}):
-            group = zarr.open_group(store, mode="r", zarr_format=3)
+            group = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
             return {name: group[name] for name in schema.ARRAYS}  # type: ignore[misc]
     except Exception as error:  # zarr raises many types
         fault = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -266,6 +278,8 @@ def _odd_fields(manifest: Manifest) -> list[str]:
         return odd
     if min(manifest.states, manifest.episodes, manifest.actions) < 1 or manifest.actions > MOST_ACTIONS:
         odd.append(f"{manifest.states} states, {manifest.episodes} episodes, {manifest.actions} actions")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", manifest.game) or not re.fullmatch(r"[0-9a-f]{64}", manifest.digest):
+        odd.append(f"game {manifest.game!r}, digest {manifest.digest!r}")  # files are named after them
     if not isinstance(manifest.teacher.get("digest"), str):
         odd.append("teacher has no digest")
     for name, sha256 in manifest.files.items():

@@ -66,7 +66,7 @@ def _boundary_faults(row: EpisodeRow, flags_N: npt.NDArray[np.uint8]) -> Iterato
         found = np.flatnonzero(flags_N & flag).tolist()
         if found != expected:
             yield f"{flag.name} is set at steps {found[:3]}, should be at {expected}"
-    if row.terminated + row.truncated != row.complete:
+    if (row.terminated or row.truncated) != row.complete:
         yield f"complete is {row.complete}, but terminated is {row.terminated} and truncated is {row.truncated}"
 
 

@@ -6,6 +6,7 @@ shards; `packed` says how many steps they hold. Only one process may write a dat
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,15 +84,24 @@ class Writer:
 
         return all(encoding(Folder(self.folder), name) == encoding(dataset.folder, name) for name in schema.ARRAYS)
 
-    def adopt(self, source: Folder, shard: int) -> None:
-        """Take over a whole shard of a dataset that `encodes_as` this, byte for byte; only `at_boundary`."""
+    def adopt(self, source: Dataset, shard: int) -> None:
+        """Take over a whole shard of a dataset that `encodes_as` this, byte for byte; only `at_boundary`.
+
+        ValueError if it is missing or not what the dataset's manifest says: damage must not get a new certificate.
+        """
         assert self.at_boundary
         for name in schema.ARRAYS:
             array = self._array(name)
             grid = ["0"] * (array.ndim - 1)
             array.resize((self.packed + schema.SHARD, *array.shape[1:]))
             path = "/".join([schema.STATES, name, "c"])
-            data = source.read("/".join([path, str(shard), *grid]))
+            theirs = "/".join([path, str(shard), *grid])
+            try:
+                data = source.folder.read(theirs)
+            except FileNotFoundError:
+                data = b""
+            if hashlib.sha256(data).hexdigest() != source.manifest.files.get(theirs):
+                raise ValueError(f"dataset {source.folder}: {theirs} is damaged or missing: restore it with `dvc pull`")
             Folder(self.folder).write("/".join([path, str(self.packed // schema.SHARD), *grid]), data)
         self.packed += schema.SHARD
 

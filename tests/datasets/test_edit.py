@@ -1,5 +1,6 @@
 """Cut and join: whole episodes with their digests, whole shards untouched, lineage told."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,13 @@ def test_what_differs_is_not_joined_unless_told(
         edit.merged([source, other])
     if excuse:
         assert len(edit.merged([source, other], **excuse)) == 2
+
+
+@pytest.mark.parametrize("name", ["frame", "reward"])
+def test_a_missing_shard_is_not_taken_for_zeros(source: Dataset, tmp_path: Path, name: str) -> None:
+    (shard,) = (source.folder.local or tmp_path).glob(f"states.zarr/{name}/c/2*")
+    shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
+    for dataset in (source, open_dataset(tmp_path / "source", count_bytes=True)):
+        with pytest.raises(ValueError, match=r"is damaged or missing|cannot be read between steps"):
+            list(edit.write(tmp_path / "made", [(dataset, range(9))], {"operation": "test"}))
+        shutil.rmtree(tmp_path / "made")

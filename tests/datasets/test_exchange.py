@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -160,6 +161,37 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, build: Any, told: Any, sai
     folder = foreign(tmp_path / "theirs", **build)
     with pytest.raises(ValueError, match=said):
         imported(folder, tmp_path / "made", **({"game": "Corridor", "labels": "logits"} | told))
+
+
+def test_an_altered_export_is_refused(source: Dataset, tmp_path: Path) -> None:
+    list(exchange.to_minari(source, tmp_path / "out"))
+    (place,) = (tmp_path / "out" / "corridor").iterdir()
+    with pytest.raises(ValueError, match="is of Corridor, not of Pong"):
+        imported(place, tmp_path / "made", game="Pong")
+    with h5py.File(place / "data/main_data.hdf5", "a") as file:
+        file["episode_1/infos/q"][0, 0] += 1
+    with pytest.raises(ValueError, match="was altered since it was exported"):
+        imported(place, tmp_path / "made")
+
+
+@pytest.mark.parametrize("reach", ["link", "storage"])
+def test_no_other_file_is_read(tmp_path: Path, reach: str) -> None:
+    folder = foreign(tmp_path / "theirs")
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        steps = len(file["episode_0/rewards"])
+        del file["episode_0/rewards"]
+        if reach == "link":
+            file["episode_0/rewards"] = h5py.ExternalLink("other.hdf5", "rewards")
+        else:
+            file.create_dataset("episode_0/rewards", shape=(steps,), dtype="u1", external=[("/etc/passwd", 0, steps)])
+    with pytest.raises(ValueError, match=r"rewards (is a link|lies in another file): do not trust it"):
+        imported(folder, tmp_path / "made", game="Corridor", labels="logits")
+
+
+def test_a_relative_folder_will_do(source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    list(exchange.to_minari(source, Path("some/where")))
+    assert len(list(Path("some/where/corridor").iterdir())) == 1
 
 
 def test_no_environment_is_made_for_a_stranger(tmp_path: Path) -> None:

@@ -56,6 +56,21 @@ def test_a_percentage_is_one(percent: str) -> None:
     assert "is not a percentage above 0% and up to 100%" in result.output
 
 
+def test_options_that_would_do_nothing_are_refused() -> None:
+    for arguments, said in (
+        (("verify", SAMPLE, "--seed", "3"), "add --rederive PERCENT"),
+        (("export", SAMPLE, "--to", "npz", "--out", "s3://bucket/x"), "is a URL: write to a folder here"),
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 1
+        assert said in result.output
+
+
+def test_what_git_keeps_itself_is_read_too() -> None:
+    result = call("info", "git+.@HEAD:data/samples/Pong")
+    assert "game                    Pong" in result.stdout, result.output
+
+
 def test_verify_plays_again_with_the_right_teacher_only(breakout_teacher: Path) -> None:
     result = call("verify", SAMPLE, "--rederive", "1%", "--teacher", str(breakout_teacher))
     assert result.exit_code == 1
