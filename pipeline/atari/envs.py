@@ -22,6 +22,7 @@ import numpy.typing as npt
 from ale_py import AtariVectorEnv
 
 from pipeline.atari.games import GameSpec, find_game, rom_md5
+from pipeline.atari.rollout import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +160,30 @@ class SlotWorld:
         return WorldStep(
             self._obs_BCHW, self._reward_B.copy(), self._terminated_B.copy(), self._truncated_B.copy(), self._lives_B.copy()
         )
+
+
+class Staggered:
+    """A world whose slots' first episodes are cut, one after another over the first `steps` steps (truncated, then begun anew).
+
+    Where all episodes are of one length, as in Freeway, slots that begin together stay together for ever, and what a learner
+    sees at a time is one moment of the game.
+    """
+
+    def __init__(self, world: World, steps: int) -> None:
+        self.width, self._world = world.width, world
+        self._cut_B = np.arange(world.width) * steps // world.width  # after so many steps; 0: never
+        self._taken = 0
+
+    def reset(
+        self, seed_B: npt.NDArray[np.int64], mask_B: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        return self._world.reset(seed_B, mask_B)
+
+    def step(self, action_B: npt.NDArray[np.int64], playing_B: npt.NDArray[np.bool_]) -> WorldStep:
+        moment = self._world.step(action_B, playing_B)
+        self._taken += 1
+        cut_B = (self._cut_B == self._taken) & ~moment.terminated_B
+        return WorldStep(moment.obs_BCHW, moment.reward_B, moment.terminated_B, moment.truncated_B | cut_B, moment.lives_B)
 
 
 def replay(game: str, config: EnvConfig, seed: int, actions: Iterable[int]) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:

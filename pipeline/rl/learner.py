@@ -25,18 +25,23 @@ class Tally:
         self.episodes = 0
         self.recent_returns: deque[float] = deque(maxlen=100)
         self._return_B = np.zeros(0)
+        self._whole_B = np.zeros(0, dtype=np.bool_)
 
-    def begin(self, width: int) -> None:
-        """A world of this width starts anew; episodes that a killed run left unfinished never count."""
+    def begin(self, width: int, *, staggered: bool = False) -> None:
+        """A world of this width starts anew; episodes that a killed run left unfinished never count, nor do the first ones of
+        a world that cuts them (`envs.Staggered`).
+        """
         self._return_B = np.zeros(width)
+        self._whole_B = np.full(width, not staggered)
 
     def add(self, step: Step) -> None:
         """Account for the rewards and the ended episodes of one vector step; counting its steps is the learner's business."""
         over_B = step.terminated_B | step.truncated_B
         self._return_B += step.reward_B
-        self.recent_returns.extend(self._return_B[over_B].tolist())
+        self.recent_returns.extend(self._return_B[over_B & self._whole_B].tolist())
         self.episodes += int(over_B.sum())
         self._return_B[over_B] = 0.0
+        self._whole_B |= over_B
 
     def metrics(self) -> dict[str, float]:
         """`return` (mean of the last 100 full episodes, absent before the first), `episodes` and `updates`."""

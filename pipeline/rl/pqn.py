@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
 from pipeline.agents.policies import EpsilonGreedy, EzGreedy
+from pipeline.atari.envs import Staggered
 from pipeline.atari.rollout import World, rollout
 from pipeline.progress import Progress
 from pipeline.rl.learner import Tally, learning_signal
@@ -41,6 +42,8 @@ class PqnConfig:
     policy counts on never slipping and keeps no margin for it. `average_decay` is the decay, per update, of the moving
     average of the weights that is evaluated and published (Polyak and Juditsky 1992): the last minibatches sway a policy
     whose actions lie this close in value, their average much less. 0 publishes the weights as they are.
+    `stagger` spreads the environments over the first so many steps of an episode (`envs.Staggered`), for games whose
+    episodes are all of one length.
     """
 
     envs: int
@@ -57,6 +60,7 @@ class PqnConfig:
     exploration_fraction: float
     hold_exponent: float | None = None
     hold_until: float | None = None
+    stagger: int | None = None
     target_epsilon: float
     average_decay: float
     clip_rewards: bool
@@ -69,6 +73,8 @@ class PqnConfig:
             raise ValueError("epsilons are 0 < epsilon_low <= epsilon_high <= 1")
         if self.hold_until is not None and (self.hold_exponent is None or not 0 < self.hold_until <= 1):
             raise ValueError(f"hold_until is {self.hold_until:g}: a fraction of the steps, of a preset with a hold_exponent")
+        if self.stagger is not None and self.stagger < 1:
+            raise ValueError(f"stagger is {self.stagger}: the steps of an episode, or leave it out")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay is {self.average_decay}, not in [0, 1): 0.999 averages about 1,000 updates")
         if (self.envs * self.horizon) % self.minibatch:
@@ -214,7 +220,7 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
     assert world.width == c.envs
     seconds = {"environment": 0.0, "forward": 0.0, "update": 0.0}
     tally = learner.tally
-    tally.begin(c.envs)
+    tally.begin(c.envs, staggered=bool(c.stagger))
     first = episode_seeds("train", learner.seed) + tally.episodes
     slot = 0  # position in the horizon
 
@@ -235,7 +241,7 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
     done_TB = torch.zeros((c.horizon, c.envs))
     value_TB = torch.zeros((c.horizon + 1, c.envs))
     began = time.perf_counter()
-    for step in rollout(world, policy, itertools.count(first)):
+    for step in rollout(Staggered(world, c.stagger) if c.stagger else world, policy, itertools.count(first)):
         tally.add(step)
         reward_B, done_B = learning_signal(step, clip_rewards=c.clip_rewards, life_loss_ends=c.life_loss_ends)
         action_TB[slot] = torch.from_numpy(step.action_B)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline.agents.policies import EpsilonGreedy, uniform_random
-from pipeline.atari.envs import SlotWorld, VectorWorld, action_meanings, fingerprint, replay
+from pipeline.atari.envs import SlotWorld, Staggered, VectorWorld, action_meanings, fingerprint, replay
 from pipeline.atari.rollout import World, rollout
 from pipeline.evaluate import Episode, Trace, play
-from tests.fakes import ENVIRONMENT, LENGTH, Corridor
+from pipeline.rl.learner import Tally
+from tests.fakes import CAP, ENVIRONMENT, LENGTH, Corridor
 
 
 def walk(width: int, seeds: range) -> list[Any]:
@@ -23,6 +24,25 @@ def walk(width: int, seeds: range) -> list[Any]:
 @pytest.mark.parametrize("width", [1, 2, 5, 16])
 def test_an_episode_is_its_seed_alone(width: int) -> None:
     assert walk(width, range(11)) == [episode for seed in range(11) for episode in walk(1, range(seed, seed + 1))]
+
+
+def test_slots_of_a_staggered_world_end_their_equally_long_episodes_one_after_another() -> None:
+    stay = EpsilonGreedy(uniform_random(2), 0.0)  # to the left until the cap: every episode is of `CAP` steps
+    tally = Tally()
+    tally.begin(4, staggered=True)
+    ends: dict[int, list[int]] = {}
+    for t, step in enumerate(rollout(Staggered(Corridor(4), CAP), stay, itertools.count()), start=1):
+        tally.add(step)
+        for slot in np.flatnonzero(step.terminated_B | step.truncated_B).tolist():
+            ends.setdefault(slot, []).append(t)
+        if t == 3 * CAP:
+            break
+    quarter = CAP // 4
+    assert ends == {0: [CAP, 2 * CAP, 3 * CAP]} | {
+        k: [k * quarter, CAP + k * quarter, 2 * CAP + k * quarter] for k in (1, 2, 3)
+    }
+    assert len(tally.recent_returns) == 8  # the first episode of a slot is no whole one
+    assert tally.episodes == 12
 
 
 def test_every_seed_is_started_once() -> None:
