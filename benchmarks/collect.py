@@ -36,7 +36,7 @@ from pipeline.agents.device import exact
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import q_function
 from pipeline.atari.envs import EnvConfig, VectorWorld
-from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, play, send_teacher
+from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, play, send_agent
 from pipeline.datasets import blocks
 from pipeline.datasets.exchange import to_minari
 from pipeline.datasets.folders import Folder
@@ -71,7 +71,7 @@ def main(game: str) -> None:
 def against_bound(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None:
     config = CollectConfig(game=game, environment=env, epsilon=0.05, seed=0, states=1, episodes=None, recipe=1)
     with tempfile.TemporaryDirectory() as name, one_core():
-        send_teacher(folder, Folder(name))
+        send_agent(folder, Folder(name), "teacher")
         torch.set_num_threads(1)
         world = VectorWorld(game, env, width=SLOTS, threads=1)
         seed_B = np.arange(SLOTS)

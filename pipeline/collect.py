@@ -1,4 +1,4 @@
-"""Teacher + world -> dataset, block by block, on Dask.
+"""Teacher + world -> dataset, block by block, on Dask. A student may act in the teacher's place; the labels are the teacher's.
 
 Block b is episodes b*E to (b+1)*E - 1, played under the seeds of the same numbers: a pure function of the teacher and the
 settings. A task is a run of blocks, so that the free slots of a block that ends begin the next one. Workers play tasks in any
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
+import platform
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,13 +24,14 @@ import numpy as np
 import torch
 from distributed import Client, Future
 
-from pipeline.agents.checkpoints import Agent, load_agent
+from pipeline.agents.checkpoints import CARD, WEIGHTS, Agent, load_agent
 from pipeline.agents.device import exact
-from pipeline.agents.policies import EpsilonGreedy, q_function
+from pipeline.agents.policies import EpsilonGreedy, Labelled, q_function
 from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
-from pipeline.atari.rollout import rollout
+from pipeline.atari.rollout import Policy, rollout
 from pipeline.datasets import blocks, schema
 from pipeline.datasets.folders import Folder
+from pipeline.datasets.reader import Dataset
 from pipeline.datasets.schema import EpisodeRow, Flag, Manifest, Records
 from pipeline.datasets.writer import Writer
 from pipeline.progress import Progress
@@ -50,7 +52,10 @@ LOOK_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollectConfig:
-    """Exactly `states` states (the last episode is cut there) or `episodes` whole ones; one of them is None."""
+    """Exactly `states` states (the last episode is cut there) or `episodes` whole ones; one of them is None.
+
+    `actor` is what the manifest says of the agent that acts, its "digest" at least; None: the teacher acts.
+    """
 
     game: str
     environment: EnvConfig
@@ -59,6 +64,7 @@ class CollectConfig:
     states: int | None
     episodes: int | None
     recipe: int
+    actor: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.states is None) == (self.episodes is None):
@@ -74,12 +80,13 @@ class CollectConfig:
             "seed": self.seed,
             "block_episodes": BLOCK_EPISODES,
             "recipe": self.recipe,
+            **({"actor": dict(self.actor)} if self.actor else {}),
         }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """Play `blocks` of `config` with the teacher beside them and write them into the folder at `url` (`folders.Folder`)."""
+    """Play `blocks` of `config` with the agents beside them and write them into the folder at `url` (`folders.Folder`)."""
 
     blocks: range
     config: CollectConfig
@@ -87,28 +94,43 @@ class Task:
     url: str
 
 
-TEACHER: Final = ("card.json", "model.safetensors")
+UNDERWAY: Final = f"teacher/{CARD}"
+"""A file that lies beside the blocks for as long as a collection goes on."""
 
 
-def send_teacher(teacher: Path, folder: Folder) -> None:
-    """Put the teacher beside the blocks, where every worker finds it."""
-    for name in TEACHER:
-        folder.write(f"teacher/{name}", (teacher / name).read_bytes())
+def send_agent(agent: Path, folder: Folder, role: str) -> None:
+    """Put the agent that is "teacher" or "actor" beside the blocks, where every worker finds it."""
+    for name in (WEIGHTS, CARD):
+        folder.write(f"{role}/{name}", (agent / name).read_bytes())
 
 
-@functools.lru_cache(maxsize=1)
-def _teacher(url: str, digest: str) -> Agent:
+@functools.lru_cache(maxsize=2)
+def _agent(url: str, role: str, digest: str) -> Agent:
     torch.set_num_threads(1)  # one worker, one core
     folder = Folder(url)
     with tempfile.TemporaryDirectory() as name:
-        for file in TEACHER:
-            (Path(name) / file).write_bytes(folder.read(f"teacher/{file}"))
+        for file in (WEIGHTS, CARD):
+            try:
+                (Path(name) / file).write_bytes(folder.read(f"{role}/{file}"))
+            except FileNotFoundError:
+                raise ValueError(f"a worker on {platform.node()} does not see {folder}: {_SHARE}") from None
         agent = load_agent(Path(name), torch.device("cpu"))
     if agent.digest != digest:
         raise ValueError(
-            f"the teacher in {folder} changed during the collection: it is {agent.digest[:12]}, expected {digest[:12]}"
+            f"the {role} in {folder} changed during the collection: it is {agent.digest[:12]}, expected {digest[:12]}"
         )
     return agent
+
+
+_SHARE: Final = "collect into a folder that every worker shares with this machine, or into a bucket: --out s3://BUCKET/NAME"
+
+
+def _policy(config: CollectConfig, teacher: Agent, actor: Agent | None) -> Policy:
+    """Acts epsilon-greedily and labels with the teacher's Q-values."""
+    labels = q_function(teacher.network, exact(torch.device("cpu")), config.game)
+    if actor is None:
+        return EpsilonGreedy(labels, config.epsilon)
+    return Labelled(EpsilonGreedy(q_function(actor.network, exact(torch.device("cpu")), config.game), config.epsilon), labels)
 
 
 _worlds = threading.local()
@@ -129,8 +151,8 @@ def play(task: Task) -> dict[int, list[EpisodeRow]]:
     receipts = blocks.receipts(folder, task.blocks)
     missing = [index for index in task.blocks if index not in receipts]
     config = task.config
-    agent = _teacher(task.url, task.teacher_digest)
-    policy = EpsilonGreedy(q_function(agent.network, exact(torch.device("cpu")), config.game), config.epsilon)
+    teacher = _agent(task.url, "teacher", task.teacher_digest)
+    policy = _policy(config, teacher, _agent(task.url, "actor", config.actor["digest"]) if config.actor else None)
     first = episode_seeds("collect", config.seed)
     seeds = [first + index * BLOCK_EPISODES + i for index in missing for i in range(BLOCK_EPISODES)]
     recorders = {seed: blocks.Recorder(seed) for seed in seeds}
@@ -159,17 +181,17 @@ def play(task: Task) -> dict[int, list[EpisodeRow]]:
                     done.finish(terminated=bool(step.terminated_B[slot]), truncated=bool(step.truncated_B[slot]))
                 )
                 if len(finished[index]) == BLOCK_EPISODES:
-                    if not folder.exists(f"teacher/{TEACHER[0]}"):
+                    if not folder.exists(UNDERWAY):
                         return receipts  # the collection is over and its folder gone: nothing is left behind there
                     receipts[index] = blocks.write_block(folder, index, finished.pop(index))
     return receipts
 
 
-def estimate(config: CollectConfig, teacher: Agent, seconds: float) -> dict[str, float]:
+def estimate(config: CollectConfig, teacher: Agent, actor: Agent | None, seconds: float) -> dict[str, float]:
     """Play the first episodes for so long and tell: `states_per_second` of one worker, `bytes_per_state`, how many episodes
     `ended`, and their mean `episode_length`, or how far they came if none did. Nothing is kept.
     """
-    policy = EpsilonGreedy(q_function(teacher.network, exact(torch.device("cpu")), config.game), config.epsilon)
+    policy = _policy(config, teacher, actor)
     first = episode_seeds("collect", config.seed)
     recorders = {first + i: blocks.Recorder(first + i) for i in range(SLOTS)}
     ended: list[EpisodeRow] = []
@@ -204,13 +226,21 @@ def estimate(config: CollectConfig, teacher: Agent, seconds: float) -> dict[str,
 class Collection:
     """A collection in `work`, a folder of its own: `run` yields progress until `dataset` is complete. Resumes by itself.
 
-    `shared` is where workers put their blocks, if they do not share this machine's disk: a folder or bucket of its own.
+    `actor_folder` has the agent of `config.actor`. `shared` is where workers put their blocks, if they do not share this
+    machine's disk: a folder or bucket of its own.
     """
 
     def __init__(
-        self, config: CollectConfig, teacher_folder: Path, teacher: Agent, work: Path, shared: Folder | None = None
+        self,
+        config: CollectConfig,
+        teacher_folder: Path,
+        teacher: Agent,
+        work: Path,
+        shared: Folder | None = None,
+        actor_folder: Path | None = None,
     ) -> None:
-        self.config, self.teacher_folder, self.teacher = config, teacher_folder, teacher
+        assert (config.actor is None) == (actor_folder is None)
+        self.config, self.teacher_folder, self.teacher, self.actor_folder = config, teacher_folder, teacher, actor_folder
         self.work = work
         self.dataset = work / "dataset"
         self.blocks = shared or Folder(work.resolve() / "blocks")
@@ -229,9 +259,32 @@ class Collection:
         assert self.config.episodes is not None
         return len(self._rows) >= self.config.episodes
 
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier sitting left anything."""
+        return self.writer.steps > 0 or bool(self.blocks.files())
+
+    def extend(self, dataset: Dataset) -> None:
+        """Begin with what a smaller dataset of the same settings holds: its whole shards, and the receipts of its whole blocks.
+
+        What lies in no whole shard is played again. Only before anything else is collected.
+        """
+        assert not self.begun
+        if self.writer.encodes_as(dataset):
+            for shard in range(len(dataset) // schema.SHARD):
+                self.writer.adopt(dataset, shard)
+        rows = [row._replace(start=0) for row in dataset.episodes if row.complete]
+        for index in range(len(rows) // BLOCK_EPISODES):
+            blocks.write_receipt(self.blocks, index, rows[index * BLOCK_EPISODES : (index + 1) * BLOCK_EPISODES])
+
     def run(self, client: Client) -> Iterator[Progress]:
-        """Play what is missing on the client's workers and pack it; yields after every block, and every second between."""
-        send_teacher(self.teacher_folder, self.blocks)
+        """Play what is missing on the client's workers and pack it; yields after every block, and every second between.
+
+        ValueError if an earlier sitting, which was to collect more, has gone beyond what is wanted.
+        """
+        if self.actor_folder is not None:
+            send_agent(self.actor_folder, self.blocks, "actor")
+        send_agent(self.teacher_folder, self.blocks, "teacher")
         receipts: dict[int, list[EpisodeRow]] = {}  # of blocks that wait to be packed
         index = 0
         while not self._enough():  # blocks that an earlier sitting finished
@@ -240,6 +293,11 @@ class Collection:
                 break
             self._pack(receipt)
             index += 1
+        if self._enough() and (self.writer.packed > self._states() or len(self._rows) > (self.config.episodes or math.inf)):
+            raise ValueError(
+                f"the unfinished collection in {self.work} has {self.writer.packed:,} states already: "
+                f"ask for more, or remove that folder"
+            )
         yield self._progress(0)
 
         submitted = index
@@ -258,13 +316,13 @@ class Collection:
                 if self._next not in receipts:
                     landed.wait(LOOK_SECONDS)
                     landed.clear()
-                for future, task in list(flying.items()):
-                    if future.done():
-                        found = future.result()
-                        del flying[future]
-                    else:
-                        found = blocks.receipts(self.blocks, (i for i in task.blocks if i >= self._next and i not in receipts))
-                    receipts.update({i: receipt for i, receipt in found.items() if i >= self._next})
+                found: dict[int, list[EpisodeRow]] = {}
+                for future in [future for future in flying if future.done()]:
+                    found |= future.result()
+                    del flying[future]
+                wanted = [i for task in flying.values() for i in task.blocks if i >= self._next and i not in receipts]
+                found |= blocks.receipts(self.blocks, wanted)
+                receipts.update({i: receipt for i, receipt in found.items() if i >= self._next})
                 if self._next in receipts:
                     self._pack(receipts.pop(self._next))
                 yield self._progress(sum(row.length for rows in receipts.values() for row in rows))
@@ -309,10 +367,7 @@ class Collection:
                 self._rows.append(row._replace(start=self._states()))
         else:
             if not blocks.has_data(self.blocks, self._next):
-                raise ValueError(
-                    f"a worker has played block {self._next}, but it is not in {self.blocks}: "
-                    f"collect into a folder that every worker shares with this machine, or into a bucket: --out s3://BUCKET/NAME"
-                )
+                raise ValueError(f"a worker has played block {self._next}, but it is not in {self.blocks}: {_SHARE}")
             for row, records in zip(receipt, blocks.read_block(self.blocks, self._next), strict=True):
                 if self._enough():
                     break

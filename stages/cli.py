@@ -117,18 +117,29 @@ def import_teacher(session: Session, /, device: str, game: str, **options: Any) 
 
 
 @main.command()
-@click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
+@click.option("--game", help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
+@click.option("--dataset", metavar="NAME", help="Its name in params.yaml. [default: the game's]")
 @click.option("--states", type=click.IntRange(min=1), help="Exactly this many states. [default: params.yaml]")
 @click.option("--episodes", type=click.IntRange(min=1), help="This many whole episodes, instead of --states.")
 @click.option("--epsilon", type=click.FloatRange(0, 1), help="Random-action probability. [default: params.yaml]")
 @click.option("--seed", type=click.IntRange(0, 99), help="Root seed. [default: params.yaml]")
+@click.option("--actor", metavar="AGENT", help="Who acts, in the teacher's place: students/MIX/VARIANT-SEED or a folder.")
+@click.option(
+    "--labels-from",
+    metavar="TEACHER",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The teacher's folder, whose Q-values are recorded. [default: the zoo's]",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Local worker processes, one core each. [default: all cores]")
 @click.option("--scheduler", help="An existing Dask cluster, tcp://HOST:PORT, instead of local workers.")
-@click.option("--out", help="Folder or URL (s3://...) of the dataset. [default: data/datasets/GAME]")
+@click.option("--out", help="Folder or URL (s3://...) of the dataset. [default: data/datasets/NAME]")
 @click.option("--dry-run", is_flag=True, help="Play for ten seconds and tell blocks, size and time.")
 @click.pass_obj
 def collect(session: Session, /, **options: Any) -> None:
-    """Let a teacher play; store every state with its Q-values."""
+    """Let a teacher, or with --actor a student, play; store every state with the teacher's Q-values.
+
+    The same command goes on where it was stopped, and from a smaller dataset of the same settings.
+    """
     from stages import collect as stage
 
     layout, params = session.load()

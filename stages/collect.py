@@ -1,4 +1,4 @@
-"""collect: a teacher plays its game on a Dask cluster and everything it sees becomes a dataset."""
+"""collect: a teacher, or a student in its place, plays on a Dask cluster and everything it sees becomes a labelled dataset."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,16 +22,20 @@ from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
 from pipeline.collect import BLOCK_EPISODES, CollectConfig, Collection, estimate
 from pipeline.datasets.folders import Folder
+from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
 from stages.paths import Layout
-from stages.publish import check_target, replace_folder, upload_folder
+from stages.publish import alone_in, check_target, replace_folder, upload_folder
 from stages.runlog import duration, say, show
 
 RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
 
 CONNECT_SECONDS = 30.0
+SETTINGS: Final = "settings.json"
+ACTOR: Final = ("digest", "network", "parameters")
+"""What a dataset says of the agent that acted in its teacher's place."""
 PROBE_SECONDS: Final = 10.0
 """How long --dry-run plays."""
 
@@ -38,83 +43,129 @@ PROBE_SECONDS: Final = 10.0
 def run(
     layout: Layout,
     params: settings.Params,
-    game: str,
     *,
+    game: str | None,
+    dataset: str | None,
     states: int | None,
     episodes: int | None,
     epsilon: float | None,
     seed: int | None,
+    actor: str | None,
+    labels_from: Path | None,
     workers: int | None,
     scheduler: str | None,
     out: str | None,
     dry_run: bool,
 ) -> str:
-    """Collect or go on collecting; options override params.yaml's `datasets.GAME`. Returns where the dataset is.
+    """Collect or go on collecting `datasets.NAME` of params.yaml, which options override. Returns where the dataset is.
 
-    `out` is a folder or an fsspec URL; into a URL, workers write what they play beside the dataset, so they need not share
-    a disk. `dry_run` only tells what it would be.
+    NAME is `dataset`, or the game's. `actor`, an agent's name or folder, acts in the teacher's place. `out` is a folder or an
+    fsspec URL; into a URL, workers write what they play beside the dataset, so they need not share a disk. What is there
+    already is not played again. `dry_run` only tells what it would be.
     """
-    config = _config(params, find_game(game).name, states, episodes, epsilon, seed)
-    teacher = _teacher(layout, config)
-    target = Folder(out or layout.dataset(config.game))
+    name, config = _config(params, game, dataset, states, episodes, epsilon, seed)
+    teacher_folder = labels_from or layout.teacher(config.game)
+    teacher = _agent("teacher", teacher_folder, config)
+    actor = actor or (params.datasets[name].actor if name in params.datasets else None)
+    actor_folder = layout.agent(actor) if actor else None
+    acting = _agent("actor", actor_folder, config) if actor_folder else None
+    if acting is not None:
+        config = replace(config, actor={key: acting.card.get(key) for key in ACTOR})
+    target = Folder(out or layout.dataset(name))
     target.check_writable()
     check_target(target, MANIFEST, "a dataset")
     count = workers or os.cpu_count() or 1
     if dry_run:
-        _tell(config, teacher, target, count)
+        _tell(config, teacher, acting, target, count)
         return str(target)
-    how = {
-        **config.as_json(),
-        "states": config.states,
-        "episodes": config.episodes,
-        "teacher": teacher.digest,
-        "environment": teacher.card["environment"],
-    }
-    name = target.url.rstrip("/").split("/")[-1]
-    if target.local is None:
-        if re.fullmatch(r"[^:]+://[^/]+/*", target.url):
-            raise ValueError(f"{target} is a whole bucket: name a folder in it, {target.url.rstrip('/')}/{config.game}")
-        work = layout.work("collect", name, how | {"out": target.url})
-        shared = Folder(f"{target.url.rstrip('/')}.blocks/{work.name}")
-    else:
-        root = layout if out is None else Layout(root=target.local.resolve().parent, zoo=layout.zoo)
-        work, shared = root.work("collect", name, how), None
-    _refuse_other_settings(work, name, how)
-    with _client(scheduler, count) as client:
-        collection = Collection(config, layout.teacher(config.game), teacher, work, shared)
+    how = {**config.as_json(), "teacher": teacher.digest, "environment": teacher.card["environment"]}
+    there = _there(target, how)
+    if there is not None and _held(there, config) == (config.states or config.episodes):
+        say(f"{target} has been collected already, digest {there.manifest.digest[:12]}: remove it to play it again")
+        return target.url
+    work, shared = _workplace(layout, target, how, beside=out is not None)
+    with alone_in(work), _client(scheduler, count) as client:
+        collection = Collection(config, teacher_folder, teacher, work, shared, actor_folder)
         (work / SETTINGS).write_text(json.dumps(how, indent=2, sort_keys=True) + "\n")
-        try:
-            for _ in show(collection.run(client), f"collect {config.game}", ("blocks", "return")):
-                pass
-        except KilledWorker:
-            raise ValueError("a worker died again and again, most likely for want of memory: use fewer --workers") from None
-        except (CancelledError, CommClosedError):
-            where = scheduler or "on this machine"
-            raise ValueError(f"the Dask scheduler {where} went away: start it again, the same command goes on") from None
+        if there is not None and _held(there, config) < (config.states or config.episodes or 0) and not collection.begun:
+            collection.extend(there)
+            say(f"going on from the {len(there):,} states in {target}")
+        _play(collection, client, scheduler)
         manifest = collection.finish()
-    if target.local is None:
-        for _ in show(upload_folder(collection.dataset, target, MANIFEST), f"upload {target}"):
-            pass
-    else:
-        replace_folder(collection.dataset, target.local)
-    collection.discard()
+        if target.local is None:
+            for _ in show(upload_folder(collection.dataset, target, MANIFEST), f"upload {target}"):
+                pass
+        else:
+            replace_folder(collection.dataset, target.local)
+        collection.discard()
     say(f"collected {manifest.states:,} states in {manifest.episodes} episodes into {target}, digest {manifest.digest[:12]}")
     return target.url
 
 
+def _workplace(layout: Layout, target: Folder, how: dict[str, Any], *, beside: bool) -> tuple[Path, Folder | None]:
+    """Where the collection works, in the layout or `beside` its target, and where its workers write if not there too.
+
+    ValueError if a collection of the same name with other settings is unfinished: it is not forgotten by accident.
+    """
+    name = target.url.rstrip("/").split("/")[-1]
+    shared = None
+    if target.local is None:
+        if re.fullmatch(r"[^:]+://[^/]+/*", target.url):
+            raise ValueError(f"{target} is a whole bucket: name a folder in it, {target.url.rstrip('/')}/NAME")
+        work = layout.work("collect", name, how | {"out": target.url})
+        shared = Folder(f"{target.url.rstrip('/')}.blocks/{work.name}")
+    else:
+        root = Layout(root=target.local.resolve().parent, zoo=layout.zoo) if beside else layout
+        work = root.work("collect", name, how)
+    for other in sorted(work.parent.glob(f"{name}-*")):
+        ours = re.fullmatch(re.escape(name) + "-[0-9a-f]+", other.name)  # and not NAME-BEST-DIGEST
+        if ours and other != work and (other / SETTINGS).is_file():
+            told = _differences(json.loads((other / SETTINGS).read_text()), how)
+            raise ValueError(
+                f"an unfinished collection of {name} has other settings ({told}): finish it with those, or remove {other}"
+            )
+    return work, shared
+
+
+def _play(collection: Collection, client: Client, scheduler: str | None) -> None:
+    """Play what is missing. ValueError where the cluster fails."""
+    try:
+        for _ in show(collection.run(client), f"collect {collection.config.game}", ("blocks", "return")):
+            pass
+    except KilledWorker:
+        raise ValueError("a worker died again and again, most likely for want of memory: use fewer --workers") from None
+    except (CancelledError, CommClosedError):
+        where = scheduler or "on this machine"
+        raise ValueError(f"the Dask scheduler {where} went away: start it again, the same command goes on") from None
+
+
 def _config(
-    params: settings.Params, game: str, states: int | None, episodes: int | None, epsilon: float | None, seed: int | None
-) -> CollectConfig:
-    """What to collect: the options, and params.yaml's `datasets.GAME` where they say nothing."""
-    defaults = params.datasets.get(game)
+    params: settings.Params,
+    game: str | None,
+    dataset: str | None,
+    states: int | None,
+    episodes: int | None,
+    epsilon: float | None,
+    seed: int | None,
+) -> tuple[str, CollectConfig]:
+    """The dataset's name and what to collect: the options, and params.yaml's `datasets.NAME` where they say nothing."""
+    if game is None and dataset is None:
+        raise ValueError("say what to collect: --game GAME, or --dataset NAME of params.yaml")
+    name = dataset or find_game(game or "").name
+    defaults = params.datasets.get(name)
+    if dataset is not None and defaults is None:
+        settings.pick(params.datasets, dataset, "dataset")
+    found = find_game(game or (defaults.game if defaults and defaults.game else name)).name
+    if defaults is not None and found != find_game(defaults.game or name).name:
+        raise ValueError(f"datasets.{name} is of {defaults.game or name}, not of {found}: leave --game out")
     if defaults is None and states is None and episodes is None:
-        raise ValueError(f"params.yaml has no dataset {game!r}: give --states or --episodes, or add datasets.{game}")
+        raise ValueError(f"params.yaml has no dataset {name!r}: give --states or --episodes, or add datasets.{name}")
     if states is None and episodes is None and defaults is not None:
         states = defaults.states
     if defaults is not None:
-        settings.check_recipe(f"datasets.{game}", defaults.recipe, RECIPE)
-    return CollectConfig(
-        game=game,
+        settings.check_recipe(f"datasets.{name}", defaults.recipe, RECIPE)
+    return name, CollectConfig(
+        game=found,
         environment=params.environment,
         epsilon=epsilon if epsilon is not None else defaults.epsilon if defaults else 0.05,
         seed=seed if seed is not None else defaults.seed if defaults else 0,
@@ -124,18 +175,41 @@ def _config(
     )
 
 
-def _teacher(layout: Layout, config: CollectConfig) -> Agent:
-    """The zoo's teacher of the game. ValueError if it learned in another world."""
-    folder = layout.teacher(config.game)
-    teacher = load_agent(folder, torch.device("cpu"))
+def _agent(role: str, folder: Path, config: CollectConfig) -> Agent:
+    """The agent in `folder`. ValueError if it does not play the game or learned in another world."""
+    agent = load_agent(folder, torch.device("cpu"))
+    if config.game not in agent.network.actions:
+        raise ValueError(f"{role} {folder} plays {', '.join(agent.network.actions)}, not {config.game}")
     environment = fingerprint(config.game, config.environment)
-    if teacher.card.get("environment") != environment:
+    if agent.card.get("environment") != environment:
         raise ValueError(
-            f"teacher {folder} was trained in another environment than params.yaml's "
-            f"({_differences(teacher.card.get('environment'), environment)}): "
-            f"restore the environment section or train the teacher again"
+            f"{role} {folder} was trained in another environment than params.yaml's "
+            f"({_differences(agent.card.get('environment'), environment)}): "
+            f"restore the environment section or train the {role} again"
         )
-    return teacher
+    return agent
+
+
+def _there(target: Folder, how: dict[str, Any]) -> Dataset | None:
+    """The whole dataset that lies at the target, if these settings made it."""
+    if not target.exists(MANIFEST):
+        return None
+    try:
+        dataset = open_dataset(target, check_files=True)
+    except ValueError as error:
+        say(f"{str(error).splitlines()[0]}; it is collected again")
+        return None
+    manifest = dataset.manifest
+    made = manifest.collection | {"teacher": manifest.teacher["digest"], "environment": manifest.environment}
+    return dataset if made == how else None
+
+
+def _held(dataset: Dataset, config: CollectConfig) -> float:
+    """How much of what is wanted, states or whole episodes, a dataset of the same settings has."""
+    if config.states is not None:
+        return len(dataset)
+    whole = [row for row in dataset.episodes if row.complete]
+    return len(whole) + 0.5 * (len(whole) < len(dataset.episodes))  # with a cut one it is no number of whole episodes
 
 
 @contextmanager
@@ -163,24 +237,10 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Client]:
         yield client
 
 
-SETTINGS: Final = "settings.json"
-
-
-def _refuse_other_settings(work: Path, name: str, how: dict[str, Any]) -> None:
-    """ValueError if a collection of the same name with other settings is unfinished: it is not forgotten by accident."""
-    for other in sorted(work.parent.glob(f"{name}-*")):
-        ours = re.fullmatch(re.escape(name) + "-[0-9a-f]+", other.name)  # and not NAME-BEST-DIGEST
-        if ours and other != work and (other / SETTINGS).is_file():
-            told = _differences(json.loads((other / SETTINGS).read_text()), how)
-            raise ValueError(
-                f"an unfinished collection of {name} has other settings ({told}): finish it with those, or remove {other}"
-            )
-
-
-def _tell(config: CollectConfig, teacher: Agent, target: Folder, workers: int) -> None:
+def _tell(config: CollectConfig, teacher: Agent, actor: Agent | None, target: Folder, workers: int) -> None:
     """What a collection would be, from a few seconds of play."""
     say(f"playing for {PROBE_SECONDS:g} seconds ...")
-    found = estimate(config, teacher, PROBE_SECONDS)
+    found = estimate(config, teacher, actor, PROBE_SECONDS)
     rate, size, length = found["states_per_second"], found["bytes_per_state"], found["episode_length"]
     ended = "episodes of" if found["ended"] else "no episode ended, they are longer than"
     say(f"{rate:,.0f} states/s with one worker, {size:.0f} bytes a state, {ended} {length:,.0f} states")

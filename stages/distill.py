@@ -15,7 +15,7 @@ from pipeline.datasets.reader import Dataset
 from pipeline.distill.offline import Objective, Student, train
 from stages import params as settings
 from stages.paths import Layout
-from stages.publish import load_state, replace_folder, save_state, write_csv
+from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
 from stages.runlog import say, show
 
 CHECKPOINT_EVERY_SECONDS = 60.0
@@ -47,66 +47,65 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         "digest": ingredient.digest,
     }
     work = layout.work("distill", agent, decides)
-    work.mkdir(parents=True, exist_ok=True)
-
-    keep_freed_memory()
-    compute = Compute(pick_device(device_name), config.precision)
-    objective = Objective(
-        loss=variant.loss,
-        temperature=variant.temperature,
-        per_gap=variant.per_gap,
-        feature_weight=variant.feature_weight,
-    )
-    teacher = _teacher(layout, dataset, compute) if objective.feature_weight else None
-    student = Student(config, objective, spec, dataset, variant.updates, compute, seed, teacher)
-    checkpoint = work / "checkpoint.pt"
-    state = load_state(checkpoint)
-    if state is not None:
-        student.load_state_dict(state)
-        say(f"resuming {agent} at {student.updates:,} updates")
-    saved = time.monotonic()
-    with closing(show(train(student), f"distill {agent}", ("loss", "kl", "agreement", "regret"))) as progress:
-        try:
-            for p in progress:
-                if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS and p.done < p.total:
-                    save_state(checkpoint, student.state_dict())
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            save_state(checkpoint, student.state_dict())
-            say(f"stopped at {student.updates:,} updates; the same command goes on from there")
-            raise
-    network = QNetwork(spec, {dataset.manifest.game: dataset.manifest.actions})
-    network.load_state_dict(student.best_weights)
-    folder = work / "publish"
-    best = next(point for point in student.curve if point["updates"] == student.best_updates)
-    card = save_agent(
-        folder,
-        network,
-        {
-            "role": "student",
-            "game": dataset.manifest.game,
-            "variant": variant_name,
-            "mix": mix_name,
-            "seed": seed,
-            "objective": asdict(objective),
-            "updates": variant.updates,
-            "best_updates": student.best_updates,
-            "samples": variant.updates * config.batch,
-            "held_out": {key: best[key] for key in ("held_out_loss", "kl", "agreement", "regret")},
-            "settings": {"preset": variant.preset, **asdict(config)},
-            "dataset": {"name": ingredient.dataset, "digest": ingredient.digest, "states": len(dataset)},
-            "teacher": dataset.manifest.teacher,
-            "environment": dataset.manifest.environment,
-            "recipe": variant.recipe,
-        },
-    )
-    write_csv(folder / "curve.csv", student.curve)
-    target = layout.student(agent)
-    replace_folder(folder, target)
-    checkpoint.unlink(missing_ok=True)
-    held_out = f"held-out KL {best['kl']:.4f}, agreement {best['agreement']:.1%}"
-    say(f"published {target / CARD}: {card['parameters']:,} parameters, {held_out}")
-    return target
+    with alone_in(work):
+        keep_freed_memory()
+        compute = Compute(pick_device(device_name), config.precision)
+        objective = Objective(
+            loss=variant.loss,
+            temperature=variant.temperature,
+            per_gap=variant.per_gap,
+            feature_weight=variant.feature_weight,
+        )
+        teacher = _teacher(layout, dataset, compute) if objective.feature_weight else None
+        student = Student(config, objective, spec, dataset, variant.updates, compute, seed, teacher)
+        checkpoint = work / "checkpoint.pt"
+        state = load_state(checkpoint)
+        if state is not None:
+            student.load_state_dict(state)
+            say(f"resuming {agent} at {student.updates:,} updates")
+        saved = time.monotonic()
+        with closing(show(train(student), f"distill {agent}", ("loss", "kl", "agreement", "regret"))) as progress:
+            try:
+                for p in progress:
+                    if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS and p.done < p.total:
+                        save_state(checkpoint, student.state_dict())
+                        saved = time.monotonic()
+            except KeyboardInterrupt:
+                save_state(checkpoint, student.state_dict())
+                say(f"stopped at {student.updates:,} updates; the same command goes on from there")
+                raise
+        network = QNetwork(spec, {dataset.manifest.game: dataset.manifest.actions})
+        network.load_state_dict(student.best_weights)
+        folder = work / "publish"
+        best = next(point for point in student.curve if point["updates"] == student.best_updates)
+        card = save_agent(
+            folder,
+            network,
+            {
+                "role": "student",
+                "game": dataset.manifest.game,
+                "variant": variant_name,
+                "mix": mix_name,
+                "seed": seed,
+                "objective": asdict(objective),
+                "updates": variant.updates,
+                "best_updates": student.best_updates,
+                "samples": variant.updates * config.batch,
+                "held_out": {key: best[key] for key in ("held_out_loss", "kl", "agreement", "regret")},
+                "settings": {"preset": variant.preset, **asdict(config)},
+                "dataset": {"name": ingredient.dataset, "digest": ingredient.digest, "states": len(dataset)},
+                "teacher": dataset.manifest.teacher,
+                "environment": dataset.manifest.environment,
+                "recipe": variant.recipe,
+            },
+        )
+        write_csv(folder / "curve.csv", student.curve)
+        target = layout.student(agent)
+        replace_folder(folder, target)
+        checkpoint.unlink(missing_ok=True)
+        held_out = f"held-out KL {best['kl']:.4f}, agreement {best['agreement']:.1%}"
+        say(f"published {target / CARD}: {card['parameters']:,} parameters, {held_out}")
+        return target
 
 
 def _teacher(layout: Layout, dataset: Dataset, compute: Compute) -> QNetwork:

@@ -27,7 +27,7 @@ from pipeline.report.bootstrap import interval
 from pipeline.seeding import episode_seeds
 from stages import params as settings
 from stages.paths import Layout
-from stages.publish import replaced_file
+from stages.publish import alone_in, replaced_file
 from stages.runlog import say, show
 
 CLIP_STEPS = 450
@@ -61,42 +61,44 @@ def run(layout: Layout, params: settings.Params, agent: str, device_name: str) -
         "recipe": RECIPE,
     }
     work = layout.work("evaluate", agent, decides)
-    notes = Notes(work / "episodes.jsonl")
-    episodes = played(contestant, params, "evaluate", protocol.seed, protocol.episodes, notes)
-    returns = [e.episode_return for e in episodes]
-    low, high = interval(returns)
-    scores = {
-        "agent": agent,
-        "role": contestant.card["role"],
-        "game": contestant.game,
-        "network": contestant.card.get("network"),
-        "parameters": contestant.card.get("parameters"),
-        "episodes": len(episodes),
-        "mean": float(np.mean(returns)),
-        "median": float(np.median(returns)),
-        "min": min(returns),
-        "max": max(returns),
-        "ci95": [low, high],
-        "stalled": sum(e.stalled for e in episodes),
-        "epsilon": _epsilon(contestant.policy),
-    }
-    table = pa.table(
-        {
-            "game": [contestant.game] * len(episodes),
-            "seed": [e.seed for e in episodes],
-            "episode_return": returns,
-            "steps": [e.steps for e in episodes],
-            "stalled": [e.stalled for e in episodes],
+    with alone_in(work):
+        notes = Notes(work / "episodes.jsonl")
+        episodes = played(contestant, params, "evaluate", protocol.seed, protocol.episodes, notes)
+        returns = [e.episode_return for e in episodes]
+        low, high = interval(returns)
+        scores = {
+            "agent": agent,
+            "role": contestant.card["role"],
+            "game": contestant.game,
+            "network": contestant.card.get("network"),
+            "parameters": contestant.card.get("parameters"),
+            "episodes": len(episodes),
+            "mean": float(np.mean(returns)),
+            "median": float(np.median(returns)),
+            "min": min(returns),
+            "max": max(returns),
+            "ci95": [low, high],
+            "stalled": sum(e.stalled for e in episodes),
+            "epsilon": _epsilon(contestant.policy),
         }
-    )
-    with replaced_file(layout.episodes(agent)) as part:
-        pq.write_table(table, part, compression="zstd")
-    write_clip(layout.clip(agent), contestant.game, params.environment, notes.trace)
-    with replaced_file(layout.scores(agent)) as part:
-        part.write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
-    shutil.rmtree(work)
-    say(f"{agent}: mean return {scores['mean']:.2f} [{low:.2f}, {high:.2f}], min {scores['min']:g}, {len(episodes)} episodes")
-    return layout.scores(agent)
+        table = pa.table(
+            {
+                "game": [contestant.game] * len(episodes),
+                "seed": [e.seed for e in episodes],
+                "episode_return": returns,
+                "steps": [e.steps for e in episodes],
+                "stalled": [e.stalled for e in episodes],
+            }
+        )
+        with replaced_file(layout.episodes(agent)) as part:
+            pq.write_table(table, part, compression="zstd")
+        write_clip(layout.clip(agent), contestant.game, params.environment, notes.trace)
+        with replaced_file(layout.scores(agent)) as part:
+            part.write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
+        shutil.rmtree(work)
+        reached = f"mean return {scores['mean']:.2f} [{low:.2f}, {high:.2f}], min {scores['min']:g}"
+        say(f"{agent}: {reached}, {len(episodes)} episodes")
+        return layout.scores(agent)
 
 
 def find_contestant(layout: Layout, params: settings.Params, agent: str, device: torch.device) -> Contestant:
@@ -108,10 +110,9 @@ def find_contestant(layout: Layout, params: settings.Params, agent: str, device:
         return Contestant(
             agent, game, EpsilonGreedy(uniform_random(actions), 1.0), {"role": "random", "network": "none", "parameters": 0}
         )
-    folders = {"teachers": layout.teacher(name), "students": layout.student(name)}
-    if kind not in folders or not name:
+    if kind not in ("teachers", "students") or not name:
         raise ValueError(f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED or random/GAME")
-    loaded = load_agent(folders[kind], device)
+    loaded = load_agent(layout.agent(agent), device)
     game = str(loaded.card.get("game"))
     if game not in loaded.network.actions:
         raise ValueError(f"the card of agent {agent} names no game that its network plays: restore it")

@@ -68,6 +68,10 @@ class TeacherParams(Section):
 
 
 class DatasetParams(Section):
+    """A dataset, of the game that it is named after where it names none; `actor` acts in the teacher's place."""
+
+    game: str | None = None
+    actor: str | None = None
     states: int = Field(gt=0)
     epsilon: float = Field(ge=0, le=1)
     seed: int = Field(ge=0, lt=100)

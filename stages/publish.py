@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +17,27 @@ from pipeline.datasets.folders import Folder
 from pipeline.progress import Progress
 
 
+@contextmanager
+def alone_in(work: Path) -> Iterator[None]:
+    """Make `work` and keep other processes out of it. ValueError if one is there: two would take each other's files away."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process works in {work}: wait for it, or stop it and run this again") from None
+        yield
+
+
 def replace_folder(finished: Path, target: Path) -> None:
-    """Move `finished` to `target`, replacing what is there; both lie on one file system, so each step is one rename."""
+    """Move `finished` to `target`, replacing what is there by one rename; from another file system it is first copied."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if finished.stat().st_dev != target.parent.stat().st_dev:
+        beside = target.with_name(f".{target.name}.new")
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(finished, beside)
+        shutil.rmtree(finished)
+        finished = beside
     retired = target.with_name(f".{target.name}.old")
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():

@@ -24,7 +24,7 @@ from pipeline.rl.learner import Learner
 from stages import params as settings
 from stages.evaluate import Contestant, Notes, mean_return, played, record
 from stages.paths import Layout
-from stages.publish import check_target, load_state, replace_folder, save_state, write_csv
+from stages.publish import alone_in, check_target, load_state, replace_folder, save_state, write_csv
 from stages.runlog import duration, say, show
 from stages.versions import code_version
 
@@ -77,59 +77,58 @@ def run(
             raise ValueError(f"{target} holds a teacher of {theirs}: choose another --out")
         layout = Layout(root=target.resolve().parent, zoo=layout.zoo)
     work = layout.work("train-teacher", game, decides)
-    work.mkdir(parents=True, exist_ok=True)
+    with alone_in(work):
+        keep_freed_memory()
+        compute = Compute(pick_device(device_name), "bfloat16")
+        heads = {game: len(action_meanings(game, params.environment))}
+        learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
+        time_budget = 60 * minutes if minutes else math.inf
+        kind = f"{game}, {preset.algorithm}, network {teacher.network}"
+        state = _Run(work / "checkpoint.pt", kind, learner, teacher, params.environment.frame_skip, time_budget)
+        if state.resume(state.path):
+            say(f"resuming {game} at {learner.tally.steps:,} steps from {work}")
+        elif start is not None:
+            state.begin_from(start)
+            say(f"beginning {game} at {learner.tally.steps:,} steps from {start}")
+        if learner.tally.steps > teacher.steps:
+            raise ValueError(
+                f"the unfinished run in {work} is at {learner.tally.steps:,} steps, "
+                f"beyond teachers.{game}.steps = {teacher.steps:,}: raise that, or remove the folder to start afresh"
+            )
+        chosen = {"preset": teacher.preset, **preset.settings()}
+        state.begin_sitting({"budget": teacher.steps, "settings": chosen})
+        _learn(params, game, state, seed_once=bool(preset.seed_once))
+        if learner.tally.steps < teacher.steps:
+            say(f"stopped learning at {learner.tally.steps:,} of {teacher.steps:,} steps: the time is spent")
+        best, evaluation = _pass_gate(params, game, state, work)
 
-    keep_freed_memory()
-    compute = Compute(pick_device(device_name), "bfloat16")
-    heads = {game: len(action_meanings(game, params.environment))}
-    learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
-    time_budget = 60 * minutes if minutes else math.inf
-    kind = f"{game}, {preset.algorithm}, network {teacher.network}"
-    state = _Run(work / "checkpoint.pt", kind, learner, teacher, params.environment.frame_skip, time_budget)
-    if state.resume(state.path):
-        say(f"resuming {game} at {learner.tally.steps:,} steps from {work}")
-    elif start is not None:
-        state.begin_from(start)
-        say(f"beginning {game} at {learner.tally.steps:,} steps from {start}")
-    if learner.tally.steps > teacher.steps:
-        raise ValueError(
-            f"the unfinished run in {work} is at {learner.tally.steps:,} steps, "
-            f"beyond teachers.{game}.steps = {teacher.steps:,}: raise that, or remove the folder to start afresh"
+        folder = work / "publish"
+        card = save_agent(
+            folder,
+            best,
+            {
+                "role": "teacher",
+                "game": game,
+                "algorithm": preset.algorithm,
+                "steps": state.best_steps,
+                "frames": state.best_steps * params.environment.frame_skip,
+                "steps_trained": learner.tally.steps,
+                "updates": learner.tally.updates,
+                "history": state.history,
+                "seed": teacher.seed,
+                "recipe": teacher.recipe,
+                "evaluation": evaluation,
+                "settings": chosen,
+                "environment": environment,
+                "code": code_version(),
+            },
         )
-    chosen = {"preset": teacher.preset, **preset.settings()}
-    state.begin_sitting({"budget": teacher.steps, "settings": chosen})
-    _learn(params, game, state, seed_once=bool(preset.seed_once))
-    if learner.tally.steps < teacher.steps:
-        say(f"stopped learning at {learner.tally.steps:,} of {teacher.steps:,} steps: the time is spent")
-    best, evaluation = _pass_gate(params, game, state, work)
-
-    folder = work / "publish"
-    card = save_agent(
-        folder,
-        best,
-        {
-            "role": "teacher",
-            "game": game,
-            "algorithm": preset.algorithm,
-            "steps": state.best_steps,
-            "frames": state.best_steps * params.environment.frame_skip,
-            "steps_trained": learner.tally.steps,
-            "updates": learner.tally.updates,
-            "history": state.history,
-            "seed": teacher.seed,
-            "recipe": teacher.recipe,
-            "evaluation": evaluation,
-            "settings": chosen,
-            "environment": environment,
-            "code": code_version(),
-        },
-    )
-    write_csv(folder / "curve.csv", state.curve)
-    replace_folder(folder, target)
-    shutil.rmtree(work)  # so that the next run trains anew
-    reached = f"mean return {evaluation['mean_return']:.2f}"
-    say(f"published {target / CARD}: {reached}, digest {card['digest'][:12]}, {duration(state.seconds())} of training")
-    return target
+        write_csv(folder / "curve.csv", state.curve)
+        replace_folder(folder, target)
+        shutil.rmtree(work)  # so that the next run trains anew
+        reached = f"mean return {evaluation['mean_return']:.2f}"
+        say(f"published {target / CARD}: {reached}, digest {card['digest'][:12]}, {duration(state.seconds())} of training")
+        return target
 
 
 def _learn(params: settings.Params, game: str, state: _Run, *, seed_once: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from distributed import Client, LocalCluster
 
 from pipeline import collect as collecting
-from pipeline.agents.checkpoints import Agent, load_agent
+from pipeline.agents.checkpoints import Agent, load_agent, save_agent
 from pipeline.agents.device import exact
+from pipeline.agents.networks import NETWORKS, QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld
 from pipeline.atari.rollout import rollout
-from pipeline.collect import BLOCK_EPISODES, LONGEST_TASK, CollectConfig, Collection
+from pipeline.collect import BLOCK_EPISODES, LONGEST_TASK, CollectConfig, Collection, Task
 from pipeline.datasets import schema
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import EpisodeRow, Flag
@@ -208,6 +210,70 @@ def test_a_number_of_episodes_in_one_task_of_two_blocks(
     rows = open_dataset(collection.dataset).episodes
     assert all(row.complete for row in rows)
     assert list(rows) == list(collected.episodes[: len(rows)])
+
+
+def test_more_is_added_to_a_dataset_without_playing_its_whole_shards_again(
+    breakout_teacher: Path,
+    teacher: Agent,
+    one_worker: Client,
+    small_blocks: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(schema, "SHARD", 512)
+    monkeypatch.setattr(schema, "SMALL_CHUNK", 256)
+
+    def collect(name: str, states: int, *, begin_with: Dataset | None = None) -> Dataset:
+        collection = Collection(config(states), breakout_teacher, teacher, tmp_path / name)
+        if begin_with is not None:
+            collection.extend(begin_with)
+        list(collection.run(one_worker))
+        collection.finish()
+        return open_dataset(collection.dataset, check_files=True)
+
+    small, large = collect("small", 2200), collect("large", 3000)
+    played: list[int] = []
+    play = collecting.play
+
+    def watched(task: Task) -> dict[int, list[EpisodeRow]]:
+        played.extend(task.blocks)
+        return play(task)
+
+    monkeypatch.setattr(collecting, "play", watched)
+    extended = collect("extended", 3000, begin_with=small)
+    assert extended.manifest == large.manifest
+    whole = [
+        b for b in range(len(small.episodes) // 4) if small.episodes[4 * b + 3].start + small.episodes[4 * b + 3].length <= 2048
+    ]
+    assert whole
+    assert not set(played) & set(whole)
+    with pytest.raises(ValueError, match="2,560 states already: ask for more"):
+        collect("extended", 2200)
+
+
+def test_a_worker_that_does_not_see_the_blocks_says_so(breakout_teacher: Path, teacher: Agent, tmp_path: Path) -> None:
+    task = Task(blocks=range(1), config=config(), teacher_digest=teacher.digest, url=str(tmp_path / "elsewhere"))
+    with pytest.raises(ValueError, match=r"does not see .*elsewhere: collect into a folder that every worker shares"):
+        collecting.play(task)
+
+
+def test_a_student_acts_and_the_teacher_labels(
+    breakout_teacher: Path, teacher: Agent, one_worker: Client, small_blocks: None, tmp_path: Path
+) -> None:
+    torch.manual_seed(7)
+    card = save_agent(tmp_path / "student", QNetwork(NETWORKS["tiny"], {"Breakout": 4}), {"role": "student"})
+    driven = replace(config(None, 4), actor={"digest": card["digest"]})
+    collection = Collection(driven, breakout_teacher, teacher, tmp_path / "work", actor_folder=tmp_path / "student")
+    list(collection.run(one_worker))
+    assert collection.finish().collection["actor"] == {"digest": card["digest"]}
+    data = open_dataset(collection.dataset)
+    student = load_agent(tmp_path / "student", torch.device("cpu"))
+    states, records = data.stacks(range(48)), data.records(0, 48)
+    acting, labelling = (q_function(a.network, exact(torch.device("cpu")))(states) for a in (student, teacher))
+    greedy = (records.flags_N & Flag.RANDOM_ACTION) == 0
+    assert np.array_equal(records.q_NA, labelling)
+    assert np.array_equal(records.action_N[greedy], acting.argmax(axis=1)[greedy])
+    assert (acting.argmax(axis=1) != labelling.argmax(axis=1)).any()
 
 
 def test_how_much_must_be_said_once() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,13 +71,61 @@ def test_other_settings_do_not_forget_what_is_unfinished(
         raw["zoo"] = str(breakout_teacher.parent)
     unfinished = tmp_path / ".work/collect/Breakout-0123"
     unfinished.mkdir(parents=True)
-    (unfinished / "settings.json").write_text(json.dumps({"epsilon": 0.1, "states": 2900}))
+    (unfinished / "settings.json").write_text(json.dumps({"epsilon": 0.1, "policy": "epsilon-greedy"}))
     result = collect(tmp_path, *on_one_worker)
     assert result.exit_code == 1
     assert "an unfinished collection of Breakout has other settings" in result.output
     assert "epsilon: 0.1 there, 0.05 here" in result.output
-    assert "states" not in result.output
+    assert "policy" not in result.output
     assert f"or remove {unfinished}" in result.output
+
+
+def test_what_is_there_is_not_played_again(tmp_path: Path, breakout_teacher: Path, on_one_worker: tuple[str, str]) -> None:
+    with edited_params(tmp_path) as raw:
+        raw["zoo"] = str(breakout_teacher.parent)
+    manifest = tmp_path / "data/datasets/Breakout/manifest.json"
+    assert collect(tmp_path, *on_one_worker).exit_code == 0
+    first = json.loads(manifest.read_text())
+    again = collect(tmp_path, *on_one_worker)
+    assert again.exit_code == 0, again.output
+    assert "has been collected already, digest" in again.stderr
+    more = collect(tmp_path, "--states", "3000", *on_one_worker)
+    assert more.exit_code == 0, more.output
+    assert "going on from the 2,900 states" in more.stderr
+    assert json.loads(manifest.read_text())["states"] == 3000
+    (manifest.parent / "episodes.parquet").write_bytes(b"damage")
+    anew = collect(tmp_path, *on_one_worker)
+    assert anew.exit_code == 0, anew.output
+    assert "is collected again" in anew.stderr
+    assert json.loads(manifest.read_text()) == first
+
+
+def test_a_dataset_by_its_name_in_params_with_an_actor_of_its_own(
+    tmp_path: Path, breakout_teacher: Path, on_one_worker: tuple[str, str]
+) -> None:
+    with edited_params(tmp_path) as raw:
+        raw["zoo"] = str(breakout_teacher.parent)
+        student = {"game": "Breakout", "actor": "students/small/kl-0", "states": 1000, "epsilon": 0.1, "seed": 5, "recipe": 1}
+        raw["datasets"]["Breakout-1"] = student
+    shutil.copytree(breakout_teacher, tmp_path / "data/students/small/kl-0")
+
+    def call(*options: str) -> Result:
+        return CliRunner().invoke(main, ["--params", str(tmp_path / "params.yaml"), "collect", *options, *on_one_worker])
+
+    result = call("--dataset", "Breakout-1")
+    assert result.exit_code == 0, result.output
+    made = open_dataset(tmp_path / "data/datasets/Breakout-1").manifest
+    assert made.collection["actor"]["digest"] == made.teacher["digest"]  # a copy of the teacher acted
+    assert made.collection["epsilon"] == 0.1
+    for options, told in (
+        (("--dataset", "Breakout-2"), "no dataset 'Breakout-2': it has Breakout-1, Pong"),
+        (("--dataset", "Breakout-1", "--game", "Pong"), "datasets.Breakout-1 is of Breakout, not of Pong"),
+        ((), "say what to collect: --game GAME, or --dataset NAME"),
+        (("--game", "Pong", "--labels-from", str(breakout_teacher)), "plays Breakout, not Pong"),
+    ):
+        refused = call(*options)
+        assert refused.exit_code == 1
+        assert told in refused.output
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, breakout_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

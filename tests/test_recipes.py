@@ -64,7 +64,7 @@ def run_collect() -> list[float]:
             game="Breakout", environment=ENVIRONMENT, epsilon=0.5, seed=0, states=1, episodes=None, recipe=collect.RECIPE
         )
         task = collecting.Task(blocks=range(1), config=config, teacher_digest=card["digest"], url=name)
-        collecting.send_teacher(folder, Folder(name))
+        collecting.send_agent(folder, Folder(name), "teacher")
         rows = collecting.play(task)[0]
         records = next(blocks.read_block(Folder(name), 0))
     numbers = [float(x) for row in rows[:4] for x in (row.seed, row.length, row.episode_return)]

@@ -80,6 +80,18 @@ class EpsilonGreedy:
         return Decision(np.where(random_B, chance_B, q_BA.argmax(axis=1)), q_BA, random_B)
 
 
+class Labelled:
+    """Acts as `actor` does; the Q-values that are recorded are those of `labels` (DAgger, Ross et al. 2011)."""
+
+    def __init__(self, actor: EpsilonGreedy, labels: QFunction) -> None:
+        self.actor, self.labels = actor, labels
+
+    def __call__(
+        self, obs_BCHW: npt.NDArray[np.uint8], seed_B: npt.NDArray[np.int64], step_B: npt.NDArray[np.int64]
+    ) -> Decision:
+        return self.actor(obs_BCHW, seed_B, step_B)._replace(q_BA=self.labels(obs_BCHW))
+
+
 LONGEST_HOLD: Final = 10_000
 
 

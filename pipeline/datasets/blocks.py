@@ -122,8 +122,13 @@ def write_block(folder: Folder, block: int, episodes: Sequence[tuple[EpisodeRow,
             writer.write_batch(pa.RecordBatch.from_pylist([record], schema=_SCHEMA))
     folder.write(_data(block), sink.getvalue().to_pybytes())
     rows = [row for row, _ in ordered]
-    folder.write(_receipt(block), json.dumps([row._asdict() for row in rows]).encode())
+    write_receipt(folder, block, rows)
     return rows
+
+
+def write_receipt(folder: Folder, block: int, rows: Sequence[EpisodeRow]) -> None:
+    """Say that a block is finished: one row per episode, each with its `start` still 0."""
+    folder.write(_receipt(block), json.dumps([row._asdict() for row in rows]).encode())
 
 
 def read_receipt(folder: Folder, block: int) -> list[EpisodeRow] | None:
@@ -135,9 +140,10 @@ def read_receipt(folder: Folder, block: int) -> list[EpisodeRow] | None:
 
 
 def receipts(folder: Folder, indices: Iterable[int]) -> dict[int, list[EpisodeRow]]:
-    """The rows of those of the blocks that are finished."""
-    there = set(folder.files())
-    finished = (index for index in indices if _receipt(index) in there)
+    """The rows of those of the blocks that are finished. One listing serves them all."""
+    wanted = list(indices)
+    there = set(folder.files()) if wanted else set()
+    finished = (index for index in wanted if _receipt(index) in there)
     return {index: rows for index in finished if (rows := read_receipt(folder, index)) is not None}
 
 

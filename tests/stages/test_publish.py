@@ -1,0 +1,42 @@
+"""Files appear whole or not at all, whatever disk they come from; two processes never work in one folder."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stages.publish import alone_in, replace_folder
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder of another file system than `tmp_path`'s."""
+    memory = Path("/dev/shm")  # noqa: S108
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("this machine has one file system")
+    folder = memory / tmp_path.name
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_folder_is_published_onto_another_disk(other_disk: Path, tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        (tmp_path / "finished").mkdir()
+        (tmp_path / "finished/file").write_text(text)
+        replace_folder(tmp_path / "finished", other_disk / "target")
+        assert (other_disk / "target/file").read_text() == text
+        assert not (tmp_path / "finished").exists()
+    assert [p.name for p in other_disk.iterdir()] == ["target"]
+
+
+def test_a_second_process_is_kept_out_of_a_folder(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from stages.publish import alone_in\nwith alone_in(Path({str(tmp_path)!r})): pass"
+    with alone_in(tmp_path):
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"another process works in {tmp_path}" in second.stderr
+    third = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert third.returncode == 0, third.stderr
