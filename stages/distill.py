@@ -10,8 +10,7 @@ from pathlib import Path
 from pipeline.agents.checkpoints import CARD, load_agent, save_agent
 from pipeline.agents.device import Compute, keep_freed_memory, pick_device
 from pipeline.agents.networks import QNetwork
-from pipeline.datasets.mix import open_ingredient, read_mix
-from pipeline.datasets.reader import Dataset
+from pipeline.datasets.mix import Joined, open_ingredients, read_mix
 from pipeline.distill.offline import Objective, Student, train
 from stages import params as settings
 from stages.paths import Layout
@@ -37,14 +36,15 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     mix = read_mix(layout.mix(mix_name))
     if len(mix) != 1:
         raise ValueError(f"mix {mix_name} has {len(mix)} games: single-game students take one")
-    (ingredient,) = mix.values()
-    dataset = open_ingredient(layout.dataset(ingredient.dataset), ingredient, mix_name)
+    (ingredients,) = mix.values()
+    dataset = open_ingredients({i.dataset: layout.dataset(i.dataset) for i in ingredients}, ingredients, mix_name)
+    manifest = dataset.parts[0].manifest
     agent = f"{mix_name}/{variant_name}-{seed}"
     decides = {
         "variant": variant.model_dump(),
         "preset": asdict(config),
         "seed": seed,
-        "digest": ingredient.digest,
+        "digests": [i.digest for i in ingredients],
     }
     work = layout.work("distill", agent, decides)
     with alone_in(work):
@@ -74,7 +74,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 save_state(checkpoint, student.state_dict())
                 say(f"stopped at {student.updates:,} updates; the same command goes on from there")
                 raise
-        network = QNetwork(spec, {dataset.manifest.game: dataset.manifest.actions})
+        network = QNetwork(spec, {dataset.game: dataset.actions})
         network.load_state_dict(student.best_weights)
         folder = work / "publish"
         best = next(point for point in student.curve if point["updates"] == student.best_updates)
@@ -83,7 +83,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             network,
             {
                 "role": "student",
-                "game": dataset.manifest.game,
+                "game": dataset.game,
                 "variant": variant_name,
                 "mix": mix_name,
                 "seed": seed,
@@ -93,9 +93,12 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 "samples": variant.updates * config.batch,
                 "held_out": {key: best[key] for key in ("held_out_loss", "kl", "agreement", "regret")},
                 "settings": {"preset": variant.preset, **asdict(config)},
-                "dataset": {"name": ingredient.dataset, "digest": ingredient.digest, "states": len(dataset)},
-                "teacher": dataset.manifest.teacher,
-                "environment": dataset.manifest.environment,
+                "datasets": [
+                    {"name": i.dataset, "digest": i.digest, "states": len(part)}
+                    for i, part in zip(ingredients, dataset.parts, strict=True)
+                ],
+                "teacher": manifest.teacher,
+                "environment": manifest.environment,
                 "recipe": variant.recipe,
             },
         )
@@ -108,13 +111,13 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         return target
 
 
-def _teacher(layout: Layout, dataset: Dataset, compute: Compute) -> QNetwork:
+def _teacher(layout: Layout, dataset: Joined, compute: Compute) -> QNetwork:
     """The network that labelled the dataset. ValueError if it is not in the zoo."""
-    folder, wanted = layout.teacher(dataset.manifest.game), dataset.manifest.teacher["digest"]
+    folder, wanted = layout.teacher(dataset.game), dataset.parts[0].manifest.teacher["digest"]
     agent = load_agent(folder, compute.device)
     if agent.digest != wanted:
         raise ValueError(
-            f"feature regression wants the teacher that labelled {dataset.folder} ({wanted[:12]}), "
+            f"feature regression wants the teacher that labelled {dataset} ({wanted[:12]}), "
             f"{folder} is another ({agent.digest[:12]}): bring that, or set feature_weight to 0"
         )
     return agent.network

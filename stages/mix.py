@@ -13,7 +13,11 @@ from stages.paths import Layout
 def run(layout: Layout, params: settings.Params, mix: str) -> Path:
     """Write data/mixes/MIX.json; refuses datasets that were not labelled by the zoo's teacher, where that is at hand."""
     names = settings.pick(params.mixes, mix, "mix")
-    teachers = {name: load_card(layout.teacher(name))["digest"] for name in names if (layout.teacher(name) / CARD).is_file()}
+
+    def teacher_of(game: str) -> str | None:
+        folder = layout.teacher(game)
+        return str(load_card(folder)["digest"]) if (folder / CARD).is_file() else None
+
     path = layout.mix(mix)
-    write_mix(path, make_mix({name: layout.dataset(name) for name in names}, teachers))
+    write_mix(path, make_mix({name: layout.dataset(name) for name in names}, teacher_of))
     return path

@@ -38,7 +38,7 @@ def run(layout: Layout, params: settings.Params) -> Path:
         "protocol": f"{params.evaluation.episodes} episodes per agent, {protocol}",
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.teacher.card["digest"] for s in sections},
-        **{f"dataset of mix {s.mix}": i.digest for s in sections for i in read_mix(layout.mix(s.mix)).values()},
+        **{f"datasets of mix {s.mix}": _digests(layout, s.mix) for s in sections},
         "ale-py": sections[0].teacher.card["environment"]["ale_py"],
     }
     (folder / "index.html").write_text(render(sections, protocol, facts))
@@ -46,6 +46,10 @@ def run(layout: Layout, params: settings.Params) -> Path:
     page = layout.report / "index.html"
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
     return page
+
+
+def _digests(layout: Layout, mix: str) -> str:
+    return ", ".join(i.digest for ingredients in read_mix(layout.mix(mix)).values() for i in ingredients)
 
 
 def _section(layout: Layout, mix: str, grid: settings.GridParams) -> Section:

@@ -68,7 +68,7 @@ def travelled(project: Path) -> Path:
     for name in STUDENTS:
         call(project, "distill", "--student", f"small/{name}")
     student = json.loads((project / "data/students/small/kl-0/card.json").read_text())
-    assert student["dataset"]["digest"] == manifest["digest"]
+    assert student["datasets"][0]["digest"] == manifest["digest"]
     again = student["digest"]
     call(project, "distill", "--student", "small/kl")
     assert json.loads((project / "data/students/small/kl-0/card.json").read_text())["digest"] == again

@@ -68,7 +68,7 @@ def test_team_b_distils_from_what_it_imported(team_a: Path, tmp_path: Path, remo
     pd_pipeline(folder, "mix", "--mix", "theirs")
     pd_pipeline(folder, "distill", "--student", "theirs/kl")
     card = json.loads((folder / "data/students/theirs/kl-0/card.json").read_text())
-    assert card["dataset"]["digest"] == open_dataset(dataset).manifest.digest
+    assert card["datasets"][0]["digest"] == open_dataset(dataset).manifest.digest
     assert card["teacher"] == open_dataset(dataset).manifest.teacher
     assert not (folder / "data/teachers").exists()
 

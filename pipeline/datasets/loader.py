@@ -12,18 +12,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.reader import Dataset, episode_starts
-from pipeline.datasets.schema import SMALL_CHUNK
+from pipeline.datasets.reader import episode_starts
+from pipeline.datasets.schema import SMALL_CHUNK, EpisodeRow
 from pipeline.seeding import stream
 
 BLOCK: Final = SMALL_CHUNK
 """Steps that are read at a time: whole chunks of every array."""
 _FRAME: Final = 84 * 84
+
+
+class Source(Protocol):
+    """What is learned from: a `reader.Dataset`, or several of one game (`mix.Joined`). As text it says where it lies."""
+
+    @property
+    def game(self) -> str: ...
+    @property
+    def actions(self) -> int: ...
+    @property
+    def episodes(self) -> tuple[EpisodeRow, ...]: ...
+    def __len__(self) -> int: ...
+    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]: ...
 
 
 class Split(NamedTuple):
@@ -33,11 +46,11 @@ class Split(NamedTuple):
     held_out_N: npt.NDArray[np.int64]
 
 
-def split_episodes(dataset: Dataset, fraction: float, seed: int) -> Split:
+def split_episodes(dataset: Source, fraction: float, seed: int) -> Split:
     """Hold out about `fraction` of the episodes, whole, at least one; neighbouring frames never fall on both sides."""
     count = len(dataset.episodes)
     if count < 2:
-        raise ValueError(f"dataset {dataset.folder} has {count} episode(s): two are the least to hold one out, collect more")
+        raise ValueError(f"dataset {dataset} has {count} episode(s): two are the least to hold one out, collect more")
     chosen = set(stream(seed, "held-out").permutation(count)[: max(1, round(fraction * count))].tolist())
     steps = [np.arange(row.start, row.start + row.length) for row in dataset.episodes]
     return Split(
@@ -52,7 +65,7 @@ class Frames:
     `stack_index(steps)` gives, for each state, the rows of `frame_MHW` that make its stack; the last row is black.
     """
 
-    def __init__(self, dataset: Dataset, blocks: Sequence[int], start_N: npt.NDArray[np.int64], depth: int) -> None:
+    def __init__(self, dataset: Source, blocks: Sequence[int], start_N: npt.NDArray[np.int64], depth: int) -> None:
         lead = depth - 1
         extents = [(max(0, block * BLOCK - lead), min((block + 1) * BLOCK, len(dataset))) for block in blocks]
         self.frame_MHW = np.empty((sum(stop - start for start, stop in extents) + 1, 84, 84), dtype=np.uint8)
@@ -87,7 +100,7 @@ class Loader:
     frames, from the background if they are the next ones. All Q-values stay in memory (`q_NA`).
     """
 
-    def __init__(self, dataset: Dataset, *, batch: int, held_out: float, seed: int, memory: int, depth: int = 4) -> None:
+    def __init__(self, dataset: Source, *, batch: int, held_out: float, seed: int, memory: int, depth: int = 4) -> None:
         self._dataset, self._batch, self._seed, self._depth = dataset, batch, seed, depth
         split = split_episodes(dataset, held_out, seed)
         self.train_N, self.held_out_N = split
@@ -130,7 +143,7 @@ class Loader:
         while update >= self._begins[-1]:
             whole = sum(self._batches(len(self._begins) - 1))
             if not whole:
-                raise ValueError(f"no window of dataset {self._dataset.folder} holds a batch of {self._batch}: raise memory_gb")
+                raise ValueError(f"no window of dataset {self._dataset} holds a batch of {self._batch}: raise memory_gb")
             self._begins.append(self._begins[-1] + whole)
         epoch = int(np.searchsorted(self._begins, update, side="right")) - 1
         ends = np.cumsum([0, *self._batches(epoch)])
@@ -174,7 +187,7 @@ class Loader:
         return np.concatenate(parts)
 
 
-def _blocks_of_a_window(dataset: Dataset, labels: int, memory: int, depth: int) -> int:
+def _blocks_of_a_window(dataset: Source, labels: int, memory: int, depth: int) -> int:
     """How many blocks may be in memory at once: all of them if they fit, else half of what does, less one being decoded."""
     count = -(-len(dataset) // BLOCK)
     beside = labels + 16 * len(dataset)  # Q-values, training steps, episode starts
@@ -185,7 +198,7 @@ def _blocks_of_a_window(dataset: Dataset, labels: int, memory: int, depth: int) 
     if fit < 1:
         least = (beside + 3 * block) / 1e9
         raise ValueError(
-            f"dataset {dataset.folder} does not fit into {memory / 1e9:g} GB of memory, nor do windows of it: raise memory_gb "
+            f"dataset {dataset} does not fit into {memory / 1e9:g} GB of memory, nor do windows of it: raise memory_gb "
             f"to {least:.1f} at least"
         )
     return int(min(fit, count))

@@ -1,18 +1,28 @@
-"""A mix: exactly which datasets a student learns from, one per game, by digest. DVC has no list in `deps`; a mix file has."""
+"""A mix: exactly which datasets a student learns from, by game and digest. DVC has no list in `deps`; a mix file has.
+
+A game may have several datasets, as where students played rounds that the teacher labelled; they are read as one.
+
+Dimensions: N steps.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pipeline.datasets.reader import Dataset, open_dataset, read_manifest
+from pipeline.datasets.schema import EpisodeRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ingredient:
-    """One game's dataset: its name under data/datasets, its digest and its teacher's."""
+    """A dataset: its name under data/datasets, its digest and its teacher's."""
 
     dataset: str
     digest: str
@@ -20,37 +30,60 @@ class Ingredient:
     actions: int
 
 
-def make_mix(datasets: Mapping[str, Path], teachers: Mapping[str, str]) -> dict[str, Ingredient]:
-    """Game -> ingredient, for datasets by name. `teachers`: the digest each dataset must have been labelled by.
+Mix = dict[str, tuple[Ingredient, ...]]
+"""Game -> its datasets, in the order in which they are read."""
 
-    ValueError where a dataset was labelled by another teacher, or two datasets are of one game.
+
+def make_mix(datasets: Mapping[str, Path], teacher_of: Callable[[str], str | None]) -> Mix:
+    """The mix of these datasets by name. `teacher_of`: game -> the digest its datasets must have been labelled by, if any.
+
+    ValueError where a dataset was labelled by another teacher, or two of one game cannot be read as one.
     """
-    mix: dict[str, Ingredient] = {}
+    mix: Mix = {}
+    environments: dict[str, Any] = {}
     for name, folder in datasets.items():
         manifest = read_manifest(folder)
-        teacher = manifest.teacher["digest"]
-        if name in teachers and teacher != teachers[name]:
+        game, teacher = manifest.game, manifest.teacher["digest"]
+        wanted = teacher_of(game)
+        if wanted is not None and teacher != wanted:
             raise ValueError(
-                f"dataset {name} was labelled by teacher {teacher[:12]}, the teacher at hand is {teachers[name][:12]}: "
+                f"dataset {name} was labelled by teacher {teacher[:12]}, the teacher at hand is {wanted[:12]}: "
                 f"collect it again with `dvc repro` or restore the teacher that labelled it"
             )
-        if manifest.game in mix:
-            raise ValueError(
-                f"datasets {mix[manifest.game].dataset} and {name} are both of {manifest.game}: keep one, or merge them"
-            )
-        mix[manifest.game] = Ingredient(dataset=name, digest=manifest.digest, teacher=teacher, actions=manifest.actions)
+        for other in mix.get(game, ()):
+            unlike = [
+                what
+                for what, same in (
+                    ("digest", other.digest != manifest.digest),
+                    ("teacher", other.teacher == teacher),
+                    ("actions", other.actions == manifest.actions),
+                    ("environment", environments[game] == manifest.environment),
+                )
+                if not same
+            ]
+            if unlike:
+                told = "are the same dataset" if unlike[0] == "digest" else f"are of {game} but differ in {', '.join(unlike)}"
+                raise ValueError(f"datasets {other.dataset} and {name} {told}: a mix cannot have both")
+        environments[game] = manifest.environment
+        found = Ingredient(dataset=name, digest=manifest.digest, teacher=teacher, actions=manifest.actions)
+        mix[game] = (*mix.get(game, ()), found)
     return mix
 
 
-def write_mix(path: Path, mix: Mapping[str, Ingredient]) -> None:
+def write_mix(path: Path, mix: Mapping[str, Sequence[Ingredient]]) -> None:
+    """One object per game, or a list of them where it has several datasets."""
+    fields = {game: [asdict(i) for i in ingredients] for game, ingredients in mix.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({game: asdict(i) for game, i in mix.items()}, indent=2, sort_keys=True) + "\n")
+    short = {game: several[0] if len(several) == 1 else several for game, several in fields.items()}
+    path.write_text(json.dumps(short, indent=2, sort_keys=True) + "\n")
 
 
-def read_mix(path: Path) -> dict[str, Ingredient]:
+def read_mix(path: Path) -> Mix:
     """ValueError where the file is missing or not a mix."""
     try:
-        return {game: Ingredient(**fields) for game, fields in json.loads(path.read_text()).items()}
+        found = json.loads(path.read_text())
+        several = {game: fields if isinstance(fields, list) else [fields] for game, fields in found.items()}
+        return {game: tuple(Ingredient(**fields) for fields in ingredients) for game, ingredients in several.items()}
     except FileNotFoundError:
         raise ValueError(
             f"mix {path} does not exist: make it with `pd-pipeline mix --mix {path.stem}` or `dvc repro`"
@@ -59,8 +92,44 @@ def read_mix(path: Path) -> dict[str, Ingredient]:
         raise ValueError(f"{path} is not a mix ({error}): make it again with `pd-pipeline mix --mix {path.stem}`") from None
 
 
-def open_ingredient(folder: Path, ingredient: Ingredient, mix: str) -> Dataset:
-    """Open a mix's dataset, its files checked. ValueError where it is not the one that the mix names."""
+class Joined:
+    """Datasets of one game, read as one: their episodes, and so their steps, one after another."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        self.parts = tuple(parts)
+        self._begins = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+        self.game, self.actions = parts[0].game, parts[0].actions
+        self.episodes: tuple[EpisodeRow, ...] = tuple(
+            row._replace(start=row.start + begin)
+            for part, begin in zip(parts, self._begins, strict=False)
+            for row in part.episodes
+        )
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.parts))
+
+    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Steps `start` to `stop` of one array, decoded. ValueError says what cannot be read."""
+        pieces = [
+            part.read(name, max(start - begin, 0), min(stop - begin, len(part)))
+            for part, begin in zip(self.parts, self._begins, strict=False)
+            if start < begin + len(part) and stop > begin
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def open_ingredients(folders: Mapping[str, Path], ingredients: Sequence[Ingredient], mix: str) -> Joined:
+    """Open a game's datasets of a mix from the folders of their names, their files checked.
+
+    ValueError where one is not the one that the mix names.
+    """
+    return Joined([_open(folders[ingredient.dataset], ingredient, mix) for ingredient in ingredients])
+
+
+def _open(folder: Path, ingredient: Ingredient, mix: str) -> Dataset:
     dataset = open_dataset(folder, check_files=True)
     manifest = dataset.manifest
     if manifest.teacher["digest"] != ingredient.teacher:

@@ -45,6 +45,17 @@ class Dataset:
     def __len__(self) -> int:
         return self.manifest.states
 
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def game(self) -> str:
+        return self.manifest.game
+
+    @property
+    def actions(self) -> int:
+        return self.manifest.actions
+
     def records(self, start: int, stop: int) -> Records:
         """Steps `start` to `stop`, decoded. ValueError names the array that cannot be read."""
         return Records(*(self.read(name, start, stop) for name in schema.ARRAYS))

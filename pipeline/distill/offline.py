@@ -18,8 +18,7 @@ from torch import Tensor
 from pipeline.agents.device import Compute, Precision
 from pipeline.agents.initialise import standardise
 from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
-from pipeline.datasets.loader import Frames, Loader, Window
-from pipeline.datasets.reader import Dataset
+from pipeline.datasets.loader import Frames, Loader, Source, Window
 from pipeline.distill import losses
 from pipeline.distill.losses import LossName
 from pipeline.progress import Progress
@@ -93,7 +92,7 @@ class Student:
         config: DistillConfig,
         objective: Objective,
         spec: NetworkSpec,
-        dataset: Dataset,
+        dataset: Source,
         updates: int,
         compute: Compute,
         seed: int,
@@ -114,9 +113,9 @@ class Student:
         self.scale = losses.scale(self._q_NA[torch.from_numpy(self._loader.train_N)])
         self.temperature = objective.temperature * (self.scale.gap if objective.per_gap else 1.0)
         if not self.temperature > 0:
-            raise ValueError(f"dataset {dataset.folder}: its median Q-gap is 0, so no temperature can be relative to it")
-        game = dataset.manifest.game
-        heads = {game: dataset.manifest.actions}
+            raise ValueError(f"dataset {dataset}: its median Q-gap is 0, so no temperature can be relative to it")
+        game = dataset.game
+        heads = {game: dataset.actions}
         self.network = new_network(spec, heads, compute.device, integer(seed, "student", "weights"))
         if config.standardise:
             obs_BCHW, q_BA = self.gather(*self._loader.order(INITIAL_STATES))

@@ -6,37 +6,67 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets.mix import make_mix, open_ingredient, read_mix, write_mix
+from pipeline.datasets.mix import make_mix, open_ingredients, read_mix, write_mix
 from tests.fakes import corridor_dataset, corridor_episode, write_dataset
+
+
+def nobody(game: str) -> None:
+    """No teacher is at hand."""
 
 
 def test_round_trip(tmp_path: Path) -> None:
     manifest = corridor_dataset(tmp_path / "Corridor")
-    mix = make_mix({"Corridor": tmp_path / "Corridor"}, {"Corridor": "t" * 64})
+    mix = make_mix({"Corridor": tmp_path / "Corridor"}, lambda game: "t" * 64)
     write_mix(tmp_path / "m.json", mix)
     assert read_mix(tmp_path / "m.json") == mix
-    assert open_ingredient(tmp_path / "Corridor", mix["Corridor"], "m").manifest.digest == manifest.digest
+    assert (
+        open_ingredients({"Corridor": tmp_path / "Corridor"}, mix["Corridor"], "m").parts[0].manifest.digest == manifest.digest
+    )
 
 
 def test_another_teacher_is_refused(tmp_path: Path) -> None:
     corridor_dataset(tmp_path / "Corridor")
     with pytest.raises(ValueError, match="labelled by teacher tttttttttttt, the teacher at hand is 77bc"):
-        make_mix({"Corridor": tmp_path / "Corridor"}, {"Corridor": "77bc"})
-    mix = make_mix({"Corridor": tmp_path / "Corridor"}, {})
+        make_mix({"Corridor": tmp_path / "Corridor"}, lambda game: "77bc")
+    mix = make_mix({"Corridor": tmp_path / "Corridor"}, nobody)
     other = [corridor_episode(0, np.random.default_rng(0)) for _ in range(4)]
     write_dataset(tmp_path / "other", other, teacher="u" * 64)
     with pytest.raises(ValueError, match=r"labelled by teacher uuuuuuuuuuuu, mix m expects tttttttttttt: run `dvc repro`"):
-        open_ingredient(tmp_path / "other", mix["Corridor"], "m")
+        open_ingredients({"Corridor": tmp_path / "other"}, mix["Corridor"], "m")
 
 
 def test_other_bytes_are_refused(tmp_path: Path) -> None:
     corridor_dataset(tmp_path / "a", 40)
     corridor_dataset(tmp_path / "b", 39)
-    mix = make_mix({"a": tmp_path / "a"}, {})
+    mix = make_mix({"a": tmp_path / "a"}, nobody)
     with pytest.raises(ValueError, match="mix m expects"):
-        open_ingredient(tmp_path / "b", mix["Corridor"], "m")
-    with pytest.raises(ValueError, match="both of Corridor"):
-        make_mix({"a": tmp_path / "a", "b": tmp_path / "b"}, {})
+        open_ingredients({"a": tmp_path / "b"}, mix["Corridor"], "m")
+
+
+def test_several_datasets_of_a_game_are_read_as_one(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "a", 40)
+    corridor_dataset(tmp_path / "b", 7)
+    folders = {name: tmp_path / name for name in ("a", "b")}
+    mix = make_mix(folders, nobody)
+    write_mix(tmp_path / "m.json", mix)
+    assert read_mix(tmp_path / "m.json") == mix
+    joined = open_ingredients(folders, mix["Corridor"], "m")
+    a, b = joined.parts
+    assert len(joined) == len(a) + len(b)
+    assert [joined.episodes[i].start for i in (40, 46)] == [len(a) + b.episodes[i].start for i in (0, 6)]
+    for start, stop in ((0, 5), (len(a) - 3, len(a) + 4), (len(a), len(joined)), (0, len(joined))):
+        both = np.concatenate([a.read("q", 0, len(a)), b.read("q", 0, len(b))])
+        assert np.array_equal(joined.read("q", start, stop), both[start:stop])
+
+
+def test_datasets_that_cannot_be_one_are_refused(tmp_path: Path) -> None:
+    episodes = [corridor_episode(i % 2, np.random.default_rng(i)) for i in range(4)]
+    write_dataset(tmp_path / "a", episodes)
+    write_dataset(tmp_path / "b", episodes, teacher="u" * 64, environment={"game": "Corridor", "wind": 1})
+    with pytest.raises(ValueError, match="a and b are of Corridor but differ in teacher, environment: a mix cannot have both"):
+        make_mix({"a": tmp_path / "a", "b": tmp_path / "b"}, nobody)
+    with pytest.raises(ValueError, match="a and again are the same dataset"):
+        make_mix({"a": tmp_path / "a", "again": tmp_path / "a"}, nobody)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"Pong": {}}', '{"Pong": 3}', json.dumps({"Pong": {"dataset": "x"}})])
