@@ -185,13 +185,16 @@ def evaluate(session: Session, agent: str, device: str) -> None:
 
 
 @main.command()
+@click.option(
+    "--paper", type=click.Path(dir_okay=False, path_type=Path), help="Also write the paper's tables beside ours there."
+)
 @click.pass_obj
-def report(session: Session) -> None:
+def report(session: Session, paper: Path | None) -> None:
     """Score every agent of params.yaml's grid and write data/report/index.html."""
     from stages import report as stage
 
     layout, params = session.load()
-    click.echo(stage.run(layout, params))
+    click.echo(stage.run(layout, params, paper))
 
 
 @main.command()

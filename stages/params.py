@@ -92,8 +92,9 @@ class StudentParams(Section):
 
 
 class GridParams(Section):
-    """What the report shows for a mix: every student variant under every seed."""
+    """What the report shows: of each of the mixes (by default the one it is named after) every student under every seed."""
 
+    mixes: list[str] | None = None
     students: list[str] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(min_length=1)
 

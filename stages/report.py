@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.agents.checkpoints import CARD, load_card
 from pipeline.datasets.mix import read_mix
-from pipeline.report import tables
+from pipeline.report import reproduction, tables
 from pipeline.report.page import Section, render
 from pipeline.report.scores import Contestant, score
+from pipeline.report.summary import Game, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
 from stages.paths import Layout
-from stages.publish import replace_folder
+from stages.publish import replace_folder, replaced_file
 from stages.runlog import say
 from stages.versions import code_version
 
+COMMAND: Final = "dvc repro experiments/paper/dvc.yaml"
 
-def run(layout: Layout, params: settings.Params) -> Path:
-    """Write data/report: index.html, scores.json, table.md. Returns the page's path."""
+
+def run(layout: Layout, params: settings.Params, paper: Path | None) -> Path:
+    """Write data/report: index.html, scores.json, table.md, and at `paper` the page that stands beside the paper's tables.
+
+    Returns the report's path.
+    """
     if not params.grid:
         raise ValueError("the params' grid names nothing to report on: add a mix with its students and seeds")
-    sections = [_section(layout, mix, grid) for mix, grid in params.grid.items()]
+    mixes = {mix: read_mix(layout.mix(mix)) for key, grid in params.grid.items() for mix in grid.mixes or [key]}
+    students: dict[str, list[str]] = {}  # of each game
+    for key, grid in params.grid.items():
+        for mix in grid.mixes or [key]:
+            (game,) = mixes[mix]
+            names = [f"{mix}/{variant}-{seed}" for variant in grid.students for seed in grid.seeds]
+            students[game] = [*students.get(game, []), *(name for name in names if name not in students.get(game, []))]
+    sections = [_section(layout, game, names) for game, names in students.items()]
+    games = {s.game: Game(s.teacher, s.chance, s.students) for s in sections}
+    summaries = summarise(games)
     rows = [row for section in sections for row in section.rows]
     folder = layout.work("report", "page", {})
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,31 +54,26 @@ def run(layout: Layout, params: settings.Params) -> Path:
         "protocol": f"{params.evaluation.episodes} episodes per agent, {protocol}",
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.teacher.card["digest"] for s in sections},
-        **{f"datasets of mix {s.mix}": _digests(layout, s.mix) for s in sections},
+        **{f"mix {mix}": ", ".join(i.digest for several in found.values() for i in several) for mix, found in mixes.items()},
         "ale-py": sections[0].teacher.card["environment"]["ale_py"],
     }
-    (folder / "index.html").write_text(render(sections, protocol, facts))
+    (folder / "index.html").write_text(render(sections, protocol, facts, summaries if len(games) > 1 else ()))
     replace_folder(folder, layout.report)
+    if paper is not None:
+        with replaced_file(paper) as part:
+            teachers = {game: who.teacher for game, who in games.items()}
+            part.write_text(reproduction.markdown(summaries, teachers, facts["protocol"], COMMAND))
     page = layout.report / "index.html"
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
     return page
 
 
-def _digests(layout: Layout, mix: str) -> str:
-    return ", ".join(i.digest for ingredients in read_mix(layout.mix(mix)).values() for i in ingredients)
-
-
-def _section(layout: Layout, mix: str, grid: settings.GridParams) -> Section:
-    (game,) = read_mix(layout.mix(mix))
+def _section(layout: Layout, game: str, names: Sequence[str]) -> Section:
     teacher = _contestant(layout, f"teachers/{game}", layout.teacher(game))
     chance = _contestant(layout, f"random/{game}", None)
-    students = [
-        _contestant(layout, f"students/{mix}/{variant}-{seed}", layout.student(f"{mix}/{variant}-{seed}"))
-        for variant in grid.students
-        for seed in grid.seeds
-    ]
+    students = [_contestant(layout, f"students/{name}", layout.student(name)) for name in names]
     rows = [Row(score(who, teacher, chance), who, teacher.parameters) for who in (teacher, chance, *students)]
-    return Section(game=game, mix=mix, rows=rows, teacher=teacher, students=students)
+    return Section(game=game, rows=rows, teacher=teacher, chance=chance, students=students)
 
 
 def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:

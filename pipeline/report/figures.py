@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,20 @@ def compression(scores: Sequence[Score], students: Sequence[Contestant], teacher
     axes.set_xlabel("parameters (dotted: the teacher's)")
     axes.set_ylabel("random-normalised score, % of teacher")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
+    return svg(figure)
+
+
+def predictor(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> str:
+    """Normalised score against a held-out number, a colour per game."""
+    figure, axes = plt.subplots(figsize=(7.5, 3.6))
+    for colour, (game, (x, y)) in zip(mpl.color_sequences["tab10"], points.items(), strict=False):
+        axes.scatter(x, y, s=26, color=colour, label=game)
+    if "agreement" not in label:
+        axes.set_xscale("log")
+    axes.axhline(100.0, color="#444444", linewidth=1)
+    axes.set_xlabel(label)
+    axes.set_ylabel("normalised score, %")
+    axes.legend(fontsize=9)
     return svg(figure)
 
 

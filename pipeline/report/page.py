@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.report import figures, tables
 from pipeline.report.scores import Contestant
+from pipeline.report.summary import Summary, rank_correlation
 from pipeline.report.tables import Row, short_name
 
 STYLE = """
@@ -56,15 +57,15 @@ class Section:
     """One game's part of the report: score rows (teacher and random first) and the agents behind them."""
 
     game: str
-    mix: str
     rows: Sequence[Row]
     teacher: Contestant
+    chance: Contestant
     students: Sequence[Contestant]
 
 
-def render(sections: Sequence[Section], protocol: str, provenance: Mapping[str, Any]) -> str:
-    """The page as text. `protocol` says how episodes start, explore and end."""
-    body = "".join(_section(section) for section in sections)
+def render(sections: Sequence[Section], protocol: str, provenance: Mapping[str, Any], summaries: Sequence[Summary] = ()) -> str:
+    """The page as text. `protocol` says how episodes start, explore and end; `summaries` are over several games."""
+    body = _over_games(summaries) + "".join(_section(section) for section in sections) + _predictors(sections)
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
     return document(
         "Policy distillation report",
@@ -82,6 +83,49 @@ def document(title: str, body: str) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><link rel='icon' href='data:,'><style>{STYLE}</style></head><body><main>"
         f"{body}</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _over_games(summaries: Sequence[Summary]) -> str:
+    if not summaries:
+        return ""
+    table = tables.over_games_html(
+        summaries,
+        "Random-normalised per cent of the teacher. Intervals: 95 % bootstrap over episodes, paired with the teacher by seed; with "
+        "several runs also over training runs, else without the variance of training. * a game below 1 % counts as 1 %.",
+    )
+    return f"<section><h2>Over all games</h2>{table}</section>"
+
+
+PREDICTORS: Final = {
+    "kl": "held-out KL (nats)",
+    "agreement": "held-out action agreement",
+    "regret": "held-out regret (Q units)",
+}
+FEWEST: Final = 5
+"""Students that a correlation wants."""
+
+
+def _predictors(sections: Sequence[Section]) -> str:
+    """Which held-out number tells beforehand how a student will play."""
+    by_game = {s.game: [r for r in s.rows if r.who.card.get("held_out")] for s in sections}
+    temperatures = [r.who.card["objective"]["temperature"] for rows in by_game.values() for r in rows]
+    if len(temperatures) < FEWEST:
+        return ""
+    usual = max(set(temperatures), key=temperatures.count)
+    points = {
+        game: [(r.who.card["held_out"], r.score.normalized) for r in rows if r.who.card["objective"]["temperature"] == usual]
+        for game, rows in by_game.items()
+    }
+    drawn = []
+    for name, label in PREDICTORS.items():
+        told = {g: ([held[name] for held, _ in p], [score for _, score in p]) for g, p in points.items() if len(p) >= FEWEST}
+        ranks = ", ".join(f"{g} {rank_correlation(x, y):+.2f} ({len(x)} students)" for g, (x, y) in told.items())
+        caption = f"Rank correlation with the normalised score: {ranks}."
+        drawn.append(figure(figures.predictor(told, label), caption))
+    return (
+        "<section><h2>Which held-out number predicts the score?</h2><p class='soft'>Every student trained at "
+        f"tau = {usual:g}, by what its held-out episodes said before it ever played.</p><div class='figures'>{''.join(drawn)}</div></section>"
     )
 
 

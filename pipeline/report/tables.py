@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from pipeline.report.paper import published_percent
-from pipeline.report.scores import Contestant, Score
+from pipeline.report.paper import LADDER, TABLE1, published_percent
+from pipeline.report.scores import Contestant, Score, read_returns
+from pipeline.report.summary import Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +51,70 @@ COLUMNS: Final[Mapping[str, Callable[[Row], str]]] = {
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A GitHub table."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cell(row) for cell in COLUMNS.values()) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    """One row per agent, as a GitHub table."""
+    return _markdown(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in rows])
 
 
 def html(rows: Sequence[Row], caption: str) -> str:
-    """A sortable table; numbers are aligned by the style sheet's `.number`."""
-    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in COLUMNS)
+    """One row per agent."""
+    cells = [[cell(row) for cell in COLUMNS.values()] for row in rows]
+    return _html(list(COLUMNS), cells, caption, [row.score.role for row in rows])
+
+
+def _html(head: Sequence[str], cells: Sequence[Sequence[str]], caption: str, classes: Sequence[str]) -> str:
+    """A sortable table; all columns but the first are aligned as numbers by the style sheet's `.number`."""
+    titles = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in head)
     body = "".join(
-        f'<tr class="{escape(row.score.role)}">'
-        + "".join(
-            f"<td>{escape(cell(row))}</td>" if name == "agent" else f'<td class="number">{escape(cell(row))}</td>'
-            for name, cell in COLUMNS.items()
-        )
+        f'<tr class="{escape(kind)}"><td>{escape(first)}</td>'
+        + "".join(f'<td class="number">{escape(cell)}</td>' for cell in rest)
         + "</tr>"
-        for row in rows
+        for (first, *rest), kind in zip(cells, classes, strict=True)
     )
-    table = f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    table = f"<caption>{escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table>{table}</table></div>'
+
+
+def _markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A GitHub table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"
+
+
+def _over_games(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    games = list(dict.fromkeys(game for s in summaries for game in s.games))
+    head = ["student", "parameters", "runs", *games, "geometric mean [95 %]", "paper (ten games)"]
+    cells = []
+    for s in summaries:
+        played = [_with_interval(s.games[g].normalized, s.games[g].ci95, 1) if g in s.games else "" for g in games]
+        mean = "" if s.mean is None or s.ci95 is None else _with_interval(s.mean, s.ci95, 1) + ("*" if s.floored else "")
+        published = f"{LADDER[s.network]:.1f}" if s.loss == "kl" and s.network in LADDER else ""
+        runs = "-".join(map(str, sorted({standing.runs for standing in s.games.values()})))
+        cells.append([s.variant, f"{s.parameters:,}", runs, *played, mean, published])
+    return head, cells
+
+
+def over_games_html(summaries: Sequence[Summary], caption: str) -> str:
+    """One row per kind of student, a column per game."""
+    head, cells = _over_games(summaries)
+    return _html(head, cells, caption, ["student"] * len(cells))
+
+
+def over_games_markdown(summaries: Sequence[Summary]) -> str:
+    """The same as a GitHub table."""
+    return _markdown(*_over_games(summaries))
+
+
+def table1(summaries: Sequence[Summary], teachers: Mapping[str, Contestant]) -> str:
+    """The paper's Table 1 and ours side by side: students of the teacher's size, raw per cent of the teacher."""
+    losses = ("mse", "nll", "kl")
+    head = ["game", "teacher", "paper's teacher", *(f"{loss.upper()} % (paper)" for loss in losses)]
+    cells = []
+    for game, teacher in teachers.items():
+        published = TABLE1.get(game, {})
+        row = [game, f"{read_returns(teacher.episodes)[0].mean():,.1f}", f"{published['teacher']:,.1f}" if published else ""]
+        for loss in losses:
+            found = [s.games[game] for s in summaries if (s.loss, s.network) == (loss, "dqn") and game in s.games]
+            ours = "" if not found or found[0].percent is None else f"{found[0].percent:.1f}"
+            row.append(f"{ours} ({published[loss]:.1f})" if published else ours)
+        cells.append(row)
+    return _markdown(head, cells)

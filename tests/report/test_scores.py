@@ -80,7 +80,7 @@ def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
     student = contestant(tmp_path, "student", [9, 19], name="<net2>", loss="kl", curve=curve)
     rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, student)]
     page = render(
-        [Section(game="Pong", mix="pong", rows=rows, teacher=teacher, students=[student])], "epsilon 0.05", {"digest": "abc"}
+        [Section(game="Pong", rows=rows, teacher=teacher, chance=chance, students=[student])], "epsilon 0.05", {"digest": "abc"}
     )
     assert "&lt;net2&gt;" in page
     assert "<net2>" not in page

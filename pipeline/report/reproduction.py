@@ -1,0 +1,42 @@
+"""docs/reproducing-the-paper.md: the paper's tables beside ours, written by the report so that no number is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.report import tables
+from pipeline.report.scores import Contestant
+from pipeline.report.summary import Summary
+
+
+def markdown(summaries: Sequence[Summary], teachers: Mapping[str, Contestant], protocol: str, command: str) -> str:
+    """The page as text. `protocol` says how episodes start, explore and end, `command` what makes it again."""
+    sizes = ", ".join(f"{game} {who.parameters:,}" for game, who in teachers.items())
+    several = any(standing.runs > 1 for s in summaries for standing in s.games.values())
+    training = (
+        "where a student has several runs, runs are resampled as well and the interval includes the variance of training; "
+        "where it has one, it does not"
+        if several
+        else "they do not include the variance of training: every student has one run"
+    )
+    return f"""# Reproducing the paper
+
+Written by `{command}`; edit nothing here. Policy Distillation, [Rusu et al. 2015](https://arxiv.org/abs/1511.06295).
+
+Our protocol: {protocol}, raw full-game return, the same seeds for teacher and students. The paper starts episodes from human
+play, which is not public, and distils from plain DQN teachers; ours are of that size, with LayerNorm, trained by PQN ({sizes}
+parameters). Compare levels, not decimals.
+
+## Table 1: students of the teacher's size
+
+Per cent of the teacher's raw return, as the paper has it; the paper's number in brackets.
+
+{tables.table1(summaries, teachers)}
+## Compression, and everything else we trained
+
+Random-normalised per cent of the teacher, (return - random) / (teacher - random), with 95 % intervals over episodes, paired
+with the teacher by seed; {training}. The geometric mean is over the games here, the paper's over ten and of raw per cents.
+A star: a game below 1 % counts as 1 %.
+
+{tables.over_games_markdown(summaries)}
+"""

@@ -1,0 +1,139 @@
+"""Several games -> one claim per kind of student: normalised per cent of the teachers, and their geometric mean over games.
+
+Dimensions: S training runs (seeds), N episodes, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.report.bootstrap import RESAMPLES, Values, percentiles, resampled_means
+from pipeline.report.scores import Contestant, read_returns
+from pipeline.seeding import stream
+
+FLOOR: Final = 1.0
+"""Per cent: what a student is taken to reach at least, since one hopeless game would make a geometric mean nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """One kind of student in one game: means over its runs. `percent` is of the teacher's raw return, None if that is not
+    above zero; `runs` says how many training runs the interval includes.
+    """
+
+    returned: float
+    percent: float | None
+    normalized: float
+    ci95: tuple[float, float]
+    runs: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """One kind of student over the games. `mean` is the geometric mean of the normalised per cents, None where it has not
+    played every game; `floored` names the games in which it was taken to reach 1 %.
+    """
+
+    variant: str
+    loss: str
+    network: str
+    parameters: int
+    games: dict[str, Standing]
+    mean: float | None
+    ci95: tuple[float, float] | None
+    floored: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """Who played a game."""
+
+    teacher: Contestant
+    chance: Contestant
+    students: Sequence[Contestant]
+
+
+def summarise(games: Mapping[str, Game]) -> list[Summary]:
+    """A row per variant, in the order of their first appearance."""
+    variants = dict.fromkeys(who.variant for game in games.values() for who in game.students if who.variant)
+    return [_summary(variant, games) for variant in variants]
+
+
+def _summary(variant: str, games: Mapping[str, Game]) -> Summary:
+    standings: dict[str, Standing] = {}
+    drawn: dict[str, Values] = {}
+    first: Contestant | None = None
+    parameters = 0
+    for name, game in games.items():
+        runs = [who for who in game.students if who.variant == variant]
+        if runs:
+            first = first or runs[0]
+            parameters = max(parameters, *(who.parameters for who in runs))
+            standings[name], drawn[name] = _standing(runs, game.teacher, game.chance)
+    assert first is not None
+    whole = standings.keys() == games.keys()
+    means_R = geometric_mean(list(drawn.values()))
+    return Summary(
+        variant=variant,
+        loss=first.loss or "",
+        network=first.network,
+        parameters=parameters,
+        games=standings,
+        mean=float(geometric_mean([np.array([s.normalized]) for s in standings.values()])[0]) if whole else None,
+        ci95=percentiles(means_R) if whole else None,
+        floored=tuple(name for name, s in standings.items() if s.normalized < FLOOR),
+    )
+
+
+def geometric_mean(percents: Sequence[npt.NDArray[np.float64]]) -> Values:
+    """Over the first axis, each floored at 1 %."""
+    return np.asarray(np.exp(np.mean([np.log(np.maximum(p, FLOOR)) for p in percents], axis=0)))
+
+
+def _standing(runs: Sequence[Contestant], teacher: Contestant, chance: Contestant) -> tuple[Standing, Values]:
+    """The standing of these training runs of one variant, and its resampled normalised per cents.
+
+    With several runs, runs are resampled as well as episodes (a hierarchical bootstrap): the interval includes what another
+    training would have brought, as far as so few can tell.
+    """
+    teacher_N, teacher_seeds, _ = read_returns(teacher.episodes)
+    random_N, _, _ = read_returns(chance.episodes)
+    # Games are resampled apart from each other; within a game, students along with their teacher where the seeds are the same.
+    teacher_R = resampled_means(teacher_N, f"{teacher.game} episodes")
+    random_R = resampled_means(random_N, f"{teacher.game} random agent's episodes")
+    means, resampled = [], []
+    for who in runs:
+        own_N, own_seeds, _ = read_returns(who.episodes)
+        paired = np.array_equal(own_seeds, teacher_seeds)
+        means.append(own_N.mean())
+        resampled.append(resampled_means(own_N, f"{teacher.game} episodes" if paired else f"{who.agent} episodes"))
+    pick_RS = stream(0, "bootstrap", f"{teacher.game} runs").integers(0, len(runs), size=(RESAMPLES, len(runs)))
+    own_R = np.take_along_axis(np.stack(resampled, axis=1), pick_RS, axis=1).mean(axis=1)
+    normalized_R = np.asarray(100.0 * (own_R - random_R) / (teacher_R - random_R))
+    mean, best, zero = float(np.mean(means)), float(teacher_N.mean()), float(random_N.mean())
+    standing = Standing(
+        returned=mean,
+        percent=100.0 * mean / best if best > 0 else None,
+        normalized=100.0 * (mean - zero) / (best - zero),
+        ci95=percentiles(normalized_R),
+        runs=len(runs),
+    )
+    return standing, normalized_R
+
+
+def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
+    """Spearman's: the correlation of ranks, ties sharing theirs. 0 where one of them does not vary."""
+    ranks = [_ranks(np.asarray(values, dtype=np.float64)) for values in (x, y)]
+    spread = ranks[0].std() * ranks[1].std()
+    return float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / spread) if spread else 0.0
+
+
+def _ranks(values_N: Values) -> Values:
+    _, inverse, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2.0)[inverse])

@@ -1,0 +1,55 @@
+"""Over several games: means by hand, intervals that include training where they say so."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.report import reproduction, tables
+from pipeline.report.scores import Contestant
+from pipeline.report.summary import Game, geometric_mean, rank_correlation, summarise
+from tests.report.test_scores import contestant
+
+
+def game(folder: Path, name: str, best: float, students: dict[str, list[list[float]]]) -> Game:
+    """A game whose teacher scores `best` and whose random agent scores 0; students by variant, one list of returns per run."""
+
+    def play(role: str, returns: list[float], **more: object) -> Contestant:
+        return contestant(folder, role, returns, game=name, **more)
+
+    runs = [
+        play("student", returns, name=f"{name}-{variant}-{seed}", variant=variant, loss="kl", network="net1")
+        for variant, several in students.items()
+        for seed, returns in enumerate(several)
+    ]
+    teacher = play("teacher", [best, best], name=f"{name}-teacher")
+    return Game(teacher, play("random", [0.0, 0.0], name=f"{name}-random"), runs)
+
+
+def test_summaries_by_hand(tmp_path: Path) -> None:
+    a = game(tmp_path, "Pong", 10, {"kl": [[5, 15]], "mse": [[-5, 5]]})
+    b = game(tmp_path, "Breakout", 100, {"kl": [[40, 40], [60, 60]]})
+    kl, mse = summarise({"Pong": a, "Breakout": b})
+    assert (kl.games["Pong"].normalized, kl.games["Breakout"].normalized) == (100.0, 50.0)
+    assert kl.mean == pytest.approx(np.sqrt(100 * 50))
+    assert kl.games["Breakout"].runs == 2
+    assert kl.games["Breakout"].ci95 == (40.0, 60.0)  # episodes never differ: all of this is training
+    assert (mse.mean, mse.ci95, mse.floored) == (None, None, ("Pong",))
+    assert geometric_mean([np.array([0.0]), np.array([100.0])])[0] == pytest.approx(10.0)
+
+
+def test_the_pages_hold_every_number_and_the_papers(tmp_path: Path) -> None:
+    games = {"Pong": game(tmp_path, "Pong", 10, {"kl": [[9, 9]]}), "Tennis": game(tmp_path, "Tennis", 20, {"kl": [[15, 15]]})}
+    summaries = summarise(games)
+    page = reproduction.markdown(summaries, {name: g.teacher for name, g in games.items()}, "epsilon 0.05", "dvc repro")
+    assert "| kl | 100 | 1 | 90.0 [90.0, 90.0] | 75.0 [75.0, 75.0] | 82.2 [82.2, 82.2] | 108.3 |" in page
+    assert "| Pong | 10.0 | 16.2 |  (94.4) |  (95.1) |  (100.6) |" in page
+    assert "they do not include the variance of training" in page
+    assert "82.2 [82.2, 82.2]" in tables.over_games_html(summaries, "caption")
+
+
+def test_rank_correlation() -> None:
+    assert rank_correlation([1, 2, 3, 4], [10, 20, 25, 1000]) == pytest.approx(1.0)
+    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
+    assert rank_correlation([1, 1, 2], [1, 1, 1]) == 0.0
+    assert rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486833)  # with ties
