@@ -185,16 +185,39 @@ def evaluate(session: Session, agent: str, device: str) -> None:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def plan(session: Session, as_json: bool) -> None:
+    """Tell what of params.yaml's grid is done, what is left, and about how long that takes on this machine."""
+    import json
+
+    from stages.plan import jobs
+    from stages.runlog import duration
+
+    layout, params = session.load()
+    found = jobs(layout, params)
+    left = [job for job in found if not job.done]
+    if as_json:
+        click.echo(json.dumps({"jobs": [job._asdict() for job in found], "seconds_left": sum(job.seconds for job in left)}))
+        return
+    for job in left:
+        click.echo(f"{job.stage:10}{job.name:40}{duration(job.seconds):>9}")
+    total = duration(sum(job.seconds for job in left))
+    click.echo(f"{len(found) - len(left)} of {len(found)} done; what is left takes about {total} on this machine")
+
+
+@main.command()
 @click.option(
     "--paper", type=click.Path(dir_okay=False, path_type=Path), help="Also write the paper's tables beside ours there."
 )
+@click.option("--partial", is_flag=True, help="Leave out what has not been evaluated yet.")
 @click.pass_obj
-def report(session: Session, paper: Path | None) -> None:
+def report(session: Session, paper: Path | None, partial: bool) -> None:
     """Score every agent of params.yaml's grid and write data/report/index.html."""
     from stages import report as stage
 
     layout, params = session.load()
-    click.echo(stage.run(layout, params, paper))
+    click.echo(stage.run(layout, params, paper, partial=partial))
 
 
 @main.command()

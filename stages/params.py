@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -99,6 +99,19 @@ class GridParams(Section):
     seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(min_length=1)
 
 
+class Cell(NamedTuple):
+    """A student of the grid."""
+
+    mix: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """MIX/VARIANT-SEED"""
+        return f"{self.mix}/{self.variant}-{self.seed}"
+
+
 class EvaluationParams(Section):
     episodes: int = Field(gt=0)
     epsilon: float = Field(ge=0, le=1)
@@ -118,6 +131,17 @@ class Params(Section):
     presets: dict[str, DistillConfig]
     grid: dict[str, GridParams]
     evaluation: EvaluationParams
+
+    def cells(self) -> list[Cell]:
+        """Every student of the grid, once, in its order."""
+        every = (
+            Cell(mix, variant, seed)
+            for key, grid in self.grid.items()
+            for mix in grid.mixes or [key]
+            for variant in grid.students
+            for seed in grid.seeds
+        )
+        return list(dict.fromkeys(every))
 
 
 def load(path: Path) -> Params:

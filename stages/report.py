@@ -24,20 +24,21 @@ from stages.versions import code_version
 COMMAND: Final = "dvc repro experiments/paper/dvc.yaml"
 
 
-def run(layout: Layout, params: settings.Params, paper: Path | None) -> Path:
+def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial: bool) -> Path:
     """Write data/report: index.html, scores.json, table.md, and at `paper` the page that stands beside the paper's tables.
 
-    Returns the report's path.
+    `partial` leaves out, and names, what there is not yet; without it that is a ValueError. Returns the report's path.
     """
     if not params.grid:
         raise ValueError("the params' grid names nothing to report on: add a mix with its students and seeds")
-    mixes = {mix: read_mix(layout.mix(mix)) for key, grid in params.grid.items() for mix in grid.mixes or [key]}
+    cells = params.cells()
+    if partial:
+        cells = _finished(layout, cells)
+    mixes = {mix: read_mix(layout.mix(mix)) for mix in dict.fromkeys(cell.mix for cell in cells)}
     students: dict[str, list[str]] = {}  # of each game
-    for key, grid in params.grid.items():
-        for mix in grid.mixes or [key]:
-            (game,) = mixes[mix]
-            names = [f"{mix}/{variant}-{seed}" for variant in grid.students for seed in grid.seeds]
-            students[game] = [*students.get(game, []), *(name for name in names if name not in students.get(game, []))]
+    for cell in cells:
+        (game,) = mixes[cell.mix]
+        students.setdefault(game, []).append(cell.name)
     sections = [_section(layout, game, names) for game, names in students.items()]
     games = {s.game: Game(s.teacher, s.chance, s.students) for s in sections}
     summaries = summarise(games)
@@ -66,6 +67,16 @@ def run(layout: Layout, params: settings.Params, paper: Path | None) -> Path:
     page = layout.report / "index.html"
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
     return page
+
+
+def _finished(layout: Layout, cells: Sequence[settings.Cell]) -> list[settings.Cell]:
+    """Those of the cells that have been evaluated; says which have not. ValueError if none has."""
+    done = [cell for cell in cells if layout.scores(f"students/{cell.name}").is_file() and layout.mix(cell.mix).is_file()]
+    if missing := [cell.name for cell in cells if cell not in done]:
+        say(f"left out, not evaluated yet: {', '.join(missing)}")
+    if not done:
+        raise ValueError("no student of the params' grid has been evaluated yet: run `dvc repro`")
+    return done
 
 
 def _section(layout: Layout, game: str, names: Sequence[str]) -> Section:

@@ -102,6 +102,16 @@ def test_teaching_again_is_training_again(travelled: Path) -> None:
     assert not list(travelled.glob(".work/train-teacher/*/checkpoint.pt"))
 
 
+def test_the_plan_knows_what_is_left(travelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.plan.PROBE_SECONDS", 0.05)
+    assert "5 of 5 done; what is left takes about 0:00" in call(travelled, "plan")
+    (travelled / "data/scores/students/small/kl-0.json").rename(travelled / "aside")
+    plan = json.loads(call(travelled, "plan", "--json"))
+    assert [(job["stage"], job["name"]) for job in plan["jobs"] if not job["done"]] == [("evaluate", "students/small/kl-0")]
+    assert plan["seconds_left"] > 0
+    (travelled / "aside").rename(travelled / "data/scores/students/small/kl-0.json")
+
+
 def test_the_report_names_a_missing_cell(travelled: Path) -> None:
     episodes = travelled / "data/episodes/students/small/kl-0.parquet"
     kept = episodes.read_bytes()
@@ -109,6 +119,13 @@ def test_the_report_names_a_missing_cell(travelled: Path) -> None:
     result = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), "report"])
     assert result.exit_code == 1
     assert "pd-pipeline evaluate students/small/kl-0" in result.output
+    scores = travelled / "data/scores/students/small/kl-0.json"
+    score = scores.read_bytes()
+    scores.unlink()
+    assert "left out, not evaluated yet: small/kl-0\n" in call(travelled, "report", "--partial")
+    rows = json.loads((travelled / "data/report/scores.json").read_text())
+    assert [row["agent"] for row in rows] == ["teachers/Breakout", "random/Breakout", "students/small/mse-0"]
+    scores.write_bytes(score)
     episodes.write_bytes(kept)
 
 

@@ -17,7 +17,7 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments))
 
 
-COMMANDS = ["train-teacher", "import-teacher", "collect", "mix", "distill", "evaluate", "report", "games", "dataset"]
+COMMANDS = ["train-teacher", "import-teacher", "collect", "mix", "distill", "evaluate", "plan", "report", "games", "dataset"]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, "dataset info", "dataset verify"])

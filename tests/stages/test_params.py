@@ -28,9 +28,24 @@ def test_what_ships_is_valid_and_consistent(path: Path) -> None:
         assert student.preset in loaded.presets
     for teacher in loaded.teachers.values():
         assert teacher.preset in loaded.teacher_presets
-    for mix, grid in loaded.grid.items():
+    for key, grid in loaded.grid.items():
         assert set(grid.students) <= loaded.students.keys()
-        assert set(loaded.mixes[mix]) <= loaded.datasets.keys()
+        for mix in grid.mixes or [key]:
+            assert set(loaded.mixes[mix]) <= loaded.datasets.keys()
+
+
+def test_the_published_preset_is_as_published() -> None:
+    """Rusu et al. 2015, Section 3: RMSProp at 1e-4 to 1e-3, tau 0.01, epsilon 0.05, 10 hours of 15 decisions a second."""
+    loaded = params.load(ROOT / "experiments/paper/params.yaml")
+    student, preset = loaded.students["kl-net2-rusu"], loaded.presets["rusu2015"]
+    assert (student.loss, student.temperature, student.preset) == ("kl", 0.01, "rusu2015")
+    assert (preset.optimizer, preset.batch, preset.precision, preset.schedule) == ("rmsprop", 32, "float32", "constant")
+    assert 1e-4 <= preset.learning_rate <= 1e-3
+    assert (preset.warmup_updates, preset.standardise) == (0, False)
+    assert preset.max_grad_norm >= 1e9
+    for game in ("Breakout", "Freeway", "Pong", "Qbert"):
+        assert (loaded.datasets[game].states, loaded.datasets[game].epsilon) == (10 * 60 * 60 * 15, 0.05)
+    assert (loaded.environment.noop_max, loaded.environment.max_episode_frames) == (30, 30 * 60 * 60)
 
 
 def test_a_missing_key(tmp_path: Path) -> None:

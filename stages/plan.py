@@ -1,0 +1,111 @@
+"""plan: what of a params file's grid is done, what is left, and about how long that takes on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.agents.checkpoints import CARD, load_card
+from pipeline.agents.device import Compute
+from pipeline.agents.networks import new_network
+from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
+from pipeline.atari.envs import EnvConfig, SlotWorld
+from pipeline.atari.rollout import rollout
+from pipeline.datasets.schema import MANIFEST
+from stages import params as settings
+from stages.paths import Layout
+
+PROBE_SECONDS = 1.5
+BACKWARD = 3.0
+"""A training step costs about so many forward passes."""
+UNKNOWN_STEPS = 2_000.0
+"""Steps of an episode where nobody has played yet."""
+
+
+class Job(NamedTuple):
+    """One stage's run: `seconds` of two busy cores, about."""
+
+    stage: str
+    name: str
+    done: bool
+    seconds: float
+
+
+def jobs(layout: Layout, params: settings.Params) -> list[Job]:
+    """Everything that the grid asks for, in the order in which it runs; rates are measured, a second or two each."""
+    return [job._replace(seconds=0.0) if job.done else job for job in _jobs(layout, params)]
+
+
+def _jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
+    cells = params.cells()
+    games = {name: dataset.game or name for name, dataset in params.datasets.items()}
+    names = dict.fromkeys(name for cell in cells for name in params.mixes[cell.mix])
+    compute = {"float32": Compute(torch.device("cpu"), "float32"), "bfloat16": Compute(torch.device("cpu"), "bfloat16")}
+
+    @cache
+    def forward(network: str, precision: str, batch: int) -> float:
+        """States per second."""
+        net = new_network(settings.network(network), {"game": 18}, torch.device("cpu"), 0).eval()
+        values = q_function(net, compute[precision])
+        obs_BCHW = np.zeros((batch, 4, 84, 84), dtype=np.uint8)
+        return _rate(lambda: len(values(obs_BCHW)))
+
+    @cache
+    def emulate(game: str) -> float:
+        return _emulation(game, params.environment)
+
+    def play(game: str, *networks: str) -> float:
+        """Seconds per step."""
+        return 1 / emulate(game) + sum(1 / forward(network, "float32", 16) for network in networks)
+
+    for name in names:
+        dataset, game = params.datasets[name], games[name]
+        acting = () if dataset.actor is None else (params.students[_variant(dataset.actor)].network,)
+        labelling = str(load_card(layout.teacher(game))["network"]) if (layout.teacher(game) / CARD).is_file() else "pqn"
+        done = (layout.dataset(name) / MANIFEST).is_file()
+        yield Job("collect", name, done, 0.0 if done else dataset.states * play(game, labelling, *acting))
+    for cell in cells:
+        variant, game = params.students[cell.variant], games[params.mixes[cell.mix][0]]
+        preset = params.presets[variant.preset]
+        done = (layout.student(cell.name) / CARD).is_file()
+        samples = variant.updates * preset.batch
+        seconds = 0.0 if done else BACKWARD * samples / forward(variant.network, preset.precision, preset.batch)
+        yield Job("distill", cell.name, done, seconds)
+        done = layout.scores(f"students/{cell.name}").is_file()
+        steps = 0.0 if done else params.evaluation.episodes * _steps(layout, game)
+        yield Job("evaluate", f"students/{cell.name}", done, steps * play(game, variant.network) if steps else 0.0)
+
+
+def _variant(actor: str) -> str:
+    """students/MIX/VARIANT-SEED -> VARIANT."""
+    return actor.rsplit("/", 1)[-1].rsplit("-", 1)[0]
+
+
+def _steps(layout: Layout, game: str) -> float:
+    """Steps of the teacher's episodes, as far as it has been evaluated."""
+    path = layout.episodes(f"teachers/{game}")
+    return float(np.mean(pq.read_table(path)["steps"].to_numpy())) if path.is_file() else UNKNOWN_STEPS
+
+
+def _emulation(game: str, environment: EnvConfig) -> float:
+    """Steps per second of a random agent."""
+    width = 16
+    world = SlotWorld(game, environment, width=width)
+    steps = rollout(world, EpsilonGreedy(uniform_random(2), 1.0), iter(range(10**6)))
+    next(steps)
+    return width * _rate(lambda: int(next(steps).active_B.any()))
+
+
+def _rate(work: Callable[[], int]) -> float:
+    """What `work` returns, per second."""
+    work()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < PROBE_SECONDS:
+        done += work()
+    return done / (time.perf_counter() - began)
