@@ -150,6 +150,12 @@ def open_dataset(where: str | Path | Folder, *, check_files: bool = False, count
         if faults:
             raise ValueError("\n".join(faults))
     rows = _read_episodes(folder, manifest)
+    digest = schema.dataset_digest(manifest.game, manifest.teacher, manifest.environment, manifest.collection, rows)
+    if digest != manifest.digest:
+        raise ValueError(
+            f"dataset {folder}: its provenance and episode table have digest {digest[:12]}, its manifest says "
+            f"{manifest.digest[:12]}: restore it with `dvc pull`, or do not trust it"
+        )
     for name, layout in schema.layouts(manifest.actions).items():
         _check_array(folder, name, layout, manifest.states)
     return Dataset(folder, manifest, rows, _open_arrays(folder, fast=folder.local is not None and not count_bytes))

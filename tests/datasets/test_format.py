@@ -188,3 +188,12 @@ def test_a_broken_manifest_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "set/manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest.json"):
         open_dataset(tmp_path / "set")
+
+
+def test_a_manifest_may_not_claim_another_digest(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set")
+    path = tmp_path / "set/manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"digest": "0" * 64}))
+    with pytest.raises(ValueError, match=f"have digest {manifest['digest'][:12]}, its manifest says 000000000000: restore it"):
+        open_dataset(tmp_path / "set")
