@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from pipeline.datasets import schema
+from pipeline.datasets import schema, zstandard
 from pipeline.datasets.folders import Folder, FolderStore
 from pipeline.datasets.schema import EpisodeRow, Manifest, Records
 
@@ -29,6 +30,7 @@ READ_PIPELINE: Final = "zarrs.ZarrsCodecPipeline"
 LONGEST_SHARD: Final = 1 << 20
 MOST_ACTIONS: Final = 256
 """Actions are bytes."""
+MOST_EPISODES: Final = 1 << 22
 WINDOW: Final = 8_192
 """Steps that a walk over all episodes reads at a time, or one episode if that is longer."""
 
@@ -52,7 +54,7 @@ class Dataset:
     def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Steps `start` to `stop` of one array, decoded. ValueError says what cannot be read."""
         try:
-            self._check_present(name, start, stop)
+            self._check_shards(name, start, stop)
             return np.asarray(self.arrays[name][start:stop])
         except Exception as error:  # codecs raise many types
             raise ValueError(
@@ -60,15 +62,18 @@ class Dataset:
                 f"({type(error).__name__}: {error}): restore it with `dvc checkout --force` or `dvc pull`"
             ) from None
 
-    def _check_present(self, name: str, start: int, stop: int) -> None:
-        """FileNotFoundError for a shard that is not there: Zarr would take it for zeros. Elsewhere `FolderStore` tells."""
+    def _check_shards(self, name: str, start: int, stop: int) -> None:
+        """FileNotFoundError for a shard that is not there: Zarr would take it for zeros. ValueError for a chunk that would not
+        fit the memory. Elsewhere `FolderStore` and the codec tell.
+        """
         array = self.arrays[name]
         if self.folder.local is None or not array.shards:
             return
-        for shard in range(start // array.shards[0], -(-stop // array.shards[0])):
+        steps, chunk = array.shards[0], array.chunks[0]
+        for shard in range(start // steps, -(-stop // steps)):
             path = "/".join([schema.STATES, name, "c", str(shard), *["0"] * (array.ndim - 1)])
-            if not (self.folder.local / path).is_file():
-                raise FileNotFoundError(f"{path} is missing")
+            begin, end = max(start - shard * steps, 0), min(stop - shard * steps, steps)
+            zstandard.check_shard(self.folder.local / path, steps // chunk, begin // chunk, -(-end // chunk))
 
     def episode(self, index: int) -> Records:
         """The records of one episode."""
@@ -164,7 +169,7 @@ def open_dataset(where: str | Path | Folder, *, check_files: bool = False, count
 def _open_arrays(folder: Folder, *, fast: bool) -> dict[str, zarr.Array[Any]]:
     store = folder.local / schema.STATES if fast and folder.local else FolderStore(folder, schema.STATES)
     try:
-        with zarr.config.set({"codec_pipeline.path": READ_PIPELINE} if fast else {}):
+        with zarr.config.set({"codec_pipeline.path": READ_PIPELINE} if fast else {"codecs.zstd": zstandard.CODEC}):
             group = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
             return {name: group[name] for name in schema.ARRAYS}  # type: ignore[misc]
     except Exception as error:  # zarr raises many types
@@ -175,7 +180,13 @@ def _open_arrays(folder: Folder, *, fast: bool) -> dict[str, zarr.Array[Any]]:
 def _read_episodes(folder: Folder, manifest: Manifest) -> tuple[EpisodeRow, ...]:
     """The episode table: whole, without gaps, and of as many steps as the manifest says."""
     try:
-        table = pq.read_table(io.BytesIO(folder.read(schema.EPISODES)))
+        with pq.ParquetFile(io.BytesIO(folder.read(schema.EPISODES))) as file:
+            if file.metadata.num_rows != manifest.episodes:
+                raise ValueError(
+                    f"dataset {folder}: {schema.EPISODES} has {file.metadata.num_rows:,} rows, the manifest says "
+                    f"{manifest.episodes:,}: restore it with `dvc pull`"
+                )
+            table = file.read()
     except FileNotFoundError:
         raise ValueError(
             f"dataset {folder}: {schema.EPISODES} is missing: restore it with `dvc checkout` or `dvc pull`"
@@ -186,11 +197,12 @@ def _read_episodes(folder: Folder, manifest: Manifest) -> tuple[EpisodeRow, ...]
     if not table.schema.equals(schema.EPISODE_SCHEMA) or any(column.null_count for column in table.columns):
         raise ValueError(f"dataset {folder}: {schema.EPISODES} has other columns than format {schema.FORMAT_VERSION}")
     rows = tuple(EpisodeRow(*values) for values in zip(*(column.to_pylist() for column in table.columns), strict=True))
-    expected = 0
+    expected, longest = 0, _longest_episode(manifest)
     for index, row in enumerate(rows):
-        if row.start != expected or row.length < 1:
+        if row.start != expected or not 1 <= row.length <= longest:
             place = f"episode {index} has {row.length:,} steps from {row.start:,}"
-            raise ValueError(f"dataset {folder}: {place}, the one before it ends at {expected:,}: do not trust it")
+            told = f"the one before it ends at {expected:,}, and {longest:,} are the most"
+            raise ValueError(f"dataset {folder}: {place}, {told}: do not trust it")
         expected += row.length
     if (expected, len(rows)) != (manifest.states, manifest.episodes):
         raise ValueError(
@@ -198,6 +210,15 @@ def _read_episodes(folder: Folder, manifest: Manifest) -> tuple[EpisodeRow, ...]
             f"the manifest says {manifest.states:,} in {manifest.episodes}"
         )
     return rows
+
+
+def _longest_episode(manifest: Manifest) -> int:
+    """Steps after which the time limit ends an episode, where the manifest tells it; never more than the format's."""
+    config = manifest.environment.get("config")
+    frames, skip = (config.get(key) if isinstance(config, dict) else None for key in ("max_episode_frames", "frame_skip"))
+    if type(frames) is not int or type(skip) is not int or skip < 1:
+        return schema.LONGEST_EPISODE
+    return min(-(-frames // skip), schema.LONGEST_EPISODE)
 
 
 def _check_array(folder: Folder, name: str, layout: schema.Layout, steps: int) -> None:
@@ -217,10 +238,17 @@ def _check_array(folder: Folder, name: str, layout: schema.Layout, steps: int) -
             "transformers": (found.get("storage_transformers", []), []),
             "codec": (sharding["name"], "sharding_indexed"),
             "codecs": ([codec["name"] for codec in inside["codecs"]], ["bytes", "zstd"]),
+            "index": (inside.get("index_location", "end"), "end"),
             "index codecs": ([codec["name"] for codec in inside["index_codecs"]], ["bytes", "crc32c"]),
         }
         shard, chunk = found["chunk_grid"]["configuration"]["chunk_shape"][0], inside["chunk_shape"][0]
-        fits = type(shard) is type(chunk) is int and 0 < chunk <= shard <= LONGEST_SHARD and shard % chunk == 0
+        step = math.prod(layout.trailing) * np.dtype(layout.dtype).itemsize
+        fits = (
+            type(shard) is type(chunk) is int
+            and 0 < chunk <= shard <= LONGEST_SHARD
+            and shard % chunk == 0
+            and chunk * step <= zstandard.LARGEST_CHUNK
+        )
     except FileNotFoundError:
         raise ValueError(f"dataset {folder}: {path} is missing: restore it with `dvc pull`") from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
@@ -282,7 +310,11 @@ def _odd_fields(manifest: Manifest) -> list[str]:
     ]
     if odd:
         return odd
-    if min(manifest.states, manifest.episodes, manifest.actions) < 1 or manifest.actions > MOST_ACTIONS:
+    if (
+        min(manifest.states, manifest.episodes, manifest.actions) < 1
+        or manifest.actions > MOST_ACTIONS
+        or manifest.episodes > MOST_EPISODES
+    ):
         odd.append(f"{manifest.states} states, {manifest.episodes} episodes, {manifest.actions} actions")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", manifest.game) or not re.fullmatch(r"[0-9a-f]{64}", manifest.digest):
         odd.append(f"game {manifest.game!r}, digest {manifest.digest!r}")  # files are named after them

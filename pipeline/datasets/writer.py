@@ -124,7 +124,15 @@ class Writer:
         environment: Mapping[str, Any],
         collection: Mapping[str, Any],
     ) -> Manifest:
-        """Write the last, partial shard, the episode table, the card, and at the very end the manifest."""
+        """Write the last, partial shard, the episode table, the card, and at the very end the manifest.
+
+        ValueError for an episode that is longer than the format allows: nobody could open it.
+        """
+        if (longest := max(row.length for row in rows)) > schema.LONGEST_EPISODE:
+            raise ValueError(
+                f"{self.folder}: an episode has {longest:,} steps, {schema.LONGEST_EPISODE:,} are the most: "
+                "lower the environment's max_episode_frames"
+            )
         if self._pending_steps:
             self._write(schema.join(self._pending))
             self._pending, self._pending_steps = [], 0
