@@ -9,14 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import schema
-from pipeline.datasets.reader import Dataset
+from pipeline.datasets.reader import WINDOW, Dataset
 from pipeline.datasets.schema import EpisodeRow, Flag, Manifest
 
 
 def card(manifest: Manifest, rows: Sequence[EpisodeRow], q_NA: npt.NDArray[np.float32]) -> str:
     """README.md of a dataset: a YAML header for machines, then what, who, how good, and how to open it. `q_NA` is a sample."""
     whole = [row.episode_return for row in rows if row.complete]
-    returns = f"mean {np.mean(whole):.2f}, min {min(whole):g}, max {max(whole):g}" if whole else "no whole episode"
+    with np.errstate(all="ignore"):  # a subset of a dataset with odd numbers has them too
+        returns = f"mean {np.mean(whole):.2f}, min {min(whole):g}, max {max(whole):g}" if whole else "no whole episode"
+        labels = f"mean {q_NA.mean():.3f}, standard deviation {q_NA.std():.3f}"
     return f"""---
 pretty_name: {manifest.game}, states and Q-values of teacher {manifest.teacher["digest"][:12]}
 format_version: {manifest.format_version}
@@ -36,7 +38,7 @@ license: apache-2.0
   digest `{manifest.teacher["digest"][:12]}`.
 - **Behaviour**: {_behaviour(manifest.collection)}.
 {lineage(manifest.collection)}- **Returns** over {len(whole)} whole episodes: {returns}.
-- **Q-values** (first {len(q_NA):,} states): mean {q_NA.mean():.3f}, standard deviation {q_NA.std():.3f}, median gap between
+- **Q-values** (first {len(q_NA):,} states): {labels}, median gap between
   the best two actions {np.median(gaps(q_NA)):.4f}.
 - **World**: ale-py {manifest.environment.get("ale_py")}, ROM md5 `{manifest.environment.get("rom_md5")}`; every argument
   is in `{schema.MANIFEST}`.
@@ -108,15 +110,24 @@ def info(dataset: Dataset) -> dict[str, Any]:
 def stats(dataset: Dataset) -> dict[str, Any]:
     """The facts of `dataset stats --json`: distributions over all episodes and states."""
     whole = [row for row in dataset.episodes if row.complete]
-    q_NA, action_N, flags_N = (dataset.read(name, 0, len(dataset)) for name in ("q", "action", "flags"))
+    best_N, gap_N = np.empty((2, len(dataset)), dtype=np.float32)
+    taken_A, random = np.zeros(256, dtype=np.int64), 0
+    for start in range(0, len(dataset), WINDOW):
+        stop = min(start + WINDOW, len(dataset))
+        q_NA = dataset.read("q", start, stop)
+        best_N[start:stop], gap_N[start:stop] = q_NA.max(axis=1), gaps(q_NA)
+        taken_A += np.bincount(dataset.read("action", start, stop), minlength=256)
+        random += int(np.count_nonzero(dataset.read("flags", start, stop) & Flag.RANDOM_ACTION))
     return {
         "episodes": len(dataset.episodes),
         "return": _distribution([row.episode_return for row in whole]),
         "length": _distribution([row.length for row in whole]),
-        "action_share": {str(a): round(float(np.mean(action_N == a)), 4) for a in range(dataset.manifest.actions)},
-        "random_share": round(float(np.mean((flags_N & Flag.RANDOM_ACTION) != 0)), 4),
-        "q": _distribution(q_NA.max(axis=1)),
-        "q_gap": _distribution(gaps(q_NA)),
+        "action_share": {
+            str(a): round(taken / len(dataset), 4) for a, taken in enumerate(taken_A[: dataset.manifest.actions].tolist())
+        },
+        "random_share": round(random / len(dataset), 4),
+        "q": _distribution(best_N),
+        "q_gap": _distribution(gap_N),
     }
 
 
@@ -125,14 +136,17 @@ def gaps(q_NA: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if q_NA.shape[1] < 2:
         return np.zeros(len(q_NA), dtype=np.float32)
     top_N2 = np.partition(q_NA, -2, axis=1)[:, -2:]
-    return np.asarray(top_N2[:, 1] - top_N2[:, 0])
+    with np.errstate(all="ignore"):  # of infinities, which `validate` reports
+        return np.asarray(top_N2[:, 1] - top_N2[:, 0])
 
 
-def _distribution(values: npt.ArrayLike) -> dict[str, float] | None:
-    """None of nothing."""
-    x = np.asarray(values, dtype=np.float64)
+def _distribution(values: npt.ArrayLike) -> dict[str, float | None] | None:
+    """None of nothing, and for what is no finite number: JSON has no other word for it."""
+    x = np.asarray(values)
     if not len(x):
         return None
-    low, median, high = np.quantile(x, [0.05, 0.5, 0.95])
-    facts = {"mean": x.mean(), "std": x.std(), "min": x.min(), "5%": low, "median": median, "95%": high, "max": x.max()}
-    return {name: round(float(value), 4) for name, value in facts.items()}
+    with np.errstate(all="ignore"):
+        low, median, high = np.quantile(x, [0.05, 0.5, 0.95])
+        mean, std = x.mean(dtype=np.float64), x.std(dtype=np.float64)
+    facts = {"mean": mean, "std": std, "min": x.min(), "5%": low, "median": median, "95%": high, "max": x.max()}
+    return {name: round(float(value), 4) if np.isfinite(value) else None for name, value in facts.items()}
