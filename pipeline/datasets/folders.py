@@ -2,7 +2,8 @@
 
 data/datasets/Pong                                        a path
 s3://bucket/datasets/Pong                                 any fsspec URL; credentials and endpoint as its library finds them
-git+https://host/team/repo@v1:data/datasets/Pong          what a DVC repository holds at a revision (fsspec's `dvc` protocol)
+git+https://host/team/repo@v1:data/datasets/Pong          what a DVC repository holds at a revision (fsspec's `dvc` protocol),
+                                                          once `repositories` has looked at it
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import contextlib
 import hashlib
 import re
 import shutil
+import tempfile
 import threading
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +25,8 @@ import fsspec
 from fsspec.caching import BaseCache
 from fsspec.spec import AbstractBufferedFile
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+
+from pipeline.datasets import repositories
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -58,14 +63,23 @@ class Folder:
         if self._fs is None:
             try:
                 if (revision := _REVISION.fullmatch(self.url)) is not None:
-                    self._fs = fsspec.filesystem("dvc", url=revision["repo"], rev=revision["rev"])
+                    repository, commit = self._fetch(revision["repo"], revision["rev"], revision["path"])
+                    self._fs = fsspec.filesystem("dvc", url=repository, rev=commit)
                     self._root = revision["path"].rstrip("/")
                 else:
                     # Others write there too: what was listed a moment ago tells nothing.
                     self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            except repositories.UntrustedError as error:
+                raise ValueError(f"{self.url}: {error}") from None
             except Exception as error:  # each file system and DVC raise their own
                 raise ValueError(f"{self.url} cannot be reached ({_line(error)}): {_REMEDY}") from None
         return self._fs, f"{self._root}/{name}" if name else self._root
+
+    def _fetch(self, repository: str, revision: str, path: str) -> tuple[str, str]:
+        """`repositories.fetch` into a folder that goes when this object does."""
+        folder = Path(tempfile.mkdtemp(prefix="pd-pipeline-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return repositories.fetch(repository, revision, path, folder)
 
     def _ask(self, what: Callable[[Any, str], Any], name: str) -> Any:
         """`what`(file system, path), elsewhere than here. FileNotFoundError passes; any other failure is a ValueError."""

@@ -75,7 +75,7 @@ def test_a_tag_of_a_repository(repository: Path) -> None:
     ("url", "message"),
     [
         ("git+https://host/repo", r"is not git\+URL@REVISION:PATH"),
-        ("git+/nowhere@v1:data", r"git\+/nowhere@v1:data: manifest.json cannot be reached \(.*/nowhere.*\): check the address"),
+        ("git+/nowhere@v1:data", r"git\+/nowhere@v1:data cannot be reached \(.*/nowhere.*\): check the address"),
         ("nosuch://place", r"nosuch://place cannot be reached \(Protocol not known: nosuch\): check the address"),
     ],
 )
@@ -86,7 +86,7 @@ def test_what_cannot_be_reached_is_one_line(url: str, message: str) -> None:
 
 
 def test_an_unknown_revision_is_one_line(repository: Path) -> None:
-    with pytest.raises(ValueError, match=r"@v2:data/corridor: manifest.json cannot be reached \(.*v2.*\): check") as caught:
+    with pytest.raises(ValueError, match=r"@v2:data/corridor cannot be reached \(there is no revision v2\): check") as caught:
         open_dataset(f"git+{repository}@v2:data/corridor")
     assert "\n" not in str(caught.value)
 
