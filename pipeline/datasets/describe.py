@@ -68,7 +68,7 @@ def lineage(collection: Mapping[str, Any]) -> str:
     if "made_by" not in collection:
         return ""
     how = ", ".join(f"{name} {value}" for name, value in collection["made_by"].items())
-    parents = ", ".join(f"`{parent['digest'][:12]}`" for parent in collection["parents"])
+    parents = ", ".join(f"`{parent['digest'][:12]}`" for parent in collection.get("parents", []))
     return f"- **Made from** {parents}: {how}.\n"
 
 

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -31,6 +31,8 @@ LONGEST_SHARD: Final = 1 << 20
 MOST_ACTIONS: Final = 256
 """Actions are bytes."""
 MOST_EPISODES: Final = 1 << 22
+DEEPEST: Final = 64
+"""Levels of a manifest: what walks them may recurse."""
 WINDOW: Final = 8_192
 """Steps that a walk over all episodes reads at a time, or one episode if that is longer."""
 
@@ -284,16 +286,23 @@ def read_manifest(where: str | Path | Folder) -> Manifest:
 def parse_manifest(text: bytes | str, where: str) -> Manifest:
     """What a manifest says. ValueError, naming `where` it came from, if it is none or leads outside its dataset."""
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, parse_float=_number, parse_constant=_number)
         version = fields["format_version"]
-        if version != schema.FORMAT_VERSION:
-            raise ValueError(f"{where}: format {version}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline")
-        manifest = Manifest(**fields)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        manifest = Manifest(**fields) if version == schema.FORMAT_VERSION else None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not a dataset manifest ({type(error).__name__}: {error}): restore it") from None
-    if odd := _odd_fields(manifest):
+    if manifest is None:
+        raise ValueError(f"{where}: format {version}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline")
+    if odd := _odd_fields(manifest) or _odd_story(manifest):
         raise ValueError(f"{where} is not a dataset manifest ({odd[0]}): do not trust it")
     return manifest
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number that JSON has")
+    return value
 
 
 def _odd_fields(manifest: Manifest) -> list[str]:
@@ -318,7 +327,8 @@ def _odd_fields(manifest: Manifest) -> list[str]:
         odd.append(f"{manifest.states} states, {manifest.episodes} episodes, {manifest.actions} actions")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", manifest.game) or not re.fullmatch(r"[0-9a-f]{64}", manifest.digest):
         odd.append(f"game {manifest.game!r}, digest {manifest.digest!r}")  # files are named after them
-    if not isinstance(manifest.teacher.get("digest"), str):
+    teacher = manifest.teacher.get("digest")
+    if not isinstance(teacher, str) or not teacher.isprintable():
         odd.append("teacher has no digest")
     for name, sha256 in manifest.files.items():
         path = PurePosixPath(name)
@@ -327,6 +337,33 @@ def _odd_fields(manifest: Manifest) -> list[str]:
         elif not isinstance(sha256, str):
             odd.append(f"{name} has no digest")
     return odd
+
+
+def _odd_story(manifest: Manifest) -> list[str]:
+    """What in a manifest's account of its world and its making is not as `describe`, `edit` and the report's page take it."""
+    odd = []
+    names = manifest.environment.get("actions")
+    if names is not None and not (
+        isinstance(names, list)
+        and len(names) == manifest.actions
+        and all(isinstance(name, str) and re.fullmatch(r"\w{1,32}", name) for name in names)
+    ):
+        odd.append(f"environment.actions are not the names of {manifest.actions} actions")
+    if not isinstance(manifest.collection.get("made_by", {}), dict):
+        odd.append("collection.made_by is not an object")
+    parents = manifest.collection.get("parents", [])
+    if not isinstance(parents, list) or not all(isinstance(p, dict) and isinstance(p.get("digest"), str) for p in parents):
+        odd.append("collection.parents are not datasets with digests")
+    level: list[Any] = [manifest.teacher, manifest.environment, manifest.collection]
+    for _ in range(DEEPEST):
+        level = [inner for value in level for inner in _inside(value)]
+    if level:
+        odd.append(f"it is nested more than {DEEPEST} deep")
+    return odd
+
+
+def _inside(value: object) -> Collection[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def file_faults(folder: Folder, manifest: Manifest) -> list[str]:

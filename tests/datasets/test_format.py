@@ -1,6 +1,7 @@
 """The format: what is written is read, bytes are stable, shards are whole, damage is found and named."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,38 @@ def test_a_manifest_may_not_claim_another_digest(tmp_path: Path) -> None:
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"digest": "0" * 64}))
     with pytest.raises(ValueError, match=f"have digest {manifest['digest'][:12]}, its manifest says 000000000000: restore it"):
+        open_dataset(tmp_path / "set")
+
+
+DEEP: Any = {}
+for _ in range(70):
+    DEEP = {"deeper": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("environment", {"actions": 3}, "environment.actions are not the names of 2 actions"),
+        ("environment", {"actions": ["NOOP"]}, "environment.actions are not the names of 2 actions"),
+        ("environment", {"actions": ["NOOP", ["FIRE"]]}, "environment.actions are not the names of 2 actions"),
+        ("environment", {"actions": ["NOOP", "<b>"]}, "environment.actions are not the names of 2 actions"),
+        ("environment", DEEP, "nested more than 64 deep"),
+        ("environment", {"speed": float("nan")}, "NaN is no number that JSON has"),
+        ("collection", {"made_by": "hand"}, "collection.made_by is not an object"),
+        ("collection", {"made_by": {}, "parents": {"a": 1}}, "collection.parents are not datasets with digests"),
+        ("collection", {"parents": [{"digest": None}]}, "collection.parents are not datasets with digests"),
+        ("teacher", {"digest": "a\nlicense: x"}, "teacher has no digest"),
+    ],
+)
+def test_a_manifest_of_odd_types_is_refused(tmp_path: Path, field: str, value: Any, told: str) -> None:
+    corridor_dataset(tmp_path / "set")
+    path = tmp_path / "set/manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {field: value}))
+    with pytest.raises(ValueError, match=rf"manifest.json is not a dataset manifest \(.*{re.escape(told)}"):
+        open_dataset(tmp_path / "set")
+    path.write_text(path.read_text().replace("NaN", "1e999"))
+    with pytest.raises(ValueError, match=r"manifest\.json is not a dataset manifest"):
         open_dataset(tmp_path / "set")
 
 
