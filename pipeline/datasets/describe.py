@@ -74,15 +74,10 @@ def lineage(collection: Mapping[str, Any]) -> str:
 
 def size(dataset: Dataset) -> int:
     """Bytes of all its files but the manifest. ValueError names one that is not there."""
-    total = 0
-    for name in dataset.manifest.files:
-        try:
-            total += dataset.folder.size(name)
-        except OSError as error:
-            raise ValueError(
-                f"{dataset.folder}: {name!r}, which its manifest lists, cannot be read ({type(error).__name__}): fetch it again"
-            ) from None
-    return total
+    sizes = dataset.folder.sizes()
+    if missing := [name for name in dataset.manifest.files if name not in sizes]:
+        raise ValueError(f"{dataset.folder}: {missing[0]!r}, which its manifest lists, is not there: fetch it again")
+    return sum(sizes[name] for name in dataset.manifest.files)
 
 
 def info(dataset: Dataset) -> dict[str, Any]:

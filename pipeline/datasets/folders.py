@@ -154,13 +154,6 @@ class Folder:
         elif self.is_folder():
             self._ask(lambda fs, path: fs.rm(path, recursive=True), "")
 
-    def size(self, name: str) -> int:
-        """Bytes of a file. FileNotFoundError if it is not there."""
-        if self.local is not None:
-            return (self.local / name).stat().st_size
-        size: int = self._ask(_size, name)
-        return size
-
     def digest(self, name: str) -> str:
         """SHA-256 of a file's bytes. FileNotFoundError if it is not there."""
         if self.local is None:
@@ -172,11 +165,22 @@ class Folder:
         """Every file in the folder and below it, by its path from here, sorted."""
         if self.local is not None:
             return sorted(p.relative_to(self.local).as_posix() for p in self.local.rglob("*") if p.is_file())
+        return sorted(self._listing())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each of `files`; elsewhere one listing tells them all, except where DVC did not record them."""
+        if self.local is not None:
+            return {name: (self.local / name).stat().st_size for name in self.files()}
+        listing = self._listing().items()
+        return {name: size if size is not None else self._ask(_size, name) for name, size in listing}
+
+    def _listing(self) -> dict[str, int | None]:
         with contextlib.suppress(FileNotFoundError):
             _, root = self._where()
-            found: list[str] = self._ask(lambda fs, path: fs.find(path), "")
-            return sorted(path.lstrip("/").removeprefix(root.lstrip("/")).lstrip("/") for path in found)
-        return []
+            found: dict[str, Any] = self._ask(lambda fs, path: fs.find(path, detail=True), "")
+            relative = {path.lstrip("/").removeprefix(root.lstrip("/")).lstrip("/"): info for path, info in found.items()}
+            return {name: info["size"] for name, info in relative.items()}
+        return {}
 
 
 def _fetch(fs: Any, path: str, start: int | None, stop: int | None) -> bytes:
@@ -203,9 +207,7 @@ def _cut(file: Any, start: int | None, stop: int | None) -> bytes:
 
 
 def _size(fs: Any, path: str) -> int:
-    if (size := fs.info(path)["size"]) is not None:
-        return int(size)
-    with fs.open(path, "rb") as file:  # DVC does not record the sizes of a folder's files
+    with fs.open(path, "rb") as file:
         return int(file.seek(0, 2)) if file.seekable() else len(file.read())
 
 

@@ -108,6 +108,11 @@ class Dataset:
                     yield index, str(error)
             first = last + 1
 
+    def frames(self, step_N: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The newest frame (n, 84, 84) of each of these steps, in ascending order; chunks that hold none are not read."""
+        runs = np.split(step_N, np.flatnonzero(np.diff(step_N // self.arrays["frame"].chunks[0]) > 1) + 1)
+        return np.concatenate([self.read("frame", run[0], run[-1] + 1)[run - run[0]] for run in runs])
+
     def stacks(self, steps: Sequence[int], depth: int = 4) -> npt.NDArray[np.uint8]:
         """The states (n, depth, 84, 84) at these steps, as the agent saw them."""
         wanted = np.asarray(steps, dtype=np.int64)

@@ -233,6 +233,15 @@ def test_a_manifest_of_odd_types_is_refused(tmp_path: Path, field: str, value: A
         open_dataset(tmp_path / "set")
 
 
+def test_frames_of_some_steps_leave_the_chunks_between_unread(small_shards: None, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", [noise(60, 0)])
+    whole, part = (open_dataset(tmp_path / "set", count_bytes=True) for _ in range(2))
+    steps = np.array([1, 2, 5, 30, 58])
+    every = whole.read("frame", 0, 60)
+    assert np.array_equal(part.frames(steps), every[steps])
+    assert part.folder.bytes_read < whole.folder.bytes_read / 2
+
+
 def test_an_episode_is_no_longer_than_its_environment_lets_it_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = {"config": {"max_episode_frames": 38, "frame_skip": 4}}
     write_dataset(tmp_path / "set", [noise(10, 0)], environment=world)
