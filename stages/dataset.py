@@ -270,6 +270,17 @@ def _here(_: click.Context, __: click.Parameter, out: str) -> Path:
     return Path(out)
 
 
+def _licence(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    from pipeline.datasets.describe import LICENCE
+
+    if name is not None and not LICENCE.fullmatch(name):
+        raise ValueError(f"--license {name} is not a licence's short name: write it as SPDX does, e.g. cc-by-4.0")
+    return name
+
+
+licence_option = click.option(
+    "--license", "licence", callback=_licence, metavar="NAME", help="What its card names. [default: what its parents' name]"
+)
 out_option = click.option("--out", callback=_here, required=True, metavar="DIR", help="Folder to be made.")
 
 
@@ -302,24 +313,25 @@ def _fill(folder: Path, name: str, writing: Iterator[Progress]) -> None:
     say(f"{manifest.states:,} states in {manifest.episodes} episodes, digest {manifest.digest[:12]}")
 
 
-def _cut(out: Path, parts: list[Part], made_by: dict[str, Any]) -> None:
+def _cut(out: Path, parts: list[Part], made_by: dict[str, Any], licence: str | None) -> None:
     """Make a dataset of parts of others."""
     from pipeline.datasets.edit import write
 
     with _made(out) as folder:
-        _fill(folder, out.name, write(folder, parts, made_by))
+        _fill(folder, out.name, write(folder, parts, made_by, licence))
     click.echo(out)
 
 
 @dataset.command("subset")
 @place
 @out_option
+@licence_option
 @click.option("--min-return", type=float, help="Episodes of at least this return.")
 @click.option("--max-return", type=float, help="Episodes of at most this return.")
 @click.option("--min-length", type=click.IntRange(min=1), help="Episodes of at least so many steps.")
 @click.option("--max-length", type=click.IntRange(min=1), help="Episodes of at most so many steps.")
 @click.option("--episodes", type=click.IntRange(min=1), help="The first so many of them.")
-def subset(place: str, out: Path, **bounds: Any) -> None:
+def subset(place: str, out: Path, licence: str | None, **bounds: Any) -> None:
     """Some of its episodes, whole, as a dataset of their own."""
     from pipeline.datasets.edit import chosen
 
@@ -327,7 +339,7 @@ def subset(place: str, out: Path, **bounds: Any) -> None:
     if not given:
         raise ValueError("say which episodes: --min-return, --max-return, --min-length, --max-length or --episodes")
     with _opened(place) as opened:
-        _cut(out, [(opened, chosen(opened, **given))], {"operation": "subset", **given})
+        _cut(out, [(opened, chosen(opened, **given))], {"operation": "subset", **given}, licence)
 
 
 @dataset.command("split")
@@ -335,7 +347,8 @@ def subset(place: str, out: Path, **bounds: Any) -> None:
 @click.option("--into", multiple=True, required=True, metavar="NAME=PERCENT", help="A part, e.g. train=90. Give all of them.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which episodes go where.")
 @click.option("--out", callback=_here, required=True, metavar="DIR", help="Folder of the parts' folders.")
-def split(place: str, into: tuple[str, ...], seed: int, out: Path) -> None:
+@licence_option
+def split(place: str, into: tuple[str, ...], seed: int, out: Path, licence: str | None) -> None:
     """All its episodes, each whole in one of several datasets, at random; all the datasets appear or none."""
     from pipeline.datasets.edit import split as divide
     from pipeline.datasets.edit import write
@@ -349,7 +362,7 @@ def split(place: str, into: tuple[str, ...], seed: int, out: Path) -> None:
     with _opened(place) as opened, _made(out) as folder:
         for name, indices in divide(opened, shares, seed).items():
             made_by = {"operation": "split", "part": name, "shares": shares, "seed": seed}
-            _fill(folder / name, name, write(folder / name, [(opened, indices)], made_by))
+            _fill(folder / name, name, write(folder / name, [(opened, indices)], made_by, licence))
     click.echo("\n".join(str(out / name) for name in shares))
 
 
@@ -358,7 +371,8 @@ def split(place: str, into: tuple[str, ...], seed: int, out: Path) -> None:
 @out_option
 @click.option("--any-teacher", is_flag=True, help="Join datasets of several teachers.")
 @click.option("--any-environment", is_flag=True, help="Join datasets of several environments.")
-def merge(places: tuple[str, ...], out: Path, any_teacher: bool, any_environment: bool) -> None:
+@licence_option
+def merge(places: tuple[str, ...], out: Path, any_teacher: bool, any_environment: bool, licence: str | None) -> None:
     """Several datasets of one game as one; an episode that several hold is taken once."""
     from contextlib import ExitStack
 
@@ -370,7 +384,7 @@ def merge(places: tuple[str, ...], out: Path, any_teacher: bool, any_environment
         parts = merged(opened, any_teacher=any_teacher, any_environment=any_environment)
         if dropped := sum(len(d.episodes) for d in opened) - sum(len(indices) for _, indices in parts):
             say(f"{dropped} episodes are in more than one of them and are taken once")
-        _cut(out, parts, {"operation": "merge"})
+        _cut(out, parts, {"operation": "merge"}, licence)
 
 
 @dataset.command("export")
@@ -397,15 +411,16 @@ def export(place: str, form: str, frames: bool, out: Path) -> None:
 @click.option("--from", "form", type=click.Choice(["minari"]), required=True, help="Its format.")
 @click.option("--game", help="Its game, where it does not tell.")
 @click.option("--labels", default="q", show_default=True, help="Which of its infos has the Q-values or logits.")
+@licence_option
 @out_option
-def import_(source: Path, form: str, game: str | None, labels: str, out: Path) -> None:  # noqa: ARG001
+def import_(source: Path, form: str, game: str | None, labels: str, licence: str | None, out: Path) -> None:  # noqa: ARG001
     """A dataset from another format."""
     from pipeline.atari.games import find_game
     from pipeline.datasets.exchange import from_minari
 
     name = None if game is None else find_game(game).name
     with _made(out) as folder:
-        _fill(folder, out.name, from_minari(source, folder, game=name, labels=labels))
+        _fill(folder, out.name, from_minari(source, folder, game=name, labels=labels, licence=licence))
     click.echo(out)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,9 +13,18 @@ from pipeline.datasets import schema
 from pipeline.datasets.reader import WINDOW, Dataset
 from pipeline.datasets.schema import EpisodeRow, Flag, Manifest
 
+LINEAGE: Final = ("made_by", "parents")
+"""What a dataset made from others says of them in its `collection`."""
+LICENCE: Final = re.compile(r"[A-Za-z0-9.+-]{1,64}")
+"""What a licence is called, as SPDX does: apache-2.0, cc-by-4.0."""
+_LICENCE_LINE: Final = re.compile(rf"^license: ({LICENCE.pattern})$", re.MULTILINE)
+UNTOLD: Final = "other"
+"""The licence of a dataset whose maker named none."""
 
-def card(manifest: Manifest, rows: Sequence[EpisodeRow], q_NA: npt.NDArray[np.float32]) -> str:
+
+def card(manifest: Manifest, rows: Sequence[EpisodeRow], q_NA: npt.NDArray[np.float32], licence: str = UNTOLD) -> str:
     """README.md of a dataset: a YAML header for machines, then what, who, how good, and how to open it. `q_NA` is a sample."""
+    assert LICENCE.fullmatch(licence), licence
     whole = [row.episode_return for row in rows if row.complete]
     with np.errstate(all="ignore"):  # a subset of a dataset with odd numbers has them too
         returns = f"mean {np.mean(whole):.2f}, min {min(whole):g}, max {max(whole):g}" if whole else "no whole episode"
@@ -27,7 +37,7 @@ states: {manifest.states}
 episodes: {manifest.episodes}
 teacher_digest: {manifest.teacher["digest"]}
 digest: {manifest.digest}
-license: apache-2.0
+license: {licence}
 ---
 
 # {manifest.game}: {manifest.states:,} states with a teacher's full Q-vectors
@@ -42,6 +52,7 @@ license: apache-2.0
   the best two actions {np.median(gaps(q_NA)):.4f}.
 - **World**: ale-py {manifest.environment.get("ale_py")}, ROM md5 `{manifest.environment.get("rom_md5")}`; every argument
   is in `{schema.MANIFEST}`.
+- **Licence**: {"its maker has named none, so ask before you pass it on" if licence == UNTOLD else licence}.
 
 ```python
 from pipeline.datasets.reader import open_dataset
@@ -51,16 +62,19 @@ q = data.arrays["q"][:64]            # (64, {manifest.actions}) float32
 print(data.manifest.digest)
 ```
 
-Cite the digest above: it names exactly these bytes.
+Cite the digest above: it names exactly these records and where they come from, however they are encoded. The SHA-256 of every
+file is in `{schema.MANIFEST}`.
 """
+
+
+def licence_of(datasets: Iterable[Dataset]) -> str:
+    """The licence that the cards of all these name, if it is one."""
+    named = {found[1] if (found := _LICENCE_LINE.search(dataset.card())) else UNTOLD for dataset in datasets}
+    return named.pop() if len(named) == 1 else UNTOLD
 
 
 def _behaviour(collection: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(collection.items()) if name not in LINEAGE) or "not recorded"
-
-
-LINEAGE: Final = ("made_by", "parents")
-"""What a dataset made from others says of them in its `collection`."""
 
 
 def lineage(collection: Mapping[str, Any]) -> str:

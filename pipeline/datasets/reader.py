@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,13 @@ class Dataset:
             begin, end = max(start - shard * steps, 0), min(stop - shard * steps, steps)
             zstandard.check_shard(self.folder.local / path, steps // chunk, begin // chunk, -(-end // chunk))
 
+    def card(self) -> str:
+        """README.md; nothing where there is none."""
+        try:
+            return self.folder.read(schema.CARD).decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
     def episode(self, index: int) -> Records:
         """The records of one episode."""
         row = self.episodes[index]
@@ -122,16 +129,24 @@ class Dataset:
             raise ValueError(
                 f"dataset {self.folder} has steps 0 to {len(self) - 1:,}: {wanted.min():,} to {wanted.max():,} were asked for"
             )
-        start_N = episode_starts(self.episodes, wanted)
+        _, start_N = episode_of(self.episodes, wanted)
         first = int(max(wanted.min() - depth + 1, 0))
         frame_NHW = self.read("frame", first, int(wanted.max()) + 1)
         return stack(frame_NHW, wanted - first, start_N - first, depth)
 
 
-def episode_starts(episodes: Sequence[EpisodeRow], step_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The first step of the episode that each step belongs to."""
+class Place(NamedTuple):
+    """The index of the episode that each step belongs to, and that episode's first step."""
+
+    index_N: npt.NDArray[np.int64]
+    start_N: npt.NDArray[np.int64]
+
+
+def episode_of(episodes: Sequence[EpisodeRow], step_N: npt.NDArray[np.int64]) -> Place:
+    """Where each step lies."""
     starts = np.array([row.start for row in episodes], dtype=np.int64)
-    return starts[np.searchsorted(starts, step_N, side="right") - 1]
+    index_N = np.searchsorted(starts, step_N, side="right") - 1
+    return Place(index_N, starts[index_N])
 
 
 def stack(

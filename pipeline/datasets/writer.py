@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import ZstdCodec
 
-from pipeline.datasets import schema
-from pipeline.datasets.describe import card
+from pipeline.datasets import describe, schema
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset
 from pipeline.datasets.schema import EpisodeRow, Manifest, Records
 
 LEVEL: Final = 7
+Card = Callable[[Manifest, Sequence[EpisodeRow], npt.NDArray[np.float32]], str]
+"""Makes README.md of a manifest whose files are not known yet, the episodes, and the Q-values of the first states."""
 
 
 class Writer:
@@ -123,6 +125,7 @@ class Writer:
         teacher: Mapping[str, Any],
         environment: Mapping[str, Any],
         collection: Mapping[str, Any],
+        card: Card = describe.card,
     ) -> Manifest:
         """Write the last, partial shard, the episode table, the card, and at the very end the manifest.
 

@@ -146,10 +146,10 @@ def test_all_parts_of_a_split_appear_or_none(tmp_path: Path, monkeypatch: pytest
     corridor_dataset(tmp_path / "set", 20)
     write = edit.write
 
-    def full(folder: Path, parts: list[edit.Part], made_by: dict[str, Any]) -> Iterator[Progress]:
+    def full(folder: Path, parts: list[edit.Part], made_by: dict[str, Any], licence: str | None) -> Iterator[Progress]:
         if made_by["part"] == "test":
             raise OSError(28, "No space left on device")
-        return write(folder, parts, made_by)
+        return write(folder, parts, made_by, licence)
 
     arguments = ("split", str(tmp_path / "set"), "--into", "train=80", "--into", "test=20", "--out", str(tmp_path / "parts"))
     with monkeypatch.context() as patch:
@@ -165,6 +165,7 @@ def test_all_parts_of_a_split_appear_or_none(tmp_path: Path, monkeypatch: pytest
     [
         (["subset", SAMPLE], "say which episodes"),
         (["subset", SAMPLE, "--min-return", "21"], "no episode of its 4 fits"),
+        (["subset", SAMPLE, "--episodes", "1", "--license", "a\nb: c"], "is not a licence's short name: write it as SPDX does"),
         (["split", SAMPLE, "--into", "train"], "--into train is not NAME=PERCENT"),
         (["split", SAMPLE, "--into", "../x=100"], "is not NAME=PERCENT"),
         (["split", SAMPLE, "--into", "a=50", "--into", "a=50"], "is not NAME=PERCENT"),
