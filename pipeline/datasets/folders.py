@@ -179,7 +179,7 @@ class Folder:
             _, root = self._where()
             found: dict[str, Any] = self._ask(lambda fs, path: fs.find(path, detail=True), "")
             relative = {path.lstrip("/").removeprefix(root.lstrip("/")).lstrip("/"): info for path, info in found.items()}
-            return {name: info["size"] for name, info in relative.items()}
+            return {name: info.get("size") for name, info in relative.items()}
         return {}
 
 

@@ -73,7 +73,7 @@ class Dataset:
             return
         steps, chunk = array.shards[0], array.chunks[0]
         for shard in range(start // steps, -(-stop // steps)):
-            path = "/".join([schema.STATES, name, "c", str(shard), *["0"] * (array.ndim - 1)])
+            path = _shard(name, shard, schema.layouts(self.manifest.actions)[name])
             begin, end = max(start - shard * steps, 0), min(stop - shard * steps, steps)
             zstandard.check_shard(self.folder.local / path, steps // chunk, begin // chunk, -(-end // chunk))
 
@@ -184,7 +184,7 @@ def open_dataset(where: str | Path | Folder, *, check_files: bool = False, count
             f"{manifest.digest[:12]}: restore it with `dvc pull`, or do not trust it"
         )
     for name, layout in schema.layouts(manifest.actions).items():
-        _check_array(folder, name, layout, manifest.states)
+        _check_array(folder, name, layout, manifest)
     return Dataset(folder, manifest, rows, _open_arrays(folder, fast=folder.local is not None and not count_bytes))
 
 
@@ -243,8 +243,11 @@ def _longest_episode(manifest: Manifest) -> int:
     return min(-(-frames // skip), schema.LONGEST_EPISODE)
 
 
-def _check_array(folder: Folder, name: str, layout: schema.Layout, steps: int) -> None:
-    """ValueError if an array's metadata is not the format's: no other codec is ever asked to decode what a stranger wrote."""
+def _check_array(folder: Folder, name: str, layout: schema.Layout, manifest: Manifest) -> None:
+    """ValueError if an array's metadata is not the format's: no other codec is ever asked to decode what a stranger wrote.
+
+    Nor are there more steps than there are shards for, so that memory for all of them may be asked for.
+    """
     path = f"{schema.STATES}/{name}/zarr.json"
     try:
         found = json.loads(folder.read(path).decode())
@@ -252,7 +255,7 @@ def _check_array(folder: Folder, name: str, layout: schema.Layout, steps: int) -
         inside = sharding["configuration"]
         facts = {
             "zarr_format": (found["zarr_format"], 3),
-            "shape": (found["shape"], [steps, *layout.trailing]),
+            "shape": (found["shape"], [manifest.states, *layout.trailing]),
             "data_type": (found["data_type"], layout.dtype),
             "shard": (found["chunk_grid"]["configuration"]["chunk_shape"][1:], list(layout.trailing)),
             "chunk": (inside["chunk_shape"][1:], list(layout.trailing)),
@@ -281,6 +284,13 @@ def _check_array(folder: Folder, name: str, layout: schema.Layout, steps: int) -
     if other or not fits:
         told = "; ".join(other) or f"shards of {shard} and chunks of {chunk} steps"
         raise ValueError(f"dataset {folder}: array {name} is not as format {schema.FORMAT_VERSION} wants it: {told}")
+    for number in range(-(-manifest.states // shard)):
+        if (path := _shard(name, number, layout)) not in manifest.files:
+            raise ValueError(f"dataset {folder}: its manifest lacks {path}, where its states should lie: do not trust it")
+
+
+def _shard(name: str, number: int, layout: schema.Layout) -> str:
+    return "/".join([schema.STATES, name, "c", str(number), *["0"] * len(layout.trailing)])
 
 
 def _folder(where: str | Path | Folder) -> Folder:

@@ -277,6 +277,16 @@ def test_a_chunk_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path / "set")
 
 
+def test_no_more_steps_than_there_are_shards_for(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set", 5)
+    path = tmp_path / "set/manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"]["states.zarr/q/c/0/0"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"its manifest lacks states\.zarr/q/c/0/0, where its states should lie"):
+        open_dataset(tmp_path / "set")
+
+
 @pytest.mark.parametrize("count_bytes", [False, True])
 def test_a_chunk_that_unpacks_to_more_than_it_should_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_bytes: bool
