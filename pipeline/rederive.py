@@ -20,7 +20,8 @@ from pipeline.agents.policies import Decision, QFunction, explore
 from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
 from pipeline.atari.rollout import Step, rollout
 from pipeline.datasets.reader import Dataset
-from pipeline.datasets.schema import EpisodeRow, Flag, Records
+from pipeline.datasets.schema import EpisodeRow, Flag, Records, join
+from pipeline.datasets.validate import action_faults
 from pipeline.progress import Progress
 from pipeline.seeding import stream
 
@@ -33,24 +34,38 @@ MOST_NOOPS: Final = 1_000
 MOST_SEEDS: Final = 2**31
 LABELS: Final = 512
 """States that the teacher is asked about at once."""
+AHEAD: Final = 1_024
+"""Steps of an episode that are read at a time."""
 
 
 class _Replay:
-    """`rollout.Policy` that does what was done."""
+    """`rollout.Policy` that does what was done in the episodes of these seeds; only the steps at hand are in memory."""
 
-    def __init__(self, episodes: dict[int, Records]) -> None:
-        self.episodes = episodes
+    def __init__(self, dataset: Dataset, index_of: dict[int, int]) -> None:
+        self.dataset, self.index_of = dataset, index_of
+        self._at_hand: dict[int, tuple[int, Records]] = {}
+
+    def stored(self, seed: int, t: int) -> Records:
+        """Step `t` of an episode; past a cut, its last one."""
+        row = self.dataset.episodes[self.index_of[seed]]
+        t = min(t, row.length - 1)
+        first = t - t % AHEAD
+        if seed not in self._at_hand or self._at_hand[seed][0] != first:
+            stop = min(first + AHEAD, row.length)
+            self._at_hand[seed] = first, self.dataset.records(row.start + first, row.start + stop)
+        return self._at_hand[seed][1].cut(t - first, t - first + 1)
 
     def __call__(
         self, obs_BCHW: npt.NDArray[np.uint8], seed_B: npt.NDArray[np.int64], step_B: npt.NDArray[np.int64]
     ) -> Decision:
         del obs_BCHW
-        stored = [self.episodes[seed] for seed in seed_B.tolist()]
-        at = [min(t, r.steps - 1) for t, r in zip(step_B.tolist(), stored, strict=True)]  # past a cut, anything
+        self._at_hand = {seed: self._at_hand[seed] for seed in seed_B.tolist() if seed in self._at_hand}
+        stored = join(self.stored(seed, t) for seed, t in zip(seed_B.tolist(), step_B.tolist(), strict=True))
+        there_B = stored.action_N < self.dataset.manifest.actions  # what no emulator takes is told and not played
         return Decision(
-            action_B=np.array([r.action_N[t] for t, r in zip(at, stored, strict=True)], dtype=np.int64),
-            q_BA=np.stack([r.q_NA[t] for t, r in zip(at, stored, strict=True)]),
-            random_B=np.array([bool(r.flags_N[t] & Flag.RANDOM_ACTION) for t, r in zip(at, stored, strict=True)]),
+            action_B=np.where(there_B, stored.action_N, 0).astype(np.int64),
+            q_BA=stored.q_NA,
+            random_B=(stored.flags_N & Flag.RANDOM_ACTION) != 0,
         )
 
 
@@ -75,20 +90,20 @@ def rederive(dataset: Dataset, indices: list[int], q_values: QFunction | None, f
     done = 0
     for part in _without_equal_seeds(dataset, indices):
         index_of = {dataset.episodes[index].seed: index for index in part}
-        replay = _Replay({seed: dataset.episode(index) for seed, index in index_of.items()})
+        replay = _Replay(dataset, index_of)
         waiting = set(index_of)
         for step in rollout(world, replay, iter(sorted(index_of))):
             for slot in np.flatnonzero(step.active_B).tolist():
                 seed, t = int(step.seed_B[slot]), int(step.step_B[slot])
                 if seed not in waiting:
                     continue
-                row, stored = dataset.episodes[index_of[seed]], replay.episodes[seed]
+                row = dataset.episodes[index_of[seed]]
                 place = f"dataset {dataset.folder}: episode {index_of[seed]} (seed {seed})"
-                fault = next(_faults(step, slot, stored, row, epsilon), None)
+                fault = next(_faults(step, slot, replay.stored(seed, t), row, epsilon), None)
                 if fault:
                     faults.append(f"{place}, step {t:,}: {fault}")
                 elif t == row.length - 1 and q_values:
-                    faults += [f"{place}, {wrong}" for wrong in _wrong_labels(dataset, row, stored, q_values)]
+                    faults += [f"{place}, {wrong}" for wrong in _wrong_labels(dataset, row, q_values)]
                 done += row.length - t if fault else 1
                 if fault or t == row.length - 1:
                     waiting.remove(seed)
@@ -107,35 +122,27 @@ def _epsilon(dataset: Dataset) -> float | None:
 
 
 def _unplayable(dataset: Dataset, index: int, faults: list[str]) -> bool:
-    """Whether an episode is none that an emulator could play; says why in `faults`."""
-    row = dataset.episodes[index]
-    action_T = dataset.read("action", row.start, row.start + row.length)
-    if not 0 <= row.seed < MOST_SEEDS:
-        faults.append(f"dataset {dataset.folder}: episode {index} has seed {row.seed}, under which no episode can be played")
-    elif action_T.max() >= dataset.manifest.actions:
-        t = int((action_T >= dataset.manifest.actions).argmax())
-        faults.append(
-            f"dataset {dataset.folder}: episode {index} (seed {row.seed}), step {t:,}: has action {action_T[t]}, "
-            f"there are {dataset.manifest.actions}"
-        )
-    else:
+    """Whether an episode's seed is none that an environment takes; says so in `faults`."""
+    seed = dataset.episodes[index].seed
+    if 0 <= seed < MOST_SEEDS:
         return False
+    faults.append(f"dataset {dataset.folder}: episode {index} has seed {seed}, under which no episode can be played")
     return True
 
 
-def _wrong_labels(dataset: Dataset, row: EpisodeRow, stored: Records, q_values: QFunction) -> Iterator[str]:
+def _wrong_labels(dataset: Dataset, row: EpisodeRow, q_values: QFunction) -> Iterator[str]:
     """Where the teacher says something else now, for the first such step."""
-    for start in range(0, row.length, LABELS):
-        stop = min(start + LABELS, row.length)
-        q_TA = q_values(dataset.stacks(range(row.start + start, row.start + stop)))
-        stored_TA = stored.q_NA[start:stop]
+    for start in range(row.start, row.start + row.length, LABELS):
+        stop = min(start + LABELS, row.start + row.length)
+        q_TA = q_values(dataset.stacks(range(start, stop)))
+        stored_TA = dataset.read("q", start, stop)
         off_TA = np.abs(q_TA - stored_TA) / np.maximum(1.0, np.abs(stored_TA))
         wrong_T = np.flatnonzero(~(off_TA <= TOLERANCE).all(axis=1))
         if wrong_T.size:
             t = int(wrong_T[0])
             a = int(off_TA[t].argmax())
             said, stored_q = q_TA[t, a], stored_TA[t, a]
-            yield f"step {start + t:,}: the teacher's Q-value of action {a} is {said:.6f}, stored is {stored_q:.6f}"
+            yield f"step {start - row.start + t:,}: the teacher's Q-value of action {a} is {said:.6f}, stored is {stored_q:.6f}"
             return
 
 
@@ -170,13 +177,15 @@ def _without_equal_seeds(dataset: Dataset, indices: list[int]) -> list[list[int]
 
 
 def _faults(step: Step, slot: int, stored: Records, row: EpisodeRow, epsilon: float | None) -> Iterator[str]:
-    """What is wrong with the stored step that this slot has just played."""
+    """What is wrong with the stored step, the one of `stored`, that this slot has just played."""
     t = int(step.step_B[slot])
-    frame_HW, flags = stored.frame_NHW[t], Flag(int(stored.flags_N[t]))
+    (frame_HW,), (q_A,), (action,), (reward,) = stored.frame_NHW, stored.q_NA, stored.action_N, stored.reward_N
+    flags = Flag(int(stored.flags_N[0]))
+    yield from (text for _, text in action_faults(stored.action_N, len(q_A)))
     if (other := int((step.obs_BCHW[slot, -1] != frame_HW).sum())) > 0:
         yield f"the world shows another frame ({other:,} of {frame_HW.size:,} pixels)"
-    if step.reward_B[slot] != stored.reward_N[t]:
-        yield f"the world gives reward {step.reward_B[slot]:g}, stored is {stored.reward_N[t]:g}"
+    if step.reward_B[slot] != reward:
+        yield f"the world gives reward {step.reward_B[slot]:g}, stored is {reward:g}"
     cut = t == row.length - 1 and not row.complete
     seen = (
         (t == 0) * Flag.EPISODE_START
@@ -187,7 +196,7 @@ def _faults(step: Step, slot: int, stored: Records, row: EpisodeRow, epsilon: fl
     if seen != flags & ~Flag.RANDOM_ACTION:
         yield f"the world says {seen!r}, stored is {flags & ~Flag.RANDOM_ACTION!r}"
     if epsilon is not None:
-        yield from _wrong_action(step, slot, int(stored.action_N[t]), stored.q_NA[t], epsilon)
+        yield from _wrong_action(step, slot, int(action), q_A, epsilon)
 
 
 def _wrong_action(step: Step, slot: int, action: int, q_A: npt.NDArray[np.float32], epsilon: float) -> Iterator[str]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pipeline.agents.policies import QFunction
     from pipeline.datasets.edit import Part
     from pipeline.datasets.reader import Dataset
+    from pipeline.datasets.schema import EpisodeRow
     from pipeline.progress import Progress
 
 place = click.argument("place", metavar="PATH_OR_URL")
@@ -49,7 +52,12 @@ def _print(facts: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     for key, value in facts.items():
-        click.echo(f"{key:24}{_shown(value)}")
+        click.echo(f"{key:24}{_printable(_shown(value))}")
+
+
+def _printable(text: str) -> str:
+    """Nothing that a terminal would take for a command: strangers write manifests too."""
+    return text if text.isprintable() else ascii(text)
 
 
 def _shown(value: object) -> str:
@@ -58,13 +66,25 @@ def _shown(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _verdict(opened: Dataset, faults: list[str], good: str, as_json: bool, more: dict[str, Any]) -> None:
+def _judged(where: str, as_json: bool) -> Dataset:
+    """The dataset; that it cannot be opened is a verdict too, where --json asks for one."""
+    from pipeline.datasets.reader import open_dataset
+
+    try:
+        return open_dataset(where)
+    except ValueError as error:
+        if as_json:
+            _verdict(where, None, str(error).splitlines(), "", as_json, {})
+        raise
+
+
+def _verdict(where: str, digest: str | None, faults: list[str], good: str, as_json: bool, more: dict[str, Any]) -> NoReturn:
     """Print the faults or that there are none; exit code 1 tells of faults."""
     if as_json:
-        facts = {"dataset": str(opened.folder), "digest": opened.manifest.digest, "ok": not faults, "faults": faults}
+        facts = {"dataset": where, "digest": digest, "ok": not faults, "faults": faults}
         click.echo(json.dumps(facts | more, indent=2))
     else:
-        click.echo("\n".join(faults) if faults else f"{opened.folder}: {good}")
+        click.echo("\n".join(map(_printable, faults)) if faults else f"{where}: {good}")
     sys.exit(1 if faults else 0)
 
 
@@ -100,11 +120,11 @@ def validate(place: str, as_json: bool) -> None:
     from pipeline.datasets.validate import validate as check
     from stages.runlog import show
 
-    with _opened(place) as opened:
-        found: list[str] = []
-        for _ in show(check(opened, found), f"validate {opened.manifest.game}"):
-            pass
-        _verdict(opened, found, f"{_held(opened)} make sense", as_json, {})
+    opened = _judged(place, as_json)
+    found: list[str] = []
+    for _ in show(check(opened, found), f"validate {opened.manifest.game}"):
+        pass
+    _verdict(place, opened.manifest.digest, found, f"{_held(opened)} make sense", as_json, {})
 
 
 @dataset.command("verify")
@@ -125,25 +145,25 @@ def verify(session: Any, /, place: str, percent: str | None, teacher: Path | Non
     if percent is None and (teacher is not None or seed is not None):
         raise ValueError("--teacher and --seed choose how to play episodes again: add --rederive PERCENT")
     share = None if percent is None else _share(percent)
-    with _opened(place) as opened:
-        found: list[str] = []
-        for _ in show(check(opened, found), f"verify {opened.manifest.game}"):
-            pass
-        good, more = f"{_held(opened)} are as digest {opened.manifest.digest[:12]} says", {}
-        if share is not None and not found:
-            from pipeline.rederive import choose, described, rederive
+    opened = _judged(place, as_json)
+    found: list[str] = []
+    for _ in show(check(opened, found), f"verify {opened.manifest.game}"):
+        pass
+    good, more = f"{_held(opened)} are as digest {opened.manifest.digest[:12]} says", {}
+    if share is not None and not found:
+        from pipeline.rederive import choose, described, rederive
 
-            q_values = _teacher(session, opened, teacher)
-            if q_values is None:
-                say("Q-values are not checked: no teacher of theirs is at hand, give --teacher DIR")
-            chosen = choose(opened, share, secrets.randbits(32) if seed is None else seed)
-            for _ in show(rederive(opened, chosen, q_values, found), f"rederive {opened.manifest.game}"):
-                pass
-            more = {"rederived": described(opened, chosen, q_values)}
-            good += f"; {len(chosen)} of them, played again, came out the same"
-            for what, checked in (("actions", "their policy is unknown"), ("labels", "no teacher at hand")):
-                good += "" if more["rederived"][what] else f" ({what} not checked: {checked})"
-        _verdict(opened, found, good, as_json, more)
+        q_values = _teacher(session, opened, teacher)
+        if q_values is None:
+            say("Q-values are not checked: no teacher of theirs is at hand, give --teacher DIR")
+        chosen = choose(opened, share, secrets.randbits(32) if seed is None else seed)
+        for _ in show(rederive(opened, chosen, q_values, found), f"rederive {opened.manifest.game}"):
+            pass
+        more = {"rederived": described(opened, chosen, q_values)}
+        good += f"; {len(chosen)} of them, played again, came out the same"
+        for what, checked in (("actions", "their policy is unknown"), ("labels", "no teacher at hand")):
+            good += "" if more["rederived"][what] else f" ({what} not checked: {checked})"
+    _verdict(place, opened.manifest.digest, found, good, as_json, more)
 
 
 def _held(opened: Dataset) -> str:
@@ -195,6 +215,7 @@ def view(place: str, indices: tuple[int, ...], out: Path | None, verbose: bool) 
     """Write one HTML page to look at it: film strips with Q-values, returns, actions, Q-gaps."""
     from pipeline.datasets.describe import gaps
     from pipeline.datasets.describe import info as describe
+    from pipeline.datasets.validate import action_faults
     from pipeline.report.view import Film, Shown, render
     from stages.publish import replaced_file
 
@@ -202,21 +223,29 @@ def view(place: str, indices: tuple[int, ...], out: Path | None, verbose: bool) 
         manifest, rows = opened.manifest, opened.episodes
         if odd := [index for index in indices if index >= len(rows)]:
             raise ValueError(f"dataset {opened.folder} has episodes 0 to {len(rows) - 1}, not {odd[0]}")
+        sampled = min(len(opened), 65_536)
+        sample = {name: opened.read(name, 0, sampled) for name in ("q", "action", "reward")}
+
+        def of_episode(row: EpisodeRow, name: str) -> NDArray[Any]:
+            stop = row.start + row.length
+            return sample[name][row.start : stop] if stop <= sampled else opened.read(name, row.start, stop)
+
         ranked = sorted(range(len(rows)), key=lambda index: rows[index].episode_return)
         films = []
         for index in indices or dict.fromkeys([ranked[-1], ranked[len(ranked) // 2], ranked[0]]):
-            row, records = rows[index], opened.episode(index)
-            title = f"Episode {index} (seed {row.seed}): return {row.episode_return:g}, {row.length:,} steps"
+            row = rows[index]
             films.append(
                 Film(
-                    title=title,
-                    frame_THW=records.frame_NHW,
-                    q_TA=records.q_NA,
-                    action_T=records.action_N,
-                    reward_T=records.reward_N,
+                    title=f"Episode {index} (seed {row.seed}): return {row.episode_return:g}, {row.length:,} steps",
+                    frames=lambda step_S, start=row.start: opened.frames(start + step_S),  # type: ignore[misc]
+                    q_TA=of_episode(row, "q"),
+                    action_T=of_episode(row, "action"),
+                    reward_T=of_episode(row, "reward"),
                 )
             )
-        sample = min(len(opened), 65_536)
+        for action_N in (sample["action"], *(film.action_T for film in films)):
+            for _, text in action_faults(action_N, manifest.actions):
+                raise ValueError(f"dataset {opened.folder} {text}: look at it with `pd-pipeline dataset validate`")
         whole = [row for row in rows if row.complete]
         shown = Shown(
             title=f"{manifest.game}: {manifest.states:,} states of teacher {manifest.teacher['digest'][:12]}",
@@ -224,8 +253,8 @@ def view(place: str, indices: tuple[int, ...], out: Path | None, verbose: bool) 
             actions=manifest.environment.get("actions") or [str(a) for a in range(manifest.actions)],
             returns=[row.episode_return for row in whole],
             lengths=[row.length for row in whole],
-            action_N=opened.read("action", 0, sample),
-            gap_N=gaps(opened.read("q", 0, sample)),
+            action_N=sample["action"],
+            gap_N=gaps(sample["q"]),
             films=films,
         )
         path = out or Path(f"{manifest.game}-{manifest.digest[:12]}.html")
@@ -241,6 +270,17 @@ def _here(_: click.Context, __: click.Parameter, out: str) -> Path:
     return Path(out)
 
 
+def _licence(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    from pipeline.datasets.describe import LICENCE
+
+    if name is not None and not LICENCE.fullmatch(name):
+        raise ValueError(f"--license {name} is not a licence's short name: write it as SPDX does, e.g. cc-by-4.0")
+    return name
+
+
+licence_option = click.option(
+    "--license", "licence", callback=_licence, metavar="NAME", help="What its card names. [default: what its parents' name]"
+)
 out_option = click.option("--out", callback=_here, required=True, metavar="DIR", help="Folder to be made.")
 
 
@@ -260,37 +300,38 @@ def _made(out: Path) -> Iterator[Path]:
         replace_folder(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    click.echo(out)
 
 
-def _write(out: Path, writing: Callable[[Path], Iterator[Progress]]) -> None:
-    """Make a dataset at `out`."""
+def _fill(folder: Path, name: str, writing: Iterator[Progress]) -> None:
+    """Write a dataset, telling what it has become."""
     from pipeline.datasets.reader import read_manifest
     from stages.runlog import say, show
 
-    with _made(out) as part:
-        for _ in show(writing(part), f"write {out.name}"):
-            pass
-        manifest = read_manifest(part)
-        say(f"{manifest.states:,} states in {manifest.episodes} episodes, digest {manifest.digest[:12]}")
+    for _ in show(writing, f"write {name}"):
+        pass
+    manifest = read_manifest(folder)
+    say(f"{manifest.states:,} states in {manifest.episodes} episodes, digest {manifest.digest[:12]}")
 
 
-def _cut(out: Path, parts: list[Part], made_by: dict[str, Any]) -> None:
+def _cut(out: Path, parts: list[Part], made_by: dict[str, Any], licence: str | None) -> None:
     """Make a dataset of parts of others."""
     from pipeline.datasets.edit import write
 
-    _write(out, lambda folder: write(folder, parts, made_by))
+    with _made(out) as folder:
+        _fill(folder, out.name, write(folder, parts, made_by, licence))
+    click.echo(out)
 
 
 @dataset.command("subset")
 @place
 @out_option
+@licence_option
 @click.option("--min-return", type=float, help="Episodes of at least this return.")
 @click.option("--max-return", type=float, help="Episodes of at most this return.")
 @click.option("--min-length", type=click.IntRange(min=1), help="Episodes of at least so many steps.")
 @click.option("--max-length", type=click.IntRange(min=1), help="Episodes of at most so many steps.")
 @click.option("--episodes", type=click.IntRange(min=1), help="The first so many of them.")
-def subset(place: str, out: Path, **bounds: Any) -> None:
+def subset(place: str, out: Path, licence: str | None, **bounds: Any) -> None:
     """Some of its episodes, whole, as a dataset of their own."""
     from pipeline.datasets.edit import chosen
 
@@ -298,7 +339,7 @@ def subset(place: str, out: Path, **bounds: Any) -> None:
     if not given:
         raise ValueError("say which episodes: --min-return, --max-return, --min-length, --max-length or --episodes")
     with _opened(place) as opened:
-        _cut(out, [(opened, chosen(opened, **given))], {"operation": "subset", **given})
+        _cut(out, [(opened, chosen(opened, **given))], {"operation": "subset", **given}, licence)
 
 
 @dataset.command("split")
@@ -306,9 +347,11 @@ def subset(place: str, out: Path, **bounds: Any) -> None:
 @click.option("--into", multiple=True, required=True, metavar="NAME=PERCENT", help="A part, e.g. train=90. Give all of them.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which episodes go where.")
 @click.option("--out", callback=_here, required=True, metavar="DIR", help="Folder of the parts' folders.")
-def split(place: str, into: tuple[str, ...], seed: int, out: Path) -> None:
-    """All its episodes, each whole in one of several datasets, at random."""
+@licence_option
+def split(place: str, into: tuple[str, ...], seed: int, out: Path, licence: str | None) -> None:
+    """All its episodes, each whole in one of several datasets, at random; all the datasets appear or none."""
     from pipeline.datasets.edit import split as divide
+    from pipeline.datasets.edit import write
 
     shares: dict[str, float] = {}
     for text in into:
@@ -316,10 +359,11 @@ def split(place: str, into: tuple[str, ...], seed: int, out: Path) -> None:
         if not equals or not name or Path(name).name != name or name in shares:
             raise ValueError(f"--into {text} is not NAME=PERCENT with a name of its own: write --into train=90 --into test=10")
         shares[name] = _share(percent)
-    with _opened(place) as opened:
+    with _opened(place) as opened, _made(out) as folder:
         for name, indices in divide(opened, shares, seed).items():
             made_by = {"operation": "split", "part": name, "shares": shares, "seed": seed}
-            _cut(out / name, [(opened, indices)], made_by)
+            _fill(folder / name, name, write(folder / name, [(opened, indices)], made_by, licence))
+    click.echo("\n".join(str(out / name) for name in shares))
 
 
 @dataset.command("merge")
@@ -327,7 +371,8 @@ def split(place: str, into: tuple[str, ...], seed: int, out: Path) -> None:
 @out_option
 @click.option("--any-teacher", is_flag=True, help="Join datasets of several teachers.")
 @click.option("--any-environment", is_flag=True, help="Join datasets of several environments.")
-def merge(places: tuple[str, ...], out: Path, any_teacher: bool, any_environment: bool) -> None:
+@licence_option
+def merge(places: tuple[str, ...], out: Path, any_teacher: bool, any_environment: bool, licence: str | None) -> None:
     """Several datasets of one game as one; an episode that several hold is taken once."""
     from contextlib import ExitStack
 
@@ -339,7 +384,7 @@ def merge(places: tuple[str, ...], out: Path, any_teacher: bool, any_environment
         parts = merged(opened, any_teacher=any_teacher, any_environment=any_environment)
         if dropped := sum(len(d.episodes) for d in opened) - sum(len(indices) for _, indices in parts):
             say(f"{dropped} episodes are in more than one of them and are taken once")
-        _cut(out, parts, {"operation": "merge"})
+        _cut(out, parts, {"operation": "merge"}, licence)
 
 
 @dataset.command("export")
@@ -358,6 +403,7 @@ def export(place: str, form: str, frames: bool, out: Path) -> None:
     with _opened(place) as opened, _made(out) as part:
         for _ in show(EXPORTS[form](opened, part, **options), f"export to {form}"):
             pass
+    click.echo(out)
 
 
 @dataset.command("import")
@@ -365,14 +411,17 @@ def export(place: str, form: str, frames: bool, out: Path) -> None:
 @click.option("--from", "form", type=click.Choice(["minari"]), required=True, help="Its format.")
 @click.option("--game", help="Its game, where it does not tell.")
 @click.option("--labels", default="q", show_default=True, help="Which of its infos has the Q-values or logits.")
+@licence_option
 @out_option
-def import_(source: Path, form: str, game: str | None, labels: str, out: Path) -> None:  # noqa: ARG001
+def import_(source: Path, form: str, game: str | None, labels: str, licence: str | None, out: Path) -> None:  # noqa: ARG001
     """A dataset from another format."""
     from pipeline.atari.games import find_game
     from pipeline.datasets.exchange import from_minari
 
     name = None if game is None else find_game(game).name
-    _write(out, lambda folder: from_minari(source, folder, game=name, labels=labels))
+    with _made(out) as folder:
+        _fill(folder, out.name, from_minari(source, folder, game=name, labels=labels, licence=licence))
+    click.echo(out)
 
 
 @dataset.command("compare")
@@ -393,5 +442,5 @@ def compare(a: str, b: str, as_json: bool) -> None:
         counts = found["episodes"]
         click.echo(f"episodes: {counts['both']} in both, {counts['only_a']} only in A, {counts['only_b']} only in B")
         for line in found["differences"]:
-            click.echo(line)
+            click.echo(_printable(line))
     sys.exit(0 if found["same_data"] else 1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from distributed import Client
 
+from pipeline import rederive as rederiving
 from pipeline.agents.checkpoints import load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.policies import QFunction, q_function
@@ -125,12 +126,29 @@ def test_what_no_emulator_could_play_is_told_and_not_played(honest: Dataset, tmp
 
     forged = rewritten(honest, tmp_path / "forged", edit)
     found: list[str] = []
-    assert list(rederive(forged, [0], None, found)) == []
+    *_, last = rederive(forged, [0], None, found)
+    assert last.done == last.total
     assert found == [f"dataset {forged.folder}: episode 0 (seed 0), step 7: has action 200, there are 4"]
     rows = (honest.episodes[0]._replace(seed=2**40), *honest.episodes[1:])
     found = []
     list(rederive(replace(honest, episodes=rows), [0], None, found))
     assert "has seed 1099511627776, under which no episode can be played" in found[0]
+
+
+def test_no_episode_is_in_memory_whole(honest: Dataset, teacher: QFunction, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    records = Dataset.records
+
+    def counted(self: Dataset, start: int, stop: int) -> Records:
+        read.append(stop - start)
+        return records(self, start, stop)
+
+    monkeypatch.setattr(Dataset, "records", counted)
+    monkeypatch.setattr(rederiving, "AHEAD", 16)
+    monkeypatch.setattr(rederiving, "LABELS", 16)
+    assert faults_of(honest, teacher) == []
+    assert max(read) == 16
+    assert sum(read) == len(honest)  # and nothing twice
 
 
 def test_it_says_what_it_did_not_check(honest: Dataset) -> None:

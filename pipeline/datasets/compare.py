@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pipeline.datasets.reader import Dataset
+from pipeline.datasets.schema import EpisodeRow
 
 
 def compare(a: Dataset, b: Dataset) -> dict[str, Any]:
     """`same_data`: equal digests; `same_encoding`: equal files; `episodes`: how many, by their records, both have or only one;
-    `differences`: one line each.
+    `differences`: one line each, the last one about the first episode that differs.
     """
     ours, theirs = (Counter(row.sha256 for row in dataset.episodes) for dataset in (a, b))
     both = (ours & theirs).total()
     fields = ("game", "format_version", "states", "actions", "teacher", "environment", "collection")
     lines = [line for name in fields for line in _differences(name, getattr(a.manifest, name), getattr(b.manifest, name))]
-    same_data = a.manifest.digest == b.manifest.digest
-    if not same_data and both == len(a.episodes) == len(b.episodes) and not lines:
-        lines.append("episodes: the same records under other seeds, endings or order")
     return {
-        "same_data": same_data,
+        "same_data": a.manifest.digest == b.manifest.digest,
         "same_encoding": a.manifest.files == b.manifest.files,
         "episodes": {"both": both, "only_a": len(a.episodes) - both, "only_b": len(b.episodes) - both},
-        "differences": lines,
+        "differences": [*lines, *_first_other_episode(a.episodes, b.episodes)],
     }
+
+
+def _first_other_episode(ours: Sequence[EpisodeRow], theirs: Sequence[EpisodeRow]) -> Iterator[str]:
+    for index, (a, b) in enumerate(zip_longest(ours, theirs)):
+        if a is None or b is None:
+            yield f"episode {index} (seed {(a or b).seed}): only in {'A' if b is None else 'B'}"
+            return
+        if a != b:
+            told = [f"{name} {x} in A, {y} in B" for name, x, y in zip(a._fields, a, b, strict=True) if x != y]
+            yield f"episode {index} (seed {a.seed}): {'; '.join(told)}"
+            return
 
 
 def _differences(name: str, ours: object, theirs: object) -> list[str]:

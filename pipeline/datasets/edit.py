@@ -6,11 +6,12 @@ Whole shards that come to lie where they lay are copied byte for byte, so that D
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.datasets import schema
-from pipeline.datasets.describe import LINEAGE
+from pipeline.datasets.describe import LINEAGE, card, licence_of
 from pipeline.datasets.reader import WINDOW, Dataset
 from pipeline.datasets.schema import EpisodeRow, Manifest
 from pipeline.datasets.writer import Writer
@@ -97,8 +98,11 @@ def _check_alike(a: Dataset, b: Dataset, *, any_teacher: bool, any_environment: 
             raise ValueError(f"{a.folder} has {name} {ours}, {b.folder} has {theirs}: they cannot be joined{remedy}")
 
 
-def write(folder: Path, parts: Sequence[Part], made_by: Mapping[str, Any]) -> Iterator[Progress]:
-    """Write the episodes of `parts`, in order, as a new dataset that names its parents; `made_by` is recorded."""
+def write(folder: Path, parts: Sequence[Part], made_by: Mapping[str, Any], licence: str | None = None) -> Iterator[Progress]:
+    """Write the episodes of `parts`, in order, as a new dataset that names its parents; `made_by` is recorded.
+
+    Its card names the `licence`, or that of its parents if they have one.
+    """
     rows: list[EpisodeRow] = []
     first = parts[0][0].manifest
     writer = Writer(folder, first.actions)
@@ -128,6 +132,7 @@ def write(folder: Path, parts: Sequence[Part], made_by: Mapping[str, Any]) -> It
         teacher=first.teacher if len({p.teacher["digest"] for p in parents}) == 1 else {"digest": "several"},
         environment=first.environment if all(p.environment == first.environment for p in parents) else {"several": True},
         collection=_collection(parents, made_by),
+        card=partial(card, licence=licence or licence_of(dataset for dataset, _ in parts)),
     )
 
 
@@ -146,14 +151,22 @@ def _runs(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[int, int]]
 
 
 def _collection(parents: Sequence[Manifest], made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """What all parents share of how they were collected, what was done to them, and all of each parent's own story."""
+    """What all parents share of how they were collected, what was done to them, and each parent's own story; of that parent's
+    parents only the digests, or every generation would add all that came before.
+    """
     shared = {
         key: value
         for key, value in parents[0].collection.items()
         if key not in LINEAGE and all(parent.collection.get(key) == value for parent in parents)
     }
     stories = [
-        {"digest": p.digest, "teacher": p.teacher["digest"], "environment": p.environment, "collection": p.collection}
+        {"digest": p.digest, "teacher": p.teacher["digest"], "environment": p.environment, "collection": _own(p.collection)}
         for p in parents
     ]
     return shared | {"made_by": dict(made_by), "parents": stories}
+
+
+def _own(collection: Mapping[str, Any]) -> dict[str, Any]:
+    """How a dataset was collected or made, its parents by their digests alone."""
+    named = {"parents": [{"digest": parent["digest"]} for parent in collection["parents"]]} if "parents" in collection else {}
+    return {**collection, **named}

@@ -5,8 +5,10 @@ Dimensions: T steps of an episode, A actions, C stacked frames, H W pixels (84).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,14 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.datasets import schema
-from pipeline.datasets.reader import WINDOW, Dataset, parse_manifest, stack
+from pipeline.datasets.describe import UNTOLD, card
+from pipeline.datasets.reader import WINDOW, Dataset, episode_of, parse_manifest, stack
 from pipeline.datasets.schema import EpisodeRow, Flag, Records
 from pipeline.datasets.writer import Writer
 from pipeline.progress import Progress
 
 DESCRIPTION: Final = "dataset.json"
-"""Beside what is exported: the manifest and the episode table."""
+"""Beside what is exported: the manifest, the episode table and the card."""
 MANIFEST_KEY: Final = "pd_pipeline_manifest"
+CARD_KEY: Final = "pd_pipeline_card"
 DEPTH: Final = 4
 NOT_RECORDED: Final = -1
 """The seed of an episode whose seed nobody kept."""
@@ -45,7 +49,6 @@ def to_parquet(dataset: Dataset, folder: Path) -> Iterator[Progress]:
         "flags": pa.uint8(),
     }
     table_schema = pa.schema(columns, metadata={MANIFEST_KEY: dataset.manifest.as_json()})
-    starts_E = np.array([row.start for row in dataset.episodes])
     for part, begin in enumerate(range(0, len(dataset), schema.SHARD)):
         end = min(begin + schema.SHARD, len(dataset))
         with pq.ParquetWriter(
@@ -55,10 +58,10 @@ def to_parquet(dataset: Dataset, folder: Path) -> Iterator[Progress]:
                 stop = min(at + WINDOW, end)
                 records = dataset.records(at, stop)
                 step_N = np.arange(at, stop)
-                episode_N = np.searchsorted(starts_E, step_N, side="right") - 1
+                episode_N, start_N = episode_of(dataset.episodes, step_N)
                 values = [
                     pa.array(episode_N, pa.int32()),
-                    pa.array(step_N - starts_E[episode_N], pa.int32()),
+                    pa.array(step_N - start_N, pa.int32()),
                     pa.FixedSizeBinaryArray.from_buffers(
                         table_schema.field("frame").type, records.steps, [None, pa.py_buffer(records.frame_NHW.data)]
                     ),
@@ -126,6 +129,7 @@ def to_minari(dataset: Dataset, folder: Path, *, stacked: bool = True) -> Iterat
             "algorithm_name": str(manifest.teacher.get("algorithm", "unknown")),
             "description": f"{manifest.states:,} states of {manifest.game} with a teacher's Q-values",
             MANIFEST_KEY: manifest.as_json(),
+            CARD_KEY: dataset.card(),
         }
     )
 
@@ -133,12 +137,15 @@ def to_minari(dataset: Dataset, folder: Path, *, stacked: bool = True) -> Iterat
 EXPORTS: Final[Mapping[str, Callable[..., Iterator[Progress]]]] = {"parquet": to_parquet, "npz": to_npz, "minari": to_minari}
 
 
-def from_minari(source: Path, folder: Path, *, game: str | None, labels: str = "q") -> Iterator[Progress]:
+def from_minari(
+    source: Path, folder: Path, *, game: str | None, labels: str = "q", licence: str | None = None
+) -> Iterator[Progress]:
     """Write the dataset at `folder` from the Minari dataset at `source`; `infos[labels]` holds a number per action and state.
 
     Observations are single frames (H, W) or stacks (C, H, W) or (H, W, C) of an episode's last four, black before its start.
-    What this project exported comes back with its provenance and digest; of any other, `game` must be told, and what Minari
-    does not record (random actions, lives, the environment's arguments) is not claimed. ValueError says where it does not fit.
+    What this project exported comes back with its provenance, digest and card; of any other, `game` must be told, and what
+    Minari does not record (random actions, lives, the environment's arguments) is not claimed. ValueError says where it does
+    not fit.
     """
     storage, actions, metadata = _open_minari(source)
     identity = str(metadata.get("dataset_id", source.name))
@@ -184,7 +191,14 @@ def from_minari(source: Path, folder: Path, *, game: str | None, labels: str = "
                 "parents": [],
             },
         }
-    manifest = writer.finish(rows, game=origin.game if origin else str(game), **told)
+    exported = str(metadata.get(CARD_KEY))
+    intact = origin is not None and hashlib.sha256(exported.encode()).hexdigest() == origin.files.get(schema.CARD)
+    manifest = writer.finish(
+        rows,
+        game=origin.game if origin else str(game),
+        card=(lambda *_: exported) if intact and licence is None else partial(card, licence=licence or UNTOLD),
+        **told,
+    )
     if origin is not None and manifest.digest != origin.digest:
         raise ValueError(f"{source} was altered since it was exported: it is {manifest.digest[:12]}, not {origin.digest[:12]}")
 
@@ -301,7 +315,8 @@ def _progress(dataset: Dataset, index: int) -> Progress:
 
 
 def _describe(dataset: Dataset, folder: Path) -> None:
-    facts = {"manifest": json.loads(dataset.manifest.as_json()), "episodes": [row._asdict() for row in dataset.episodes]}
+    episodes = [row._asdict() for row in dataset.episodes]
+    facts = {"manifest": json.loads(dataset.manifest.as_json()), "episodes": episodes, "card": dataset.card()}
     (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n")
 
 

@@ -2,7 +2,8 @@
 
 data/datasets/Pong                                        a path
 s3://bucket/datasets/Pong                                 any fsspec URL; credentials and endpoint as its library finds them
-git+https://host/team/repo@v1:data/datasets/Pong          what a DVC repository holds at a revision (fsspec's `dvc` protocol)
+git+https://host/team/repo@v1:data/datasets/Pong          what a DVC repository holds at a revision (fsspec's `dvc` protocol),
+                                                          once `repositories` has looked at it
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import contextlib
 import hashlib
 import re
 import shutil
+import tempfile
 import threading
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +25,8 @@ import fsspec
 from fsspec.caching import BaseCache
 from fsspec.spec import AbstractBufferedFile
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+
+from pipeline.datasets import repositories
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -58,14 +63,23 @@ class Folder:
         if self._fs is None:
             try:
                 if (revision := _REVISION.fullmatch(self.url)) is not None:
-                    self._fs = fsspec.filesystem("dvc", url=revision["repo"], rev=revision["rev"])
+                    repository, commit = self._fetch(revision["repo"], revision["rev"], revision["path"])
+                    self._fs = fsspec.filesystem("dvc", url=repository, rev=commit)
                     self._root = revision["path"].rstrip("/")
                 else:
                     # Others write there too: what was listed a moment ago tells nothing.
                     self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            except repositories.UntrustedError as error:
+                raise ValueError(f"{self.url}: {error}") from None
             except Exception as error:  # each file system and DVC raise their own
                 raise ValueError(f"{self.url} cannot be reached ({_line(error)}): {_REMEDY}") from None
         return self._fs, f"{self._root}/{name}" if name else self._root
+
+    def _fetch(self, repository: str, revision: str, path: str) -> tuple[str, str]:
+        """`repositories.fetch` into a folder that goes when this object does."""
+        folder = Path(tempfile.mkdtemp(prefix="pd-pipeline-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return repositories.fetch(repository, revision, path, folder)
 
     def _ask(self, what: Callable[[Any, str], Any], name: str) -> Any:
         """`what`(file system, path), elsewhere than here. FileNotFoundError passes; any other failure is a ValueError."""
@@ -140,13 +154,6 @@ class Folder:
         elif self.is_folder():
             self._ask(lambda fs, path: fs.rm(path, recursive=True), "")
 
-    def size(self, name: str) -> int:
-        """Bytes of a file. FileNotFoundError if it is not there."""
-        if self.local is not None:
-            return (self.local / name).stat().st_size
-        size: int = self._ask(_size, name)
-        return size
-
     def digest(self, name: str) -> str:
         """SHA-256 of a file's bytes. FileNotFoundError if it is not there."""
         if self.local is None:
@@ -158,11 +165,22 @@ class Folder:
         """Every file in the folder and below it, by its path from here, sorted."""
         if self.local is not None:
             return sorted(p.relative_to(self.local).as_posix() for p in self.local.rglob("*") if p.is_file())
+        return sorted(self._listing())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each of `files`; elsewhere one listing tells them all, except where DVC did not record them."""
+        if self.local is not None:
+            return {name: (self.local / name).stat().st_size for name in self.files()}
+        listing = self._listing().items()
+        return {name: size if size is not None else self._ask(_size, name) for name, size in listing}
+
+    def _listing(self) -> dict[str, int | None]:
         with contextlib.suppress(FileNotFoundError):
             _, root = self._where()
-            found: list[str] = self._ask(lambda fs, path: fs.find(path), "")
-            return sorted(path.lstrip("/").removeprefix(root.lstrip("/")).lstrip("/") for path in found)
-        return []
+            found: dict[str, Any] = self._ask(lambda fs, path: fs.find(path, detail=True), "")
+            relative = {path.lstrip("/").removeprefix(root.lstrip("/")).lstrip("/"): info for path, info in found.items()}
+            return {name: info.get("size") for name, info in relative.items()}
+        return {}
 
 
 def _fetch(fs: Any, path: str, start: int | None, stop: int | None) -> bytes:
@@ -189,9 +207,7 @@ def _cut(file: Any, start: int | None, stop: int | None) -> bytes:
 
 
 def _size(fs: Any, path: str) -> int:
-    if (size := fs.info(path)["size"]) is not None:
-        return int(size)
-    with fs.open(path, "rb") as file:  # DVC does not record the sizes of a folder's files
+    with fs.open(path, "rb") as file:
         return int(file.seek(0, 2)) if file.seekable() else len(file.read())
 
 

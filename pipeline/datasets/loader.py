@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.reader import episode_starts
+from pipeline.datasets.reader import episode_of
 from pipeline.datasets.schema import SMALL_CHUNK, EpisodeRow
 from pipeline.seeding import stream
 
@@ -111,7 +111,7 @@ class Loader:
         count = -(-len(dataset) // BLOCK)
         bounds = np.searchsorted(split.train_N, np.arange(count + 1) * BLOCK)
         self._train_of = [split.train_N[bounds[i] : bounds[i + 1]] for i in range(count)]  # each block's training steps
-        self._start_N = episode_starts(dataset.episodes, np.arange(len(dataset)))
+        self._start_N = episode_of(dataset.episodes, np.arange(len(dataset))).start_N
         self.q_NA = dataset.read("q", 0, len(dataset))
         self._window_blocks = _blocks_of_a_window(dataset, self.q_NA.nbytes, memory, depth)
         self._begins = [0]  # the update at which each epoch begins

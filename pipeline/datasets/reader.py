@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from pipeline.datasets import schema
+from pipeline.datasets import schema, zstandard
 from pipeline.datasets.folders import Folder, FolderStore
 from pipeline.datasets.schema import EpisodeRow, Manifest, Records
 
@@ -29,6 +30,9 @@ READ_PIPELINE: Final = "zarrs.ZarrsCodecPipeline"
 LONGEST_SHARD: Final = 1 << 20
 MOST_ACTIONS: Final = 256
 """Actions are bytes."""
+MOST_EPISODES: Final = 1 << 22
+DEEPEST: Final = 64
+"""Levels of a manifest: what walks them may recurse."""
 WINDOW: Final = 8_192
 """Steps that a walk over all episodes reads at a time, or one episode if that is longer."""
 
@@ -63,7 +67,7 @@ class Dataset:
     def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Steps `start` to `stop` of one array, decoded. ValueError says what cannot be read."""
         try:
-            self._check_present(name, start, stop)
+            self._check_shards(name, start, stop)
             return np.asarray(self.arrays[name][start:stop])
         except Exception as error:  # codecs raise many types
             raise ValueError(
@@ -71,15 +75,25 @@ class Dataset:
                 f"({type(error).__name__}: {error}): restore it with `dvc checkout --force` or `dvc pull`"
             ) from None
 
-    def _check_present(self, name: str, start: int, stop: int) -> None:
-        """FileNotFoundError for a shard that is not there: Zarr would take it for zeros. Elsewhere `FolderStore` tells."""
+    def _check_shards(self, name: str, start: int, stop: int) -> None:
+        """FileNotFoundError for a shard that is not there: Zarr would take it for zeros. ValueError for a chunk that would not
+        fit the memory. Elsewhere `FolderStore` and the codec tell.
+        """
         array = self.arrays[name]
         if self.folder.local is None or not array.shards:
             return
-        for shard in range(start // array.shards[0], -(-stop // array.shards[0])):
-            path = "/".join([schema.STATES, name, "c", str(shard), *["0"] * (array.ndim - 1)])
-            if not (self.folder.local / path).is_file():
-                raise FileNotFoundError(f"{path} is missing")
+        steps, chunk = array.shards[0], array.chunks[0]
+        for shard in range(start // steps, -(-stop // steps)):
+            path = _shard(name, shard, schema.layouts(self.manifest.actions)[name])
+            begin, end = max(start - shard * steps, 0), min(stop - shard * steps, steps)
+            zstandard.check_shard(self.folder.local / path, steps // chunk, begin // chunk, -(-end // chunk))
+
+    def card(self) -> str:
+        """README.md; nothing where there is none."""
+        try:
+            return self.folder.read(schema.CARD).decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
     def episode(self, index: int) -> Records:
         """The records of one episode."""
@@ -112,6 +126,11 @@ class Dataset:
                     yield index, str(error)
             first = last + 1
 
+    def frames(self, step_N: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The newest frame (n, 84, 84) of each of these steps, in ascending order; chunks that hold none are not read."""
+        runs = np.split(step_N, np.flatnonzero(np.diff(step_N // self.arrays["frame"].chunks[0]) > 1) + 1)
+        return np.concatenate([self.read("frame", run[0], run[-1] + 1)[run - run[0]] for run in runs])
+
     def stacks(self, steps: Sequence[int], depth: int = 4) -> npt.NDArray[np.uint8]:
         """The states (n, depth, 84, 84) at these steps, as the agent saw them."""
         wanted = np.asarray(steps, dtype=np.int64)
@@ -121,16 +140,24 @@ class Dataset:
             raise ValueError(
                 f"dataset {self.folder} has steps 0 to {len(self) - 1:,}: {wanted.min():,} to {wanted.max():,} were asked for"
             )
-        start_N = episode_starts(self.episodes, wanted)
+        _, start_N = episode_of(self.episodes, wanted)
         first = int(max(wanted.min() - depth + 1, 0))
         frame_NHW = self.read("frame", first, int(wanted.max()) + 1)
         return stack(frame_NHW, wanted - first, start_N - first, depth)
 
 
-def episode_starts(episodes: Sequence[EpisodeRow], step_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The first step of the episode that each step belongs to."""
+class Place(NamedTuple):
+    """The index of the episode that each step belongs to, and that episode's first step."""
+
+    index_N: npt.NDArray[np.int64]
+    start_N: npt.NDArray[np.int64]
+
+
+def episode_of(episodes: Sequence[EpisodeRow], step_N: npt.NDArray[np.int64]) -> Place:
+    """Where each step lies."""
     starts = np.array([row.start for row in episodes], dtype=np.int64)
-    return starts[np.searchsorted(starts, step_N, side="right") - 1]
+    index_N = np.searchsorted(starts, step_N, side="right") - 1
+    return Place(index_N, starts[index_N])
 
 
 def stack(
@@ -161,15 +188,21 @@ def open_dataset(where: str | Path | Folder, *, check_files: bool = False, count
         if faults:
             raise ValueError("\n".join(faults))
     rows = _read_episodes(folder, manifest)
+    digest = schema.dataset_digest(manifest.game, manifest.teacher, manifest.environment, manifest.collection, rows)
+    if digest != manifest.digest:
+        raise ValueError(
+            f"dataset {folder}: its provenance and episode table have digest {digest[:12]}, its manifest says "
+            f"{manifest.digest[:12]}: restore it with `dvc pull`, or do not trust it"
+        )
     for name, layout in schema.layouts(manifest.actions).items():
-        _check_array(folder, name, layout, manifest.states)
+        _check_array(folder, name, layout, manifest)
     return Dataset(folder, manifest, rows, _open_arrays(folder, fast=folder.local is not None and not count_bytes))
 
 
 def _open_arrays(folder: Folder, *, fast: bool) -> dict[str, zarr.Array[Any]]:
     store = folder.local / schema.STATES if fast and folder.local else FolderStore(folder, schema.STATES)
     try:
-        with zarr.config.set({"codec_pipeline.path": READ_PIPELINE} if fast else {}):
+        with zarr.config.set({"codec_pipeline.path": READ_PIPELINE} if fast else {"codecs.zstd": zstandard.CODEC}):
             group = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
             return {name: group[name] for name in schema.ARRAYS}  # type: ignore[misc]
     except Exception as error:  # zarr raises many types
@@ -180,7 +213,13 @@ def _open_arrays(folder: Folder, *, fast: bool) -> dict[str, zarr.Array[Any]]:
 def _read_episodes(folder: Folder, manifest: Manifest) -> tuple[EpisodeRow, ...]:
     """The episode table: whole, without gaps, and of as many steps as the manifest says."""
     try:
-        table = pq.read_table(io.BytesIO(folder.read(schema.EPISODES)))
+        with pq.ParquetFile(io.BytesIO(folder.read(schema.EPISODES))) as file:
+            if file.metadata.num_rows != manifest.episodes:
+                raise ValueError(
+                    f"dataset {folder}: {schema.EPISODES} has {file.metadata.num_rows:,} rows, the manifest says "
+                    f"{manifest.episodes:,}: restore it with `dvc pull`"
+                )
+            table = file.read()
     except FileNotFoundError:
         raise ValueError(
             f"dataset {folder}: {schema.EPISODES} is missing: restore it with `dvc checkout` or `dvc pull`"
@@ -191,11 +230,12 @@ def _read_episodes(folder: Folder, manifest: Manifest) -> tuple[EpisodeRow, ...]
     if not table.schema.equals(schema.EPISODE_SCHEMA) or any(column.null_count for column in table.columns):
         raise ValueError(f"dataset {folder}: {schema.EPISODES} has other columns than format {schema.FORMAT_VERSION}")
     rows = tuple(EpisodeRow(*values) for values in zip(*(column.to_pylist() for column in table.columns), strict=True))
-    expected = 0
+    expected, longest = 0, _longest_episode(manifest)
     for index, row in enumerate(rows):
-        if row.start != expected or row.length < 1:
+        if row.start != expected or not 1 <= row.length <= longest:
             place = f"episode {index} has {row.length:,} steps from {row.start:,}"
-            raise ValueError(f"dataset {folder}: {place}, the one before it ends at {expected:,}: do not trust it")
+            told = f"the one before it ends at {expected:,}, and {longest:,} are the most"
+            raise ValueError(f"dataset {folder}: {place}, {told}: do not trust it")
         expected += row.length
     if (expected, len(rows)) != (manifest.states, manifest.episodes):
         raise ValueError(
@@ -205,8 +245,20 @@ def _read_episodes(folder: Folder, manifest: Manifest) -> tuple[EpisodeRow, ...]
     return rows
 
 
-def _check_array(folder: Folder, name: str, layout: schema.Layout, steps: int) -> None:
-    """ValueError if an array's metadata is not the format's: no other codec is ever asked to decode what a stranger wrote."""
+def _longest_episode(manifest: Manifest) -> int:
+    """Steps after which the time limit ends an episode, where the manifest tells it; never more than the format's."""
+    config = manifest.environment.get("config")
+    frames, skip = (config.get(key) if isinstance(config, dict) else None for key in ("max_episode_frames", "frame_skip"))
+    if type(frames) is not int or type(skip) is not int or skip < 1:
+        return schema.LONGEST_EPISODE
+    return min(-(-frames // skip), schema.LONGEST_EPISODE)
+
+
+def _check_array(folder: Folder, name: str, layout: schema.Layout, manifest: Manifest) -> None:
+    """ValueError if an array's metadata is not the format's: no other codec is ever asked to decode what a stranger wrote.
+
+    Nor are there more steps than there are shards for, so that memory for all of them may be asked for.
+    """
     path = f"{schema.STATES}/{name}/zarr.json"
     try:
         found = json.loads(folder.read(path).decode())
@@ -214,7 +266,7 @@ def _check_array(folder: Folder, name: str, layout: schema.Layout, steps: int) -
         inside = sharding["configuration"]
         facts = {
             "zarr_format": (found["zarr_format"], 3),
-            "shape": (found["shape"], [steps, *layout.trailing]),
+            "shape": (found["shape"], [manifest.states, *layout.trailing]),
             "data_type": (found["data_type"], layout.dtype),
             "shard": (found["chunk_grid"]["configuration"]["chunk_shape"][1:], list(layout.trailing)),
             "chunk": (inside["chunk_shape"][1:], list(layout.trailing)),
@@ -222,10 +274,17 @@ def _check_array(folder: Folder, name: str, layout: schema.Layout, steps: int) -
             "transformers": (found.get("storage_transformers", []), []),
             "codec": (sharding["name"], "sharding_indexed"),
             "codecs": ([codec["name"] for codec in inside["codecs"]], ["bytes", "zstd"]),
+            "index": (inside.get("index_location", "end"), "end"),
             "index codecs": ([codec["name"] for codec in inside["index_codecs"]], ["bytes", "crc32c"]),
         }
         shard, chunk = found["chunk_grid"]["configuration"]["chunk_shape"][0], inside["chunk_shape"][0]
-        fits = type(shard) is type(chunk) is int and 0 < chunk <= shard <= LONGEST_SHARD and shard % chunk == 0
+        step = math.prod(layout.trailing) * np.dtype(layout.dtype).itemsize
+        fits = (
+            type(shard) is type(chunk) is int
+            and 0 < chunk <= shard <= LONGEST_SHARD
+            and shard % chunk == 0
+            and chunk * step <= zstandard.LARGEST_CHUNK
+        )
     except FileNotFoundError:
         raise ValueError(f"dataset {folder}: {path} is missing: restore it with `dvc pull`") from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
@@ -236,6 +295,13 @@ def _check_array(folder: Folder, name: str, layout: schema.Layout, steps: int) -
     if other or not fits:
         told = "; ".join(other) or f"shards of {shard} and chunks of {chunk} steps"
         raise ValueError(f"dataset {folder}: array {name} is not as format {schema.FORMAT_VERSION} wants it: {told}")
+    for number in range(-(-manifest.states // shard)):
+        if (path := _shard(name, number, layout)) not in manifest.files:
+            raise ValueError(f"dataset {folder}: its manifest lacks {path}, where its states should lie: do not trust it")
+
+
+def _shard(name: str, number: int, layout: schema.Layout) -> str:
+    return "/".join([schema.STATES, name, "c", str(number), *["0"] * len(layout.trailing)])
 
 
 def _folder(where: str | Path | Folder) -> Folder:
@@ -261,16 +327,23 @@ def read_manifest(where: str | Path | Folder) -> Manifest:
 def parse_manifest(text: bytes | str, where: str) -> Manifest:
     """What a manifest says. ValueError, naming `where` it came from, if it is none or leads outside its dataset."""
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, parse_float=_number, parse_constant=_number)
         version = fields["format_version"]
-        if version != schema.FORMAT_VERSION:
-            raise ValueError(f"{where}: format {version}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline")
-        manifest = Manifest(**fields)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        manifest = Manifest(**fields) if version == schema.FORMAT_VERSION else None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not a dataset manifest ({type(error).__name__}: {error}): restore it") from None
-    if odd := _odd_fields(manifest):
+    if manifest is None:
+        raise ValueError(f"{where}: format {version}, this version reads {schema.FORMAT_VERSION}: update pd-pipeline")
+    if odd := _odd_fields(manifest) or _odd_story(manifest):
         raise ValueError(f"{where} is not a dataset manifest ({odd[0]}): do not trust it")
     return manifest
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number that JSON has")
+    return value
 
 
 def _odd_fields(manifest: Manifest) -> list[str]:
@@ -287,11 +360,16 @@ def _odd_fields(manifest: Manifest) -> list[str]:
     ]
     if odd:
         return odd
-    if min(manifest.states, manifest.episodes, manifest.actions) < 1 or manifest.actions > MOST_ACTIONS:
+    if (
+        min(manifest.states, manifest.episodes, manifest.actions) < 1
+        or manifest.actions > MOST_ACTIONS
+        or manifest.episodes > MOST_EPISODES
+    ):
         odd.append(f"{manifest.states} states, {manifest.episodes} episodes, {manifest.actions} actions")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", manifest.game) or not re.fullmatch(r"[0-9a-f]{64}", manifest.digest):
         odd.append(f"game {manifest.game!r}, digest {manifest.digest!r}")  # files are named after them
-    if not isinstance(manifest.teacher.get("digest"), str):
+    teacher = manifest.teacher.get("digest")
+    if not isinstance(teacher, str) or not teacher.isprintable():
         odd.append("teacher has no digest")
     for name, sha256 in manifest.files.items():
         path = PurePosixPath(name)
@@ -300,6 +378,33 @@ def _odd_fields(manifest: Manifest) -> list[str]:
         elif not isinstance(sha256, str):
             odd.append(f"{name} has no digest")
     return odd
+
+
+def _odd_story(manifest: Manifest) -> list[str]:
+    """What in a manifest's account of its world and its making is not as `describe`, `edit` and the report's page take it."""
+    odd = []
+    names = manifest.environment.get("actions")
+    if names is not None and not (
+        isinstance(names, list)
+        and len(names) == manifest.actions
+        and all(isinstance(name, str) and re.fullmatch(r"\w{1,32}", name) for name in names)
+    ):
+        odd.append(f"environment.actions are not the names of {manifest.actions} actions")
+    if not isinstance(manifest.collection.get("made_by", {}), dict):
+        odd.append("collection.made_by is not an object")
+    parents = manifest.collection.get("parents", [])
+    if not isinstance(parents, list) or not all(isinstance(p, dict) and isinstance(p.get("digest"), str) for p in parents):
+        odd.append("collection.parents are not datasets with digests")
+    level: list[Any] = [manifest.teacher, manifest.environment, manifest.collection]
+    for _ in range(DEEPEST):
+        level = [inner for value in level for inner in _inside(value)]
+    if level:
+        odd.append(f"it is nested more than {DEEPEST} deep")
+    return odd
+
+
+def _inside(value: object) -> Collection[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def file_faults(folder: Folder, manifest: Manifest) -> list[str]:

@@ -31,6 +31,8 @@ SHARD: Final = 65_536
 """Steps per shard file of every array: shard k of all five arrays holds the same steps, and has one writer."""
 FRAME_CHUNK: Final = 256
 SMALL_CHUNK: Final = 8_192
+LONGEST_EPISODE: Final = 1 << 17
+"""Steps of an episode: Atari's time limit is 108,000 frames, so this bounds what a reader must hold, not what is played."""
 ARRAYS: Final = ("frame", "q", "action", "reward", "flags")
 
 

@@ -72,11 +72,16 @@ def _boundary_faults(row: EpisodeRow, flags_N: npt.NDArray[np.uint8]) -> Iterato
 
 def _label_faults(records: Records) -> Iterator[str]:
     q_NA = records.q_NA
-    if (odd := np.flatnonzero(records.action_N >= q_NA.shape[1])).size:
-        yield f"step {odd[0]:,} has action {records.action_N[odd[0]]}, there are {q_NA.shape[1]}"
+    yield from (f"step {step:,} {text}" for step, text in action_faults(records.action_N, q_NA.shape[1]))
     if (odd := np.flatnonzero(~np.isfinite(q_NA).all(axis=1))).size:
         yield f"step {odd[0]:,} has a Q-value that is not finite"
     elif q_NA.shape[1] > 1 and (q_NA == q_NA[:, :1]).all():
         yield "has one Q-value for all actions in every state"
     elif len(q_NA) > 1 and (q_NA == q_NA[0]).all():
         yield "has the same Q-values in every state"
+
+
+def action_faults(action_N: npt.NDArray[np.uint8], actions: int) -> Iterator[tuple[int, str]]:
+    """The first step whose action is none of the game's, and what to say of it."""
+    if (odd := np.flatnonzero(action_N >= actions)).size:
+        yield int(odd[0]), f"has action {action_N[odd[0]]}, there are {actions}"

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import ZstdCodec
 
-from pipeline.datasets import schema
-from pipeline.datasets.describe import card
+from pipeline.datasets import describe, schema
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset
 from pipeline.datasets.schema import EpisodeRow, Manifest, Records
 
 LEVEL: Final = 7
+Card = Callable[[Manifest, Sequence[EpisodeRow], npt.NDArray[np.float32]], str]
+"""Makes README.md of a manifest whose files are not known yet, the episodes, and the Q-values of the first states."""
 
 
 class Writer:
@@ -123,8 +125,17 @@ class Writer:
         teacher: Mapping[str, Any],
         environment: Mapping[str, Any],
         collection: Mapping[str, Any],
+        card: Card = describe.card,
     ) -> Manifest:
-        """Write the last, partial shard, the episode table, the card, and at the very end the manifest."""
+        """Write the last, partial shard, the episode table, the card, and at the very end the manifest.
+
+        ValueError for an episode that is longer than the format allows: nobody could open it.
+        """
+        if (longest := max(row.length for row in rows)) > schema.LONGEST_EPISODE:
+            raise ValueError(
+                f"{self.folder}: an episode has {longest:,} steps, {schema.LONGEST_EPISODE:,} are the most: "
+                "lower the environment's max_episode_frames"
+            )
         if self._pending_steps:
             self._write(schema.join(self._pending))
             self._pending, self._pending_steps = [], 0

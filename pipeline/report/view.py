@@ -1,11 +1,11 @@
 """One self-contained HTML page about a dataset: what the teacher saw, how it valued it, and the distributions.
 
-Dimensions: T steps of one episode, A actions, H W pixels.
+Dimensions: T steps of one episode, S of them shown, A actions, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -25,10 +25,10 @@ LOOK = 28
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Film:
-    """One episode: every frame, label, action and reward of it."""
+    """One episode: every label, action and reward of it, and `frames`, which gives those (n, H, W) at ascending steps."""
 
     title: str
-    frame_THW: npt.NDArray[np.uint8]
+    frames: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]
     q_TA: npt.NDArray[np.float32]
     action_T: npt.NDArray[np.uint8]
     reward_T: npt.NDArray[np.float32]
@@ -76,26 +76,35 @@ def _film(film: Film, actions: Sequence[str]) -> str:
     decisive = int((top_T2[:, -1] - top_T2[:, 0]).argmax())
     begin = int(np.clip(decisive - LOOK // 2, 0, max(0, last - LOOK)))
     close = np.arange(begin, min(begin + LOOK, last) + 1, 2)
+    shown = np.union1d(whole, close)
+    frame_SHW = film.frames(shown)
     return (
         f"<h2>{escape(film.title)}</h2>"
         + figure(
-            _strip(film, whole, 0, last, actions),
+            _strip(film, whole, frame_SHW[np.searchsorted(shown, whole)], 0, last, actions),
             "The whole episode: frames, and beneath them each action's Q-value. Dots: rewards.",
         )
         + figure(
-            _strip(film, close, int(close[0]), int(close[-1]), actions),
+            _strip(film, close, frame_SHW[np.searchsorted(shown, close)], int(close[0]), int(close[-1]), actions),
             f"Around step {decisive:,}, where the best action stands out most. The executed action is written over each frame.",
         )
     )
 
 
-def _strip(film: Film, steps: npt.NDArray[np.int64], first: int, last: int, actions: Sequence[str]) -> str:
-    """Frames at `steps` above the Q-values from step `first` to `last`."""
+def _strip(
+    film: Film,
+    steps: npt.NDArray[np.int64],
+    frame_SHW: npt.NDArray[np.uint8],
+    first: int,
+    last: int,
+    actions: Sequence[str],
+) -> str:
+    """The frames of `steps` above the Q-values from step `first` to `last`."""
     picture, axes = plt.subplots(
         2, 1, figsize=(13, 4.4), gridspec_kw={"height_ratios": [1, 2.2], "hspace": 0.08}, squeeze=False
     )
     strip, trace = axes[0, 0], axes[1, 0]
-    framed = np.pad(film.frame_THW[steps], ((0, 0), (0, 0), (2, 2)), constant_values=255)  # white between two frames
+    framed = np.pad(frame_SHW, ((0, 0), (0, 0), (2, 2)), constant_values=255)  # white between two frames
     strip.imshow(np.concatenate(framed, axis=1), cmap="gray", vmin=0, vmax=255, aspect="auto")
     strip.set_xticks([88 * (i + 0.5) for i in range(len(steps))], [f"{t:,}\n{actions[film.action_T[t]]}" for t in steps])
     strip.xaxis.tick_top()
@@ -118,7 +127,8 @@ def _strip(film: Film, steps: npt.NDArray[np.int64], first: int, last: int, acti
 
 def _histogram(values: npt.ArrayLike, label: str) -> str:
     picture, axes = plt.subplots(figsize=(6, 2.8))
-    axes.hist(np.asarray(values), bins=40, color="#0b6e99")
+    numbers = np.asarray(values)
+    axes.hist(numbers[np.isfinite(numbers)], bins=40, color="#0b6e99")
     axes.set_xlabel(label)
     axes.set_ylabel("count")
     return svg(picture)

@@ -132,3 +132,31 @@ def test_a_missing_shard_is_not_taken_for_zeros(source: Dataset, tmp_path: Path,
         with pytest.raises(ValueError, match=r"is damaged or missing|cannot be read between steps"):
             list(edit.write(tmp_path / "made", [(dataset, range(9))], {"operation": "test"}))
         shutil.rmtree(tmp_path / "made")
+
+
+def test_a_parent_is_told_of_in_full_and_its_parents_by_digest(source: Dataset, tmp_path: Path) -> None:
+    dataset, sizes = source, []
+    for generation in range(4):
+        before, dataset = dataset, written(tmp_path / str(generation), [(dataset, range(9))])
+        sizes.append(len(dataset.folder.read(schema.MANIFEST)))
+        (parent,) = dataset.manifest.collection["parents"]
+        assert parent["digest"] == before.manifest.digest
+        assert parent["collection"]["seed"] == source.manifest.collection["seed"]
+        grandparents = [p["digest"] for p in before.manifest.collection.get("parents", [])]
+        assert parent["collection"].get("parents", []) == [{"digest": digest} for digest in grandparents]
+    assert sizes[3] == sizes[2]
+
+
+def test_a_card_names_its_makers_licence_and_no_other(source: Dataset, tmp_path: Path) -> None:
+    assert "license: other\n" in source.card()
+    assert "its maker has named none" in source.card()
+    *_, _ = edit.write(tmp_path / "free", [(source, [0])], {"operation": "test"}, "cc-by-4.0")
+    free = open_dataset(tmp_path / "free")
+    assert "license: cc-by-4.0\n" in free.card()
+    assert "- **Licence**: cc-by-4.0.\n" in free.card()
+    assert free.manifest.digest == written(tmp_path / "untold", [(source, [0])]).manifest.digest
+    assert "license: cc-by-4.0\n" in written(tmp_path / "again", [(free, [0])]).card()
+    assert "license: other\n" in written(tmp_path / "joined", [(free, [0]), (source, [1])]).card()
+    (tmp_path / "free" / schema.CARD).unlink()
+    *_, _ = edit.write(tmp_path / "cardless", [(free, [0])], {"operation": "test"})
+    assert "license: other\n" in open_dataset(tmp_path / "cardless").card()

@@ -15,7 +15,7 @@ from minari import MinariDataset
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from pipeline.datasets import exchange, schema
+from pipeline.datasets import edit, exchange, schema
 from pipeline.datasets.reader import Dataset, open_dataset, stack
 from pipeline.datasets.schema import Flag, Records
 from pipeline.datasets.validate import validate
@@ -61,6 +61,7 @@ def test_parquet_holds_every_byte(source: Dataset, tmp_path: Path) -> None:
         )
     assert digests(episodes) == [row.sha256 for row in source.episodes]
     told = json.loads((tmp_path / "out" / exchange.DESCRIPTION).read_text())
+    assert told["card"] == source.card()
     assert told["manifest"]["digest"] == source.manifest.digest
     assert [row["sha256"] for row in told["episodes"]] == digests(episodes)
 
@@ -85,6 +86,20 @@ def test_minari_and_back_is_the_same_dataset(
     (place,) = (folder / "out" / "corridor").iterdir()
     again = imported(place, folder / "again").manifest
     assert (again.digest, again.files) == (written.digest, written.files)
+
+
+def test_minari_keeps_the_card(source: Dataset, tmp_path: Path) -> None:
+    *_, _ = edit.write(tmp_path / "free", [(source, range(5))], {"operation": "test"}, "cc-by-4.0")
+    list(exchange.to_minari(open_dataset(tmp_path / "free"), tmp_path / "out"))
+    (place,) = (tmp_path / "out" / "corridor").iterdir()
+    again = imported(place, tmp_path / "again")
+    assert again.manifest.files == open_dataset(tmp_path / "free").manifest.files
+    assert "license: mit\n" in imported(place, tmp_path / "other", licence="mit").card()
+    metadata = place / "data/metadata.json"
+    metadata.write_text(metadata.read_text().replace("license: cc-by-4.0", "license: mit"))
+    altered = imported(place, tmp_path / "altered")
+    assert altered.manifest.digest == again.manifest.digest
+    assert "license: other\n" in altered.card()
 
 
 def test_minari_reads_what_was_exported(source: Dataset, tmp_path: Path) -> None:

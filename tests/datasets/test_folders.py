@@ -1,10 +1,12 @@
 """Datasets elsewhere: a bucket of a real S3 server on loopback, a tag of a real DVC repository; only what is needed is read."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.datasets import describe, schema
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.verify import verify
@@ -22,7 +24,7 @@ def same(ours: Path, theirs: str) -> int:
     assert np.array_equal(there.read("q", 40, 104), here.read("q", 40, 104))
     taken = there.folder.bytes_read
     assert there.folder.files() == here.folder.files()
-    assert [there.folder.size(name) for name in there.folder.files()] == [here.folder.size(n) for n in here.folder.files()]
+    assert there.folder.sizes() == here.folder.sizes()
     found: list[str] = []
     list(verify(there, found))
     assert found == []
@@ -37,8 +39,20 @@ def test_a_bucket(tmp_path: Path, bucket: str) -> None:
         open_dataset(f"{bucket}/sets/corridor")
     for name in here.files():
         there.write(name, here.read(name))
-    size = sum(here.size(name) for name in here.files())
+    size = sum(here.sizes().values())
     assert same(tmp_path / "set", there.url) < size
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[str] = []
+        ask = Folder._ask
+
+        def counted(self: Folder, what: Any, name: str) -> Any:
+            asked.append(name)
+            return ask(self, what, name)
+
+        patch.setattr(Folder, "_ask", counted)
+        assert describe.size(open_dataset(there)) == size - here.sizes()["manifest.json"]
+        assert asked.count("") == 1  # one listing, beside the files that were opened
+        assert len(asked) <= 1 + 2 + 2 * len(schema.ARRAYS) + 1
     there.remove("manifest.json")
     there.remove("manifest.json")
     with pytest.raises(ValueError, match="never finished"):
@@ -75,7 +89,7 @@ def test_a_tag_of_a_repository(repository: Path) -> None:
     ("url", "message"),
     [
         ("git+https://host/repo", r"is not git\+URL@REVISION:PATH"),
-        ("git+/nowhere@v1:data", r"git\+/nowhere@v1:data: manifest.json cannot be reached \(.*/nowhere.*\): check the address"),
+        ("git+/nowhere@v1:data", r"git\+/nowhere@v1:data cannot be reached \(.*/nowhere.*\): check the address"),
         ("nosuch://place", r"nosuch://place cannot be reached \(Protocol not known: nosuch\): check the address"),
     ],
 )
@@ -86,7 +100,7 @@ def test_what_cannot_be_reached_is_one_line(url: str, message: str) -> None:
 
 
 def test_an_unknown_revision_is_one_line(repository: Path) -> None:
-    with pytest.raises(ValueError, match=r"@v2:data/corridor: manifest.json cannot be reached \(.*v2.*\): check") as caught:
+    with pytest.raises(ValueError, match=r"@v2:data/corridor cannot be reached \(there is no revision v2\): check") as caught:
         open_dataset(f"git+{repository}@v2:data/corridor")
     assert "\n" not in str(caught.value)
 
@@ -102,5 +116,4 @@ def test_bytes_by_range(tmp_path: Path, bucket: str) -> None:
         assert not folder.exists("deep/other")
         with pytest.raises(FileNotFoundError):
             folder.read("deep/other")
-        with pytest.raises(FileNotFoundError):
-            folder.size("deep/other")
+        assert folder.sizes() == {"deep/file": 100}

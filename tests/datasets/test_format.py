@@ -1,6 +1,7 @@
 """The format: what is written is read, bytes are stable, shards are whole, damage is found and named."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numcodecs import Zstd
 
-from pipeline.datasets import schema
+from pipeline.datasets import schema, zstandard
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.schema import Flag, Records
@@ -188,3 +190,125 @@ def test_a_broken_manifest_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "set/manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest.json"):
         open_dataset(tmp_path / "set")
+
+
+def test_a_manifest_may_not_claim_another_digest(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set")
+    path = tmp_path / "set/manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"digest": "0" * 64}))
+    with pytest.raises(ValueError, match=f"have digest {manifest['digest'][:12]}, its manifest says 000000000000: restore it"):
+        open_dataset(tmp_path / "set")
+
+
+DEEP: Any = {}
+for _ in range(70):
+    DEEP = {"deeper": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("environment", {"actions": 3}, "environment.actions are not the names of 2 actions"),
+        ("environment", {"actions": ["NOOP"]}, "environment.actions are not the names of 2 actions"),
+        ("environment", {"actions": ["NOOP", ["FIRE"]]}, "environment.actions are not the names of 2 actions"),
+        ("environment", {"actions": ["NOOP", "<b>"]}, "environment.actions are not the names of 2 actions"),
+        ("environment", DEEP, "nested more than 64 deep"),
+        ("environment", {"speed": float("nan")}, "NaN is no number that JSON has"),
+        ("collection", {"made_by": "hand"}, "collection.made_by is not an object"),
+        ("collection", {"made_by": {}, "parents": {"a": 1}}, "collection.parents are not datasets with digests"),
+        ("collection", {"parents": [{"digest": None}]}, "collection.parents are not datasets with digests"),
+        ("teacher", {"digest": "a\nlicense: x"}, "teacher has no digest"),
+    ],
+)
+def test_a_manifest_of_odd_types_is_refused(tmp_path: Path, field: str, value: Any, told: str) -> None:
+    corridor_dataset(tmp_path / "set")
+    path = tmp_path / "set/manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {field: value}))
+    with pytest.raises(ValueError, match=rf"manifest.json is not a dataset manifest \(.*{re.escape(told)}"):
+        open_dataset(tmp_path / "set")
+    path.write_text(path.read_text().replace("NaN", "1e999"))
+    with pytest.raises(ValueError, match=r"manifest\.json is not a dataset manifest"):
+        open_dataset(tmp_path / "set")
+
+
+def test_frames_of_some_steps_leave_the_chunks_between_unread(small_shards: None, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", [noise(60, 0)])
+    whole, part = (open_dataset(tmp_path / "set", count_bytes=True) for _ in range(2))
+    steps = np.array([1, 2, 5, 30, 58])
+    every = whole.read("frame", 0, 60)
+    assert np.array_equal(part.frames(steps), every[steps])
+    assert part.folder.bytes_read < whole.folder.bytes_read / 2
+
+
+def test_an_episode_is_no_longer_than_its_environment_lets_it_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = {"config": {"max_episode_frames": 38, "frame_skip": 4}}
+    write_dataset(tmp_path / "set", [noise(10, 0)], environment=world)
+    assert len(open_dataset(tmp_path / "set")) == 10
+    write_dataset(tmp_path / "long", [noise(10, 0), noise(11, 1)], environment=world)
+    with pytest.raises(ValueError, match=r"episode 1 has 11 steps from 10, .* and 10 are the most"):
+        open_dataset(tmp_path / "long")
+    write_dataset(tmp_path / "untold", [noise(11, 1)])
+    monkeypatch.setattr(schema, "LONGEST_EPISODE", 10)
+    with pytest.raises(ValueError, match=r"episode 0 has 11 steps from 0, .* and 10 are the most"):
+        open_dataset(tmp_path / "untold")
+    with pytest.raises(
+        ValueError, match="an episode has 11 steps, 10 are the most: lower the environment's max_episode_frames"
+    ):
+        write_dataset(tmp_path / "unwritten", [noise(11, 1)])
+
+
+def test_more_episodes_than_the_manifest_says_are_not_read(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set", 5)
+    corridor_dataset(tmp_path / "more", 6)
+    (tmp_path / "more/episodes.parquet").replace(tmp_path / "set/episodes.parquet")
+    with pytest.raises(ValueError, match=r"episodes.parquet has 6 rows, the manifest says 5"):
+        open_dataset(tmp_path / "set")
+
+
+def test_a_chunk_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set", 5)
+    path = tmp_path / "set/states.zarr/frame/zarr.json"
+    fields = json.loads(path.read_text())
+    fields["codecs"][0]["configuration"]["chunk_shape"][0] = schema.SHARD
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="array frame is not as format 1 wants it: shards of 65536 and chunks of 65536 steps"):
+        open_dataset(tmp_path / "set")
+
+
+def test_no_more_steps_than_there_are_shards_for(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set", 5)
+    path = tmp_path / "set/manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"]["states.zarr/q/c/0/0"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"its manifest lacks states\.zarr/q/c/0/0, where its states should lie"):
+        open_dataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("count_bytes", [False, True])
+def test_a_chunk_that_unpacks_to_more_than_it_should_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_bytes: bool
+) -> None:
+    corridor_dataset(tmp_path / "set", 5)
+    dataset = open_dataset(tmp_path / "set", count_bytes=count_bytes)
+    assert dataset.read("q", 0, 3).shape == (3, 2)
+    monkeypatch.setattr(zstandard, "LARGEST_CHUNK", 4_096)
+    with pytest.raises(ValueError, match=r"array q cannot be read .* a chunk may decode to .* bytes, 4,096 are the most"):
+        dataset.read("q", 0, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_no_frame_is_thought_to_decode_to_less_than_it_does(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 400_000))
+    period = data.draw(st.integers(1, 10_000))
+    content = np.resize(np.random.default_rng(size).integers(0, 256, period, dtype=np.uint8), size)
+    frame = bytes(Zstd(level=data.draw(st.sampled_from([1, 7])), checksum=data.draw(st.booleans())).encode(content))
+    zstandard.check_frame(memoryview(frame))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zstandard, "LARGEST_CHUNK", size - 1)
+        for odd in (frame, frame + frame, frame[:-1], b"", frame[:5]):
+            with pytest.raises(ValueError, match=r"a chunk (may decode to|is not one Zstandard frame)"):
+                zstandard.check_frame(memoryview(odd))

@@ -1,15 +1,20 @@
 """`pd-pipeline dataset` as people and scripts call it: text, --json, exit codes."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.datasets import edit
 from pipeline.datasets.folders import Folder
+from pipeline.progress import Progress
 from stages.cli import main
 from tests.browser import look
-from tests.fakes import corridor_dataset
+from tests.fakes import corridor_dataset, corridor_episode, write_dataset
 
 SAMPLE = "data/samples/Pong"
 
@@ -47,6 +52,27 @@ def test_validate_and_verify(tmp_path: Path) -> None:
     Folder(tmp_path / "set").write("notes.txt", b"mine")
     found = facts("verify", str(tmp_path / "set"), code=1)
     assert found["faults"] == [f"dataset {tmp_path / 'set'}: notes.txt is not in the manifest: remove it"]
+
+
+def test_a_dataset_that_cannot_be_opened_is_a_verdict_in_json(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set", 3)
+    (tmp_path / "set/episodes.parquet").unlink()
+    for command in ("validate", "verify"):
+        found = facts(command, str(tmp_path / "set"), code=1)
+        assert (found["ok"], found["digest"]) == (False, None)
+        assert "episodes.parquet is missing" in str(found["faults"])
+        text = call(command, str(tmp_path / "set"))
+        assert text.exit_code == 1
+        assert text.output.startswith("Error: dataset ")
+
+
+def test_a_stranger_writes_nothing_to_the_terminal(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", [corridor_episode(0, np.random.default_rng(0))], environment={"ale_py": "\x1b[2J"})
+    corridor_dataset(tmp_path / "other", 3)
+    for arguments in (("info", str(tmp_path / "set")), ("compare", str(tmp_path / "other"), str(tmp_path / "set"))):
+        output = call(*arguments).output
+        assert "\\x1b[2J" in output
+        assert "\x1b" not in output
 
 
 @pytest.mark.parametrize("percent", ["0%", "101", "some"])
@@ -116,11 +142,30 @@ def test_cut_and_join(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.part"))
 
 
+def test_all_parts_of_a_split_appear_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corridor_dataset(tmp_path / "set", 20)
+    write = edit.write
+
+    def full(folder: Path, parts: list[edit.Part], made_by: dict[str, Any], licence: str | None) -> Iterator[Progress]:
+        if made_by["part"] == "test":
+            raise OSError(28, "No space left on device")
+        return write(folder, parts, made_by, licence)
+
+    arguments = ("split", str(tmp_path / "set"), "--into", "train=80", "--into", "test=20", "--out", str(tmp_path / "parts"))
+    with monkeypatch.context() as patch:
+        patch.setattr(edit, "write", full)
+        assert call(*arguments).exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert call(*arguments).exit_code == 0
+    assert "exists already: choose another --out" in call(*arguments).output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["subset", SAMPLE], "say which episodes"),
         (["subset", SAMPLE, "--min-return", "21"], "no episode of its 4 fits"),
+        (["subset", SAMPLE, "--episodes", "1", "--license", "a\nb: c"], "is not a licence's short name: write it as SPDX does"),
         (["split", SAMPLE, "--into", "train"], "--into train is not NAME=PERCENT"),
         (["split", SAMPLE, "--into", "../x=100"], "is not NAME=PERCENT"),
         (["split", SAMPLE, "--into", "a=50", "--into", "a=50"], "is not NAME=PERCENT"),
@@ -155,6 +200,21 @@ def test_a_page_to_look_at(tmp_path: Path) -> None:
     result = call("view", SAMPLE, "--episode", "4", "--out", str(page))
     assert result.exit_code == 1
     assert "has episodes 0 to 3, not 4" in result.output
+
+
+def test_a_page_reads_less_than_the_dataset(tmp_path: Path) -> None:
+    result = call("view", SAMPLE, "-v", "--out", str(tmp_path / "page.html"))
+    read, of = (int(word.replace(",", "")) for word in result.stderr.split() if word[0].isdigit())
+    assert read < of
+
+
+def test_no_page_of_actions_that_do_not_exist(tmp_path: Path) -> None:
+    odd = corridor_episode(0, np.random.default_rng(0))
+    odd.action_N[1] = 200
+    write_dataset(tmp_path / "set", [odd])
+    result = call("view", str(tmp_path / "set"), "--out", str(tmp_path / "page.html"))
+    assert result.exit_code == 1
+    assert "has action 200, there are 2: look at it with `pd-pipeline dataset validate`" in result.output
 
 
 def test_export_and_import_in_one_go(tmp_path: Path) -> None:
