@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.agents.checkpoints import save_agent
 from pipeline.agents.networks import NETWORKS, QNetwork
 from pipeline.atari.envs import fingerprint
-from tests.fakes import ENVIRONMENT
+from tests.fakes import ENVIRONMENT, blocks_of_four
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,12 @@ def one_worker() -> Iterator[Client]:
 
 
 @pytest.fixture
+def small_blocks() -> Iterator[None]:
+    with blocks_of_four():
+        yield
+
+
+@pytest.fixture(scope="session")
 def on_one_worker(one_worker: Client) -> tuple[str, str]:
     """Options that make `collect` use that worker, which saves starting one."""
     return "--scheduler", one_worker.scheduler_info()["address"]

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from ruamel.yaml import YAML
 
+from pipeline import collect as collecting
 from pipeline.agents.networks import NetworkSpec
 from pipeline.atari.envs import EnvConfig, WorldStep
 from pipeline.datasets import schema
@@ -40,6 +42,14 @@ def edited_params(folder: Path) -> Iterator[dict[str, Any]]:
     yield raw
     folder.mkdir(parents=True, exist_ok=True)
     yaml.dump(raw, folder / "params.yaml")
+
+
+@contextmanager
+def blocks_of_four() -> Iterator[None]:
+    """Collect in blocks of four episodes, if in this process: most of a small collection is starting emulators."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collecting, "BLOCK_EPISODES", 4)
+        yield
 
 
 def draw(cell: int) -> npt.NDArray[np.uint8]:

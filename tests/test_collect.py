@@ -111,12 +111,6 @@ def test_an_abandoned_collection_goes_on(
     assert third.finish() == collected.manifest
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of four episodes, played in this process."""
-    monkeypatch.setattr(collecting, "BLOCK_EPISODES", 4)
-
-
 def test_abandoned_after_every_block_with_whole_shards_on_disk(
     breakout_teacher: Path,
     teacher: Agent,
@@ -220,8 +214,8 @@ def test_more_is_added_to_a_dataset_without_playing_its_whole_shards_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(schema, "SHARD", 512)
-    monkeypatch.setattr(schema, "SMALL_CHUNK", 256)
+    monkeypatch.setattr(schema, "SHARD", 256)
+    monkeypatch.setattr(schema, "SMALL_CHUNK", 128)
 
     def collect(name: str, states: int, *, begin_with: Dataset | None = None) -> Dataset:
         collection = Collection(config(states), breakout_teacher, teacher, tmp_path / name)
@@ -231,7 +225,7 @@ def test_more_is_added_to_a_dataset_without_playing_its_whole_shards_again(
         collection.finish()
         return open_dataset(collection.dataset, check_files=True)
 
-    small, large = collect("small", 2200), collect("large", 3000)
+    small, large = collect("small", 1000), collect("large", 1500)
     played: list[int] = []
     play = collecting.play
 
@@ -240,15 +234,15 @@ def test_more_is_added_to_a_dataset_without_playing_its_whole_shards_again(
         return play(task)
 
     monkeypatch.setattr(collecting, "play", watched)
-    extended = collect("extended", 3000, begin_with=small)
+    extended = collect("extended", 1500, begin_with=small)
     assert extended.manifest == large.manifest
     whole = [
-        b for b in range(len(small.episodes) // 4) if small.episodes[4 * b + 3].start + small.episodes[4 * b + 3].length <= 2048
+        b for b in range(len(small.episodes) // 4) if small.episodes[4 * b + 3].start + small.episodes[4 * b + 3].length <= 768
     ]
     assert whole
     assert not set(played) & set(whole)
-    with pytest.raises(ValueError, match="2,560 states already: ask for more"):
-        collect("extended", 2200)
+    with pytest.raises(ValueError, match="1,280 states already: ask for more"):
+        collect("extended", 1000)
 
 
 def test_a_worker_that_does_not_see_the_blocks_says_so(breakout_teacher: Path, teacher: Agent, tmp_path: Path) -> None:

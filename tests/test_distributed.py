@@ -80,32 +80,34 @@ def test_other_settings_do_not_forget_what_is_unfinished(
     assert f"or remove {unfinished}" in result.output
 
 
-def test_what_is_there_is_not_played_again(tmp_path: Path, breakout_teacher: Path, on_one_worker: tuple[str, str]) -> None:
+def test_what_is_there_is_not_played_again(
+    tmp_path: Path, breakout_teacher: Path, on_one_worker: tuple[str, str], small_blocks: None
+) -> None:
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
     manifest = tmp_path / "data/datasets/Breakout/manifest.json"
-    assert collect(tmp_path, *on_one_worker).exit_code == 0
+    assert collect(tmp_path, "--states", "600", *on_one_worker).exit_code == 0
     first = json.loads(manifest.read_text())
-    again = collect(tmp_path, *on_one_worker)
+    again = collect(tmp_path, "--states", "600", *on_one_worker)
     assert again.exit_code == 0, again.output
     assert "has been collected already, digest" in again.stderr
-    more = collect(tmp_path, "--states", "3000", *on_one_worker)
+    more = collect(tmp_path, "--states", "700", *on_one_worker)
     assert more.exit_code == 0, more.output
-    assert "going on from the 2,900 states" in more.stderr
-    assert json.loads(manifest.read_text())["states"] == 3000
+    assert "going on from the 600 states" in more.stderr
+    assert json.loads(manifest.read_text())["states"] == 700
     (manifest.parent / "episodes.parquet").write_bytes(b"damage")
-    anew = collect(tmp_path, *on_one_worker)
+    anew = collect(tmp_path, "--states", "600", *on_one_worker)
     assert anew.exit_code == 0, anew.output
     assert "is collected again" in anew.stderr
     assert json.loads(manifest.read_text()) == first
 
 
 def test_a_dataset_by_its_name_in_params_with_an_actor_of_its_own(
-    tmp_path: Path, breakout_teacher: Path, on_one_worker: tuple[str, str]
+    tmp_path: Path, breakout_teacher: Path, on_one_worker: tuple[str, str], small_blocks: None
 ) -> None:
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
-        student = {"game": "Breakout", "actor": "students/small/kl-0", "states": 1000, "epsilon": 0.1, "seed": 5, "recipe": 1}
+        student = {"game": "Breakout", "actor": "students/small/kl-0", "states": 200, "epsilon": 0.1, "seed": 5, "recipe": 1}
         raw["datasets"]["Breakout-1"] = student
     shutil.copytree(breakout_teacher, tmp_path / "data/students/small/kl-0")
 

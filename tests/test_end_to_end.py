@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from stages.cli import main
 from tests.browser import look
-from tests.fakes import edited_params
+from tests.fakes import blocks_of_four, edited_params
 
 STUDENTS = {"kl": {"loss": "kl"}, "mse": {"loss": "mse"}}
 
@@ -49,7 +49,7 @@ def call(project: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def travelled(project: Path) -> Path:
+def travelled(project: Path, on_one_worker: tuple[str, str]) -> Path:
     """The project after every command but the report."""
     call(project, "train-teacher", "--game", "breakout")
     card = json.loads((project / "data/teachers/Breakout/card.json").read_text())
@@ -57,7 +57,8 @@ def travelled(project: Path) -> Path:
     assert card["evaluation"]["episodes"] == 2
     assert (project / "data/teachers/Breakout/curve.csv").read_text().startswith("steps,frames,updates,episodes,")
 
-    call(project, "collect", "--game", "Breakout", "--workers", "1")
+    with blocks_of_four():
+        call(project, "collect", "--game", "Breakout", *on_one_worker)
     manifest = json.loads((project / "data/datasets/Breakout/manifest.json").read_text())
     assert manifest["states"] == 1500
     assert manifest["teacher"]["digest"] == card["digest"]

@@ -19,7 +19,7 @@ from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import Flag, Records
 from pipeline.datasets.verify import verify
 from pipeline.rederive import choose, described, rederive
-from tests.fakes import ENVIRONMENT, rewritten
+from tests.fakes import ENVIRONMENT, blocks_of_four, rewritten
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,9 @@ def honest(breakout_teacher: Path, one_worker: Client, tmp_path_factory: pytest.
     collection = Collection(
         config, breakout_teacher, load_agent(breakout_teacher, torch.device("cpu")), tmp_path_factory.mktemp("honest")
     )
-    list(collection.run(one_worker))
-    collection.finish()
+    with blocks_of_four():
+        list(collection.run(one_worker))
+        collection.finish()
     return open_dataset(collection.dataset)
 
 

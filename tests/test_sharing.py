@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.datasets.reader import open_dataset
 from stages.cli import main
-from tests.fakes import edited_params
+from tests.fakes import blocks_of_four, edited_params
 from tests.repositories import new_repository, publish, run
 
 
@@ -20,12 +20,15 @@ def pd_pipeline(folder: Path, *arguments: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def team_a(tmp_path_factory: pytest.TempPathFactory, breakout_teacher: Path, bucket: str) -> Path:
+def team_a(
+    tmp_path_factory: pytest.TempPathFactory, breakout_teacher: Path, bucket: str, on_one_worker: tuple[str, str]
+) -> Path:
     """A repository with a dataset tagged v1, pushed to a folder and to a bucket, and then gone from this machine."""
     folder = new_repository(tmp_path_factory.mktemp("teams") / "a")
     with edited_params(folder) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
-    pd_pipeline(folder, "collect", "--game", "Breakout", "--states", "1200", "--workers", "1")
+    with blocks_of_four():
+        pd_pipeline(folder, "collect", "--game", "Breakout", "--states", "1200", *on_one_worker)
     run(folder, "dvc", "remote", "add", "-q", "-d", "disk", str(folder.parent / "storage"))
     run(folder, "dvc", "remote", "add", "-q", "cloud", f"{bucket}/team-a")
     run(folder, "dvc", "remote", "modify", "-q", "cloud", "endpointurl", os.environ["AWS_ENDPOINT_URL"])

@@ -25,7 +25,7 @@ def call(project: Path, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *arguments])
 
 
-def test_an_imported_teacher_is_one_to_collect_from(project: Path, on_one_worker: tuple[str, str]) -> None:
+def test_an_imported_teacher_is_one_to_collect_from(project: Path, on_one_worker: tuple[str, str], small_blocks: None) -> None:
     given = ["import-teacher", str(project / "dqn.pth"), "--from", "cleanrl", "--game", "breakout", "--episodes", "2"]
     result = call(project, *given, "--gate", "-1")
     assert result.exit_code == 0, result.output
@@ -42,7 +42,7 @@ def test_an_imported_teacher_is_one_to_collect_from(project: Path, on_one_worker
 
 
 @pytest.mark.slow
-def test_a_student_of_a_stable_baselines3_agent(project: Path, on_one_worker: tuple[str, str]) -> None:
+def test_a_student_of_a_stable_baselines3_agent(project: Path, on_one_worker: tuple[str, str], small_blocks: None) -> None:
     from stable_baselines3 import DQN
 
     model = DQN("CnnPolicy", Screen(4), buffer_size=100, learning_starts=20, seed=3, device="cpu")
