@@ -2,7 +2,7 @@
 
 What digests cannot tell: whether the records ever happened. Q-values may differ in the last bits between two makes of CPU, and
 a near-tie then changes an action; so actions are taken from the dataset, and each must be the seeded random one where the
-dataset says so, and else one whose Q-value is the largest within the tolerance.
+dataset says so, and else one of largest Q-value within the tolerance: the teacher's, or that of the student that acted.
 
 Dimensions: B slots, T steps of one episode, A actions.
 """
@@ -75,10 +75,13 @@ def choose(dataset: Dataset, fraction: float, seed: int) -> list[int]:
     return sorted(stream(seed, "rederive").permutation(count)[: max(1, math.ceil(fraction * count))].tolist())
 
 
-def rederive(dataset: Dataset, indices: list[int], q_values: QFunction | None, faults: list[str]) -> Iterator[Progress]:
+def rederive(
+    dataset: Dataset, indices: list[int], q_values: QFunction | None, faults: list[str], acting: QFunction | None = None
+) -> Iterator[Progress]:
     """Play these episodes again, appending one line per faulty one to `faults`.
 
-    Without `q_values` of the teacher only the world is checked. ValueError where this machine's world is another one.
+    Without `q_values` of the teacher labels are not checked; nor is what a student chose (`driven`) without `acting`, its own.
+    ValueError where this machine's world is another one.
     """
     config = _environment(dataset)
     epsilon = _epsilon(dataset)
@@ -99,11 +102,12 @@ def rederive(dataset: Dataset, indices: list[int], q_values: QFunction | None, f
                     continue
                 row = dataset.episodes[index_of[seed]]
                 place = f"dataset {dataset.folder}: episode {index_of[seed]} (seed {seed})"
-                fault = next(_faults(step, slot, replay.stored(seed, t), row, epsilon), None)
+                fault = next(_faults(step, slot, replay.stored(seed, t), row, epsilon, driven(dataset)), None)
                 if fault:
                     faults.append(f"{place}, step {t:,}: {fault}")
-                elif t == row.length - 1 and q_values:
-                    faults += [f"{place}, {wrong}" for wrong in _wrong_labels(dataset, row, q_values)]
+                elif t == row.length - 1:
+                    wrong = (*_wrong_labels(dataset, row, q_values), *_wrong_choices(dataset, row, acting))
+                    faults += [f"{place}, {what}" for what in wrong]
                 done += row.length - t if fault else 1
                 if fault or t == row.length - 1:
                     waiting.remove(seed)
@@ -121,6 +125,12 @@ def _epsilon(dataset: Dataset) -> float | None:
     return epsilon
 
 
+def driven(dataset: Dataset) -> str | None:
+    """The digest of the agent that acted in the teacher's place; None if the teacher acted."""
+    actor = dataset.manifest.collection.get("actor")
+    return str(actor.get("digest")) if isinstance(actor, dict) else None
+
+
 def _unplayable(dataset: Dataset, index: int, faults: list[str]) -> bool:
     """Whether an episode's seed is none that an environment takes; says so in `faults`."""
     seed = dataset.episodes[index].seed
@@ -130,8 +140,10 @@ def _unplayable(dataset: Dataset, index: int, faults: list[str]) -> bool:
     return True
 
 
-def _wrong_labels(dataset: Dataset, row: EpisodeRow, q_values: QFunction) -> Iterator[str]:
+def _wrong_labels(dataset: Dataset, row: EpisodeRow, q_values: QFunction | None) -> Iterator[str]:
     """Where the teacher says something else now, for the first such step."""
+    if q_values is None:
+        return
     for start in range(row.start, row.start + row.length, LABELS):
         stop = min(start + LABELS, row.start + row.length)
         q_TA = q_values(dataset.stacks(range(start, stop)))
@@ -144,6 +156,27 @@ def _wrong_labels(dataset: Dataset, row: EpisodeRow, q_values: QFunction) -> Ite
             said, stored_q = q_TA[t, a], stored_TA[t, a]
             yield f"step {start - row.start + t:,}: the teacher's Q-value of action {a} is {said:.6f}, stored is {stored_q:.6f}"
             return
+
+
+def _wrong_choices(dataset: Dataset, row: EpisodeRow, acting: QFunction | None) -> Iterator[str]:
+    """Where the student that acted would choose something else, for the first such step."""
+    if acting is None:
+        return
+    for start in range(row.start, row.start + row.length, LABELS):
+        stop = min(start + LABELS, row.start + row.length)
+        greedy_T = (dataset.read("flags", start, stop) & Flag.RANDOM_ACTION) == 0
+        action_T = dataset.read("action", start, stop)
+        q_TA = acting(dataset.stacks(range(start, stop)))
+        if (wrong_T := np.flatnonzero(greedy_T & ~_greedy(q_TA, action_T))).size:
+            t = int(wrong_T[0])
+            yield f"step {start - row.start + t:,}: the actor's action is {int(q_TA[t].argmax())}, stored is {action_T[t]}"
+            return
+
+
+def _greedy(q_TA: npt.NDArray[np.float32], action_T: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Where the action is one of largest Q-value, within the tolerance."""
+    chosen_T = np.take_along_axis(q_TA, action_T[:, None].astype(np.int64), axis=1)[:, 0]
+    return np.asarray(chosen_T >= q_TA.max(axis=1) - TOLERANCE * np.maximum(1.0, np.abs(q_TA).max(axis=1)))
 
 
 def _environment(dataset: Dataset) -> EnvConfig:
@@ -176,7 +209,7 @@ def _without_equal_seeds(dataset: Dataset, indices: list[int]) -> list[list[int]
     return [list(part.values()) for part in parts]
 
 
-def _faults(step: Step, slot: int, stored: Records, row: EpisodeRow, epsilon: float | None) -> Iterator[str]:
+def _faults(step: Step, slot: int, stored: Records, row: EpisodeRow, epsilon: float | None, actor: str | None) -> Iterator[str]:
     """What is wrong with the stored step, the one of `stored`, that this slot has just played."""
     t = int(step.step_B[slot])
     (frame_HW,), (q_A,), (action,), (reward,) = stored.frame_NHW, stored.q_NA, stored.action_N, stored.reward_N
@@ -196,27 +229,29 @@ def _faults(step: Step, slot: int, stored: Records, row: EpisodeRow, epsilon: fl
     if seen != flags & ~Flag.RANDOM_ACTION:
         yield f"the world says {seen!r}, stored is {flags & ~Flag.RANDOM_ACTION!r}"
     if epsilon is not None:
-        yield from _wrong_action(step, slot, int(action), q_A, epsilon)
+        yield from _wrong_action(step, slot, int(action), q_A, epsilon, actor)
 
 
-def _wrong_action(step: Step, slot: int, action: int, q_A: npt.NDArray[np.float32], epsilon: float) -> Iterator[str]:
-    """What is wrong with an action of the seeded epsilon-greedy policy."""
+def _wrong_action(
+    step: Step, slot: int, action: int, q_A: npt.NDArray[np.float32], epsilon: float, actor: str | None
+) -> Iterator[str]:
+    """What is wrong with an action of the seeded epsilon-greedy policy; what an `actor` chose, `_wrong_choices` tells."""
     (random,), (chance,) = explore(epsilon, len(q_A), step.seed_B[slot : slot + 1], step.step_B[slot : slot + 1])
     if bool(random) != bool(step.random_B[slot]):
         yield f"the seeded policy acts {'at random' if random else 'greedily'}, stored is the other"
     elif random and action != chance:
         yield f"the seeded random action is {chance}, stored is {action}"
-    elif not random and q_A[action] < q_A.max() - TOLERANCE * max(1.0, float(np.abs(q_A).max())):
+    elif not random and actor is None and not _greedy(q_A[None], np.array([action], dtype=np.uint8))[0]:
         yield f"the greedy action is {int(q_A.argmax())}, stored is {action}"
 
 
-def described(dataset: Dataset, indices: list[int], q_values: QFunction | None) -> dict[str, Any]:
+def described(dataset: Dataset, indices: list[int], q_values: QFunction | None, acting: QFunction | None) -> dict[str, Any]:
     """What was played again, for the record."""
     states = sum(dataset.episodes[index].length for index in indices)
     return {
         "episodes": len(indices),
         "states": states,
-        "actions": _epsilon(dataset) is not None,
+        "actions": _epsilon(dataset) is not None and (driven(dataset) is None or acting is not None),
         "labels": q_values is not None,
         "tolerance": TOLERANCE,
     }

@@ -131,10 +131,20 @@ def validate(place: str, as_json: bool) -> None:
 @place
 @click.option("--rederive", "percent", metavar="PERCENT", help="Also play so many of the episodes again, e.g. 2%.")
 @click.option("--teacher", type=click.Path(file_okay=False, path_type=Path), help="Its teacher. [default: the zoo's, if it is]")
+@click.option("--actor", type=click.Path(file_okay=False, path_type=Path), help="The student that acted, if one did.")
 @click.option("--seed", type=click.IntRange(min=0), help="Which episodes. [default: nobody can know]")
 @json_option
 @click.pass_obj
-def verify(session: Any, /, place: str, percent: str | None, teacher: Path | None, seed: int | None, as_json: bool) -> None:
+def verify(
+    session: Any,
+    /,
+    place: str,
+    percent: str | None,
+    teacher: Path | None,
+    actor: Path | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
     """Check every file and episode against its digests, and with --rederive against the game and the teacher.
 
     Exit code 1 and the exact place on a fault.
@@ -142,8 +152,8 @@ def verify(session: Any, /, place: str, percent: str | None, teacher: Path | Non
     from pipeline.datasets.verify import verify as check
     from stages.runlog import say, show
 
-    if percent is None and (teacher is not None or seed is not None):
-        raise ValueError("--teacher and --seed choose how to play episodes again: add --rederive PERCENT")
+    if percent is None and (teacher, actor, seed) != (None, None, None):
+        raise ValueError("--teacher, --actor and --seed choose how to play episodes again: add --rederive PERCENT")
     share = None if percent is None else _share(percent)
     opened = _judged(place, as_json)
     found: list[str] = []
@@ -151,17 +161,18 @@ def verify(session: Any, /, place: str, percent: str | None, teacher: Path | Non
         pass
     good, more = f"{_held(opened)} are as digest {opened.manifest.digest[:12]} says", {}
     if share is not None and not found:
-        from pipeline.rederive import choose, described, rederive
+        from pipeline.rederive import choose, described, driven, rederive
 
         q_values = _teacher(session, opened, teacher)
+        acting = _q_values(opened, actor, driven(opened), "played by") if actor else None
         if q_values is None:
             say("Q-values are not checked: no teacher of theirs is at hand, give --teacher DIR")
         chosen = choose(opened, share, secrets.randbits(32) if seed is None else seed)
-        for _ in show(rederive(opened, chosen, q_values, found), f"rederive {opened.manifest.game}"):
+        for _ in show(rederive(opened, chosen, q_values, found, acting), f"rederive {opened.manifest.game}"):
             pass
-        more = {"rederived": described(opened, chosen, q_values)}
+        more = {"rederived": described(opened, chosen, q_values, acting)}
         good += f"; {len(chosen)} of them, played again, came out the same"
-        for what, checked in (("actions", "their policy is unknown"), ("labels", "no teacher at hand")):
+        for what, checked in (("actions", "who acted is unknown, or not given by --actor"), ("labels", "no teacher at hand")):
             good += "" if more["rederived"][what] else f" ({what} not checked: {checked})"
     _verdict(place, opened.manifest.digest, found, good, as_json, more)
 
@@ -182,25 +193,29 @@ def _share(percent: str) -> float:
 
 def _teacher(session: Any, opened: Dataset, folder: Path | None) -> QFunction | None:
     """The Q-values of the dataset's teacher, from `folder`, or from the zoo where that has it. ValueError if it is another."""
-    import torch
-
-    from pipeline.agents.checkpoints import CARD, load_agent
-    from pipeline.agents.device import exact
-    from pipeline.agents.policies import q_function
+    from pipeline.agents.checkpoints import CARD, load_card
 
     wanted = opened.manifest.teacher["digest"]
-    given = folder is not None
     if folder is None:
         if not session.params_path.is_file():
             return None
         folder = session.load()[0].teacher(opened.manifest.game)
-        if not (folder / CARD).is_file():
+        if not (folder / CARD).is_file() or load_card(folder)["digest"] != wanted:
             return None
+    return _q_values(opened, folder, wanted, "labelled by")
+
+
+def _q_values(opened: Dataset, folder: Path, wanted: str | None, what: str) -> QFunction:
+    """The Q-values of the agent in `folder`. ValueError if it is not the one of that digest."""
+    import torch
+
+    from pipeline.agents.checkpoints import load_agent
+    from pipeline.agents.device import exact
+    from pipeline.agents.policies import q_function
+
     agent = load_agent(folder, torch.device("cpu"))
     if agent.digest != wanted:
-        if given:
-            raise ValueError(f"teacher {folder} is {agent.digest[:12]}, the dataset was labelled by {wanted[:12]}")
-        return None
+        raise ValueError(f"{folder} is {agent.digest[:12]}, the dataset was {what} {(wanted or 'its teacher')[:12]}")
     return q_function(agent.network, exact(torch.device("cpu")), opened.manifest.game)
 
 

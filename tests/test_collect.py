@@ -1,6 +1,7 @@
 """Collection on a real ROM: the same bytes from any number of workers, killed or not; exactly what the teacher saw."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.datasets import schema
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import EpisodeRow, Flag
 from pipeline.datasets.verify import verify
+from pipeline.rederive import rederive
 from tests import processes
 from tests.fakes import ENVIRONMENT
 
@@ -268,6 +270,13 @@ def test_a_student_acts_and_the_teacher_labels(
     assert np.array_equal(records.q_NA, labelling)
     assert np.array_equal(records.action_N[greedy], acting.argmax(axis=1)[greedy])
     assert (acting.argmax(axis=1) != labelling.argmax(axis=1)).any()
+    found: list[str] = []
+    theirs, other = (q_function(a.network, exact(torch.device("cpu"))) for a in (student, teacher))
+    list(rederive(data, [0, 1], other, found, theirs))
+    assert found == []
+    list(rederive(data, [0, 1], other, found, other))  # had the teacher acted, it would have done something else
+    assert all(re.search(r"step \d+: the actor's action is \d, stored is \d", fault) for fault in found)
+    assert len(found) == 2
 
 
 def test_how_much_must_be_said_once() -> None:

@@ -153,6 +153,8 @@ def test_no_episode_is_in_memory_whole(honest: Dataset, teacher: QFunction, monk
 
 
 def test_it_says_what_it_did_not_check(honest: Dataset) -> None:
-    assert described(honest, [0], None)["actions"] is True
+    assert described(honest, [0], None, None)["actions"] is True
     other = replace(honest.manifest, collection={**honest.manifest.collection, "policy": "greedy"})
-    assert described(replace(honest, manifest=other), [0], None)["actions"] is False
+    assert described(replace(honest, manifest=other), [0], None, None)["actions"] is False
+    student = replace(honest.manifest, collection={**honest.manifest.collection, "actor": {"digest": "s"}})
+    assert described(replace(honest, manifest=student), [0], None, None)["actions"] is False
