@@ -30,6 +30,7 @@ from pipeline.agents.policies import EpsilonGreedy, Labelled, q_function
 from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
 from pipeline.atari.rollout import Policy, rollout
 from pipeline.datasets import blocks, schema
+from pipeline.datasets.describe import UNTOLD, card
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset
 from pipeline.datasets.schema import EpisodeRow, Flag, Manifest, Records
@@ -409,8 +410,8 @@ class Collection:
         self.blocks.clear()
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def finish(self) -> Manifest:
-        """Seal the dataset: last shard, episode table, card, manifest."""
+    def finish(self, licence: str = UNTOLD) -> Manifest:
+        """Seal the dataset: last shard, episode table, card, which names the licence, manifest."""
         known = ("game", "algorithm", "network", "parameters")
         teacher = {"digest": self.teacher.digest} | {k: self.teacher.card[k] for k in known if k in self.teacher.card}
         return self.writer.finish(
@@ -419,4 +420,5 @@ class Collection:
             teacher=teacher,
             environment=fingerprint(self.config.game, self.config.environment),
             collection=self.config.as_json(),
+            card=functools.partial(card, licence=licence),
         )

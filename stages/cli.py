@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.dataset import dataset
+from stages.dataset import dataset, licence_option
 
 if TYPE_CHECKING:
     from stages.params import Params
@@ -133,6 +133,7 @@ def import_teacher(session: Session, /, device: str, game: str, **options: Any) 
 @click.option("--workers", type=click.IntRange(min=1), help="Local worker processes, one core each. [default: all cores]")
 @click.option("--scheduler", help="An existing Dask cluster, tcp://HOST:PORT, instead of local workers.")
 @click.option("--out", help="Folder or URL (s3://...) of the dataset. [default: data/datasets/NAME]")
+@licence_option
 @click.option("--dry-run", is_flag=True, help="Play for ten seconds and tell blocks, size and time.")
 @click.pass_obj
 def collect(session: Session, /, **options: Any) -> None:

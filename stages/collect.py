@@ -21,6 +21,7 @@ from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
 from pipeline.collect import BLOCK_EPISODES, CollectConfig, Collection, estimate
+from pipeline.datasets.describe import UNTOLD
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
@@ -55,6 +56,7 @@ def run(
     workers: int | None,
     scheduler: str | None,
     out: str | None,
+    licence: str | None,
     dry_run: bool,
 ) -> str:
     """Collect or go on collecting `datasets.NAME` of params.yaml, which options override. Returns where the dataset is.
@@ -91,7 +93,7 @@ def run(
             collection.extend(there)
             say(f"going on from the {len(there):,} states in {target}")
         _play(collection, client, scheduler)
-        manifest = collection.finish()
+        manifest = collection.finish(licence or UNTOLD)
         if target.local is None:
             for _ in show(upload_folder(collection.dataset, target, MANIFEST), f"upload {target}"):
                 pass

@@ -294,7 +294,11 @@ def _licence(_: click.Context, __: click.Parameter, name: str | None) -> str | N
 
 
 licence_option = click.option(
-    "--license", "licence", callback=_licence, metavar="NAME", help="What its card names. [default: what its parents' name]"
+    "--license",
+    "licence",
+    callback=_licence,
+    metavar="NAME",
+    help="What its card names. [default: what its parents' name, if it has any]",
 )
 out_option = click.option("--out", callback=_here, required=True, metavar="DIR", help="Folder to be made.")
 

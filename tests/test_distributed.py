@@ -114,8 +114,9 @@ def test_a_dataset_by_its_name_in_params_with_an_actor_of_its_own(
     def call(*options: str) -> Result:
         return CliRunner().invoke(main, ["--params", str(tmp_path / "params.yaml"), "collect", *options, *on_one_worker])
 
-    result = call("--dataset", "Breakout-1")
+    result = call("--dataset", "Breakout-1", "--license", "cc-by-4.0")
     assert result.exit_code == 0, result.output
+    assert "license: cc-by-4.0" in (tmp_path / "data/datasets/Breakout-1/README.md").read_text()
     made = open_dataset(tmp_path / "data/datasets/Breakout-1").manifest
     assert made.collection["actor"]["digest"] == made.teacher["digest"]  # a copy of the teacher acted
     assert made.collection["epsilon"] == 0.1
