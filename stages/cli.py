@@ -87,6 +87,12 @@ def main(ctx: click.Context, params_path: Path) -> None:
 )
 @click.option("--seed", type=click.IntRange(0, 99), help="Another seed than params.yaml's; wants --out.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder. [default: that of the zoo]")
+@click.option(
+    "--snapshot",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Only publish there what the unfinished run has learned: --from goes on from it on another machine.",
+)
 @device_option
 @click.pass_obj
 def train_teacher(session: Session, /, device: str, game: str, **options: Any) -> None:

@@ -47,12 +47,13 @@ def run(
     minutes: float | None,
     seed: int | None,
     out: Path | None,
+    snapshot: Path | None,
 ) -> Path:
     """Train or go on training the teacher of `game`; returns the published folder.
 
     `start` is a teacher, or the checkpoint of a run with other settings, to begin from; the card's history tells of both.
     `minutes` is a budget of training time beside the one of steps, whichever ends first. `seed` and `out` make a second teacher
-    of the game.
+    of the game. `snapshot` only publishes there what an unfinished run has learned, without a gate; it may be running.
     """
     game = find_game(game).name
     teacher: settings.TeacherParams = settings.pick(params.teachers, game, "teacher")
@@ -77,14 +78,18 @@ def run(
             raise ValueError(f"{target} holds a teacher of {theirs}: choose another --out")
         layout = Layout(root=target.resolve().parent, zoo=layout.zoo)
     work = layout.work("train-teacher", game, decides)
+    compute = Compute(pick_device(device_name), "bfloat16")
+    heads = {game: len(action_meanings(game, params.environment))}
+    learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
+    time_budget = 60 * minutes if minutes else math.inf
+    kind = f"{game}, {preset.algorithm}, network {teacher.network}"
+    state = _Run(work / "checkpoint.pt", kind, learner, teacher, params.environment.frame_skip, time_budget)
+    chosen = {"preset": teacher.preset, **preset.settings()}
+    facts = {"settings": chosen, "environment": environment}
+    if snapshot is not None:
+        return _snapshot(state, snapshot, {**facts, "game": game, "algorithm": preset.algorithm})
     with alone_in(work):
         keep_freed_memory()
-        compute = Compute(pick_device(device_name), "bfloat16")
-        heads = {game: len(action_meanings(game, params.environment))}
-        learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
-        time_budget = 60 * minutes if minutes else math.inf
-        kind = f"{game}, {preset.algorithm}, network {teacher.network}"
-        state = _Run(work / "checkpoint.pt", kind, learner, teacher, params.environment.frame_skip, time_budget)
         if state.resume(state.path):
             say(f"resuming {game} at {learner.tally.steps:,} steps from {work}")
         elif start is not None:
@@ -95,7 +100,6 @@ def run(
                 f"the unfinished run in {work} is at {learner.tally.steps:,} steps, "
                 f"beyond teachers.{game}.steps = {teacher.steps:,}: raise that, or remove the folder to start afresh"
             )
-        chosen = {"preset": teacher.preset, **preset.settings()}
         state.begin_sitting({"budget": teacher.steps, "settings": chosen})
         _learn(params, game, state, seed_once=bool(preset.seed_once))
         if learner.tally.steps < teacher.steps:
@@ -110,17 +114,9 @@ def run(
                 "role": "teacher",
                 "game": game,
                 "algorithm": preset.algorithm,
-                "steps": state.best_steps,
-                "frames": state.best_steps * params.environment.frame_skip,
-                "steps_trained": learner.tally.steps,
-                "updates": learner.tally.updates,
-                "history": state.history,
-                "seed": teacher.seed,
-                "recipe": teacher.recipe,
                 "evaluation": evaluation,
-                "settings": chosen,
-                "environment": environment,
-                "code": code_version(),
+                **facts,
+                **state.facts(state.best_steps),
             },
         )
         write_csv(folder / "curve.csv", state.curve)
@@ -129,6 +125,21 @@ def run(
         reached = f"mean return {evaluation['mean_return']:.2f}"
         say(f"published {target / CARD}: {reached}, digest {card['digest'][:12]}, {duration(state.seconds())} of training")
         return target
+
+
+def _snapshot(state: _Run, target: Path, facts: dict[str, Any]) -> Path:
+    """Publish an unfinished run's latest weights, to go on from where its `.work` is not. ValueError if there is none."""
+    check_target(Folder(target), CARD, "a teacher")
+    if not state.resume(state.path):
+        raise ValueError(f"there is no unfinished run in {state.path.parent}: train first")
+    steps = state.learner.tally.steps
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    save_agent(part, state.learner.result, {"role": "snapshot", **facts, **state.facts(steps)})
+    write_csv(part / "curve.csv", state.curve)
+    replace_folder(part, target)
+    say(f"published {target / CARD}: a snapshot at {steps:,} steps, that has passed no gate")
+    return target
 
 
 def _learn(params: settings.Params, game: str, state: _Run, *, seed_once: bool) -> None:
@@ -243,6 +254,19 @@ class _Run:
         before = {k: v for k, v in self.history[-1].items() if k != "from"} if self.history else None
         if before != chosen:
             self.history.append({"from": self.learner.tally.steps, **chosen})
+
+    def facts(self, steps: int) -> dict[str, Any]:
+        """What a card says of the run that brought these weights, which have taken so many steps."""
+        return {
+            "steps": steps,
+            "frames": steps * self.frame_skip,
+            "steps_trained": self.learner.tally.steps,
+            "updates": self.learner.tally.updates,
+            "history": self.history,
+            "seed": self.teacher.seed,
+            "recipe": self.teacher.recipe,
+            "code": code_version(),
+        }
 
     def save(self) -> None:
         state = {

@@ -110,6 +110,25 @@ def test_a_published_teacher_may_be_gone_on_from(tmp_path: Path) -> None:
     assert f"{first} is Breakout, pqn, network pqn, not Breakout, dqn" in refused.output
 
 
+def test_a_snapshot_of_an_unfinished_run_goes_on_elsewhere(failed: Path, tmp_path: Path) -> None:
+    checkpoints = [p.read_bytes() for p in failed.glob(".work/train-teacher/*/checkpoint.pt")]
+    result = call(failed, "--snapshot", str(tmp_path / "snapshot"))
+    assert result.exit_code == 0, result.output
+    assert "a snapshot at 128 steps, that has passed no gate" in result.stderr
+    assert checkpoints == [p.read_bytes() for p in failed.glob(".work/train-teacher/*/checkpoint.pt")]
+    taken = json.loads((tmp_path / "snapshot/card.json").read_text())
+    assert (taken["role"], taken["steps"]) == ("snapshot", 128)
+    assert "evaluation" not in taken
+    assert (tmp_path / "snapshot/curve.csv").read_text().startswith("steps,frames")
+    elsewhere = tmp_path / "elsewhere"
+    write(elsewhere, steps=256, gate=-1.0)
+    refused = call(elsewhere, "--snapshot", str(tmp_path / "none"))
+    assert refused.exit_code == 1
+    assert "there is no unfinished run in" in refused.output
+    assert call(elsewhere, "--from", str(tmp_path / "snapshot")).exit_code == 0
+    assert [h["from"] for h in card(elsewhere)["history"]] == [0, 128]
+
+
 def test_beginning_from_nothing_is_one_line(failed: Path) -> None:
     write(failed, steps=256, gate=-1.0, epsilon=0.25)
     result = call(failed, "--from", str(failed / "no.pt"))
