@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
@@ -51,20 +52,28 @@ def _points(curve: list[dict[str, str]], x: str, y: str) -> tuple[list[float], l
 
 
 def compression(scores: Sequence[Score], students: Sequence[Contestant], teacher_parameters: int) -> str:
-    """Random-normalised score against size, with intervals, and the paper's ladder."""
+    """Random-normalised score against size, with intervals, and the paper's ladder.
+
+    Of each loss and network the first variant is drawn, every run of it, and a line through the means of the runs.
+    """
     figure, axes = plt.subplots(figsize=(7.5, 4.2))
     losses = {who.agent: who.loss for who in students}
     for loss, colour in LOSS_COLOURS.items():
-        rows = sorted((s for s in scores if losses.get(s.agent) == loss), key=lambda s: s.parameters)
+        alike = [s for s in scores if losses.get(s.agent) == loss]
+        first = {s.network: s.variant for s in reversed(alike)}
+        rows = sorted((s for s in alike if s.variant == first[s.network]), key=lambda s: s.parameters)
         if not rows:
             continue
+        sizes_of = sorted({row.parameters for row in rows})
+        means = [float(np.mean([row.normalized for row in rows if row.parameters == size])) for size in sizes_of]
+        axes.plot(sizes_of, means, "-", color=colour)
         x = [row.parameters for row in rows]
         y = [row.normalized for row in rows]
         errors = [
             [row.normalized - row.normalized_ci95[0] for row in rows],
             [row.normalized_ci95[1] - row.normalized for row in rows],
         ]
-        axes.errorbar(x, y, yerr=errors, fmt="o-", capsize=3, color=colour, label=f"{loss.upper()} (ours)")
+        axes.errorbar(x, y, yerr=errors, fmt="o", capsize=3, color=colour, label=f"{loss.upper()} (ours)")
     sizes = {"net1": 427_874, "net2": 113_346, "net3": 61_954}
     axes.plot(
         [sizes[n] for n in LADDER],
