@@ -25,7 +25,7 @@ def scheduler(tmp_path: Path, bucket: str) -> Iterator[str]:
 
 
 def collect(folder: Path, *options: str) -> Result:
-    arguments = ["--params", str(folder / "params.yaml"), "collect", "--game", "Breakout", "--states", "2900", *options]
+    arguments = ["--params", str(folder / "params.yaml"), "collect", "--game", "Breakout", "--states", "1500", *options]
     return CliRunner().invoke(main, arguments)
 
 
@@ -137,7 +137,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, breakout_teacher: Path, monkey
     monkeypatch.setattr("stages.collect.PROBE_SECONDS", 0.5)
     result = collect(tmp_path, "--dry-run", "--workers", "3")
     assert result.exit_code == 0, result.output
-    assert "2,900 states into" in result.stderr
+    assert "1,500 states into" in result.stderr
     assert "blocks of 16 episodes" in result.stderr
     assert "with 3 workers" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["params.yaml"]
