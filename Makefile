@@ -38,6 +38,7 @@ bench: $(SETUP)  ## ratios against bounds and peers, each measured in one run
 	python -m benchmarks.teacher
 	python -m benchmarks.collect
 	python -m benchmarks.distill
+	python -m benchmarks.networks
 
 sample: $(SETUP)  ## the small real dataset in git, from the committed teacher
 	pd-pipeline collect --game Pong --episodes 4 --seed 99 --out data/samples/Pong
