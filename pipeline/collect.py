@@ -260,23 +260,19 @@ class Collection:
         assert self.config.episodes is not None
         return len(self._rows) >= self.config.episodes
 
-    @property
-    def begun(self) -> bool:
-        """Whether an earlier sitting left anything."""
-        return self.writer.steps > 0 or bool(self.blocks.files())
-
     def extend(self, dataset: Dataset) -> None:
         """Begin with what a smaller dataset of the same settings holds: its whole shards, and the receipts of its whole blocks.
 
-        What lies in no whole shard is played again. Only before anything else is collected.
+        What lies in no whole shard is played again. What an earlier sitting has is kept.
         """
-        assert not self.begun
         if self.writer.encodes_as(dataset):
-            for shard in range(len(dataset) // schema.SHARD):
+            for shard in range(self.writer.packed // schema.SHARD, len(dataset) // schema.SHARD):
                 self.writer.adopt(dataset, shard)
         rows = [row._replace(start=0) for row in dataset.episodes if row.complete]
+        there = set(self.blocks.files())
         for index in range(len(rows) // BLOCK_EPISODES):
-            blocks.write_receipt(self.blocks, index, rows[index * BLOCK_EPISODES : (index + 1) * BLOCK_EPISODES])
+            if not blocks.finished(there, index):
+                blocks.write_receipt(self.blocks, index, rows[index * BLOCK_EPISODES : (index + 1) * BLOCK_EPISODES])
 
     def run(self, client: Client) -> Iterator[Progress]:
         """Play what is missing on the client's workers and pack it; yields after every block, and every second between.

@@ -21,9 +21,9 @@ from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
 from pipeline.collect import BLOCK_EPISODES, CollectConfig, Collection, estimate
-from pipeline.datasets.describe import UNTOLD
+from pipeline.datasets.describe import UNTOLD, licence_of
 from pipeline.datasets.folders import Folder
-from pipeline.datasets.reader import Dataset, open_dataset
+from pipeline.datasets.reader import Dataset, open_dataset, read_manifest
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
 from stages.paths import Layout
@@ -75,25 +75,26 @@ def run(
         config = replace(config, actor={key: acting.card.get(key) for key in ACTOR})
     target = Folder(out or layout.dataset(name))
     target.check_writable()
-    check_target(target, MANIFEST, "a dataset")
     count = workers or os.cpu_count() or 1
     if dry_run:
         _tell(config, teacher, acting, target, count)
         return str(target)
     how = {**config.as_json(), "teacher": teacher.digest, "environment": teacher.card["environment"]}
-    there = _there(target, how)
+    there = _there(target, how, config)
     if there is not None and _held(there, config) == (config.states or config.episodes):
         say(f"{target} has been collected already, digest {there.manifest.digest[:12]}: remove it to play it again")
         return target.url
     work, shared = _workplace(layout, target, how, beside=out is not None)
+    if not (work / SETTINGS).is_file():  # else it may be our own upload that was killed
+        check_target(target, MANIFEST, "a dataset")
     with alone_in(work), _client(scheduler, count) as client:
         collection = Collection(config, teacher_folder, teacher, work, shared, actor_folder)
         (work / SETTINGS).write_text(json.dumps(how, indent=2, sort_keys=True) + "\n")
-        if there is not None and _held(there, config) < (config.states or config.episodes or 0) and not collection.begun:
+        if there is not None:
             collection.extend(there)
             say(f"going on from the {len(there):,} states in {target}")
         _play(collection, client, scheduler)
-        manifest = collection.finish(licence or UNTOLD)
+        manifest = collection.finish(licence or (licence_of([there]) if there is not None else UNTOLD))
         if target.local is None:
             for _ in show(upload_folder(collection.dataset, target, MANIFEST), f"upload {target}"):
                 pass
@@ -192,18 +193,31 @@ def _agent(role: str, folder: Path, config: CollectConfig) -> Agent:
     return agent
 
 
-def _there(target: Folder, how: dict[str, Any]) -> Dataset | None:
-    """The whole dataset that lies at the target, if these settings made it."""
+def _there(target: Folder, how: dict[str, Any], config: CollectConfig) -> Dataset | None:
+    """The dataset of these settings that lies at the target; None if there is none, or if it is damaged and will be made again.
+
+    ValueError if it is of other settings or holds more: nobody's data is replaced by accident.
+    """
     if not target.exists(MANIFEST):
         return None
+    manifest = read_manifest(target)
+    made = manifest.collection | {"teacher": manifest.teacher["digest"], "environment": manifest.environment}
+    if made != how:
+        told = _differences(made, how)
+        raise ValueError(f"{target} holds a dataset of other settings ({told}): choose another --out, or remove it first")
     try:
         dataset = open_dataset(target, check_files=True)
     except ValueError as error:
+        if target.local is None:
+            raise
         say(f"{str(error).splitlines()[0]}; it is collected again")
         return None
-    manifest = dataset.manifest
-    made = manifest.collection | {"teacher": manifest.teacher["digest"], "environment": manifest.environment}
-    return dataset if made == how else None
+    if (wanted := config.states or config.episodes or 0) < _held(dataset, config):
+        held = f"{manifest.states:,} states in {manifest.episodes:,} episodes"
+        raise ValueError(
+            f"{target} holds {held}, more than the {wanted:,} asked for: cut it with `dataset subset`, or remove it"
+        )
+    return dataset
 
 
 def _held(dataset: Dataset, config: CollectConfig) -> float:
@@ -259,7 +273,14 @@ def _tell(config: CollectConfig, teacher: Agent, actor: Agent | None, target: Fo
 def _differences(theirs: object, ours: dict[str, Any]) -> str:
     if not isinstance(theirs, dict):
         return "its card names none"
-    keys = [*ours, *(key for key in theirs if key not in ours)]
-    return ", ".join(
-        f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in keys if theirs.get(key) != ours.get(key)
-    )
+    return ", ".join(_told(theirs, ours))
+
+
+def _told(theirs: dict[str, Any], ours: dict[str, Any], within: str = "") -> Iterator[str]:
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        there, here = theirs.get(key), ours.get(key)
+        if isinstance(there, dict) and isinstance(here, dict):
+            yield from _told(there, here, f"{within}{key}.")
+        elif there != here:
+            short = [text if len(text) <= 60 else f"{text[:57]}..." for text in (str(there), str(here))]
+            yield f"{within}{key}: {short[0]} there, {short[1]} here"

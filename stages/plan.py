@@ -29,23 +29,25 @@ UNKNOWN_STEPS = 2_000.0
 
 
 class Job(NamedTuple):
-    """One stage's run: `seconds` of two busy cores, about."""
+    """One stage's run: `seconds` on this machine, about; None where nobody can tell."""
 
     stage: str
     name: str
     done: bool
-    seconds: float
+    seconds: float | None
 
 
 def jobs(layout: Layout, params: settings.Params) -> list[Job]:
-    """Everything that the grid asks for, in the order in which it runs; rates are measured, a second or two each."""
+    """Everything that the grid asks for; rates are measured, a second or two each."""
     return [job._replace(seconds=0.0) if job.done else job for job in _jobs(layout, params)]
 
 
 def _jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
     cells = params.cells()
     games = {name: dataset.game or name for name, dataset in params.datasets.items()}
-    names = dict.fromkeys(name for cell in cells for name in params.mixes[cell.mix])
+    names = dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix"))
+    for name in names:
+        settings.pick(params.datasets, name, "dataset")
     compute = {"float32": Compute(torch.device("cpu"), "float32"), "bfloat16": Compute(torch.device("cpu"), "bfloat16")}
 
     @cache
@@ -64,22 +66,34 @@ def _jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
         """Seconds per step."""
         return 1 / emulate(game) + sum(1 / forward(network, "float32", 16) for network in networks)
 
+    def evaluation(agent: str, game: str, network: str | None) -> Job:
+        done = layout.scores(agent).is_file()
+        seconds = (
+            0.0 if done else params.evaluation.episodes * _steps(layout, game) * play(game, *([network] if network else []))
+        )
+        return Job("evaluate", agent, done, seconds)
+
+    labelling = {}
+    for game in dict.fromkeys(games[name] for name in names):
+        trained = (layout.teacher(game) / CARD).is_file()
+        labelling[game] = str(load_card(layout.teacher(game))["network"]) if trained else "pqn"
+        yield Job("train-teacher", game, trained, None)
+        yield evaluation(f"random/{game}", game, None)
+        yield evaluation(f"teachers/{game}", game, labelling[game])
     for name in names:
         dataset, game = params.datasets[name], games[name]
-        acting = () if dataset.actor is None else (params.students[_variant(dataset.actor)].network,)
-        labelling = str(load_card(layout.teacher(game))["network"]) if (layout.teacher(game) / CARD).is_file() else "pqn"
+        actor = params.students.get(_variant(dataset.actor or ""))
+        acting = (actor.network,) if actor else ()
         done = (layout.dataset(name) / MANIFEST).is_file()
-        yield Job("collect", name, done, 0.0 if done else dataset.states * play(game, labelling, *acting))
+        yield Job("collect", name, done, 0.0 if done else dataset.states * play(game, labelling[game], *acting))
     for cell in cells:
-        variant, game = params.students[cell.variant], games[params.mixes[cell.mix][0]]
-        preset = params.presets[variant.preset]
+        variant: settings.StudentParams = settings.pick(params.students, cell.variant, "student")
+        preset, game = settings.pick(params.presets, variant.preset, "preset"), games[params.mixes[cell.mix][0]]
         done = (layout.student(cell.name) / CARD).is_file()
         samples = variant.updates * preset.batch
         seconds = 0.0 if done else BACKWARD * samples / forward(variant.network, preset.precision, preset.batch)
         yield Job("distill", cell.name, done, seconds)
-        done = layout.scores(f"students/{cell.name}").is_file()
-        steps = 0.0 if done else params.evaluation.episodes * _steps(layout, game)
-        yield Job("evaluate", f"students/{cell.name}", done, steps * play(game, variant.network) if steps else 0.0)
+        yield evaluation(f"students/{cell.name}", game, variant.network)
 
 
 def _variant(actor: str) -> str:

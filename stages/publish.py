@@ -32,23 +32,23 @@ def alone_in(work: Path) -> Iterator[None]:
 def replace_folder(finished: Path, target: Path) -> None:
     """Move `finished` to `target`, replacing what is there by one rename; from another file system it is first copied."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    moved = finished
     if finished.stat().st_dev != target.parent.stat().st_dev:
-        beside = target.with_name(f".{target.name}.new")
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(finished, beside)
-        shutil.rmtree(finished)
-        finished = beside
+        moved = target.with_name(f".{target.name}.new")
+        shutil.rmtree(moved, ignore_errors=True)
+        shutil.copytree(finished, moved)
     retired = target.with_name(f".{target.name}.old")
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
         target.rename(retired)
     try:
-        finished.rename(target)
+        moved.rename(target)
     except OSError:
         if retired.exists():
             retired.rename(target)
         raise
-    shutil.rmtree(retired, ignore_errors=True)
+    for rest in (retired, finished):
+        shutil.rmtree(rest, ignore_errors=True)
 
 
 def check_target(target: Folder, mark: str, what: str) -> None:

@@ -36,9 +36,15 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         cells = _finished(layout, cells)
     mixes = {mix: read_mix(layout.mix(mix)) for mix in dict.fromkeys(cell.mix for cell in cells)}
     students: dict[str, list[str]] = {}  # of each game
+    mix_of: dict[tuple[str, str], str] = {}
     for cell in cells:
         (game,) = mixes[cell.mix]
         students.setdefault(game, []).append(cell.name)
+        if (other := mix_of.setdefault((game, cell.variant), cell.mix)) != cell.mix:
+            raise ValueError(
+                f"{cell.variant} learns from mixes {other} and {cell.mix} of {game}: give it another name in one of them, "
+                f"or the report would take them for two runs of one student"
+            )
     sections = [_section(layout, game, names) for game, names in students.items()]
     games = {s.game: Game(s.teacher, s.chance, s.students) for s in sections}
     summaries = summarise(games)
@@ -70,8 +76,21 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
 
 
 def _finished(layout: Layout, cells: Sequence[settings.Cell]) -> list[settings.Cell]:
-    """Those of the cells that have been evaluated; says which have not. ValueError if none has."""
-    done = [cell for cell in cells if layout.scores(f"students/{cell.name}").is_file() and layout.mix(cell.mix).is_file()]
+    """Those of the cells that have been evaluated, as have their teacher and the random agent; says which have not.
+
+    ValueError if none has.
+    """
+
+    def evaluated(agent: str) -> bool:
+        return all(path.is_file() for path in (layout.episodes(agent), layout.scores(agent), layout.clip(agent)))
+
+    done = [
+        cell
+        for cell in cells
+        if evaluated(f"students/{cell.name}")
+        and layout.mix(cell.mix).is_file()
+        and all(evaluated(f"{kind}/{game}") for game in read_mix(layout.mix(cell.mix)) for kind in ("teachers", "random"))
+    ]
     if missing := [cell.name for cell in cells if cell not in done]:
         say(f"left out, not evaluated yet: {', '.join(missing)}")
     if not done:

@@ -129,7 +129,8 @@ def run(
 
 def _snapshot(state: _Run, target: Path, facts: dict[str, Any]) -> Path:
     """Publish an unfinished run's latest weights, to go on from where its `.work` is not. ValueError if there is none."""
-    check_target(Folder(target), CARD, "a teacher")
+    if target.exists() and not ((target / CARD).is_file() and load_card(target).get("role") == "snapshot"):
+        raise ValueError(f"{target} holds something that is not a snapshot: choose another --snapshot or empty it")
     if not state.resume(state.path):
         raise ValueError(f"there is no unfinished run in {state.path.parent}: train first")
     steps = state.learner.tally.steps
@@ -213,6 +214,7 @@ class _Run:
         self.best_steps = 0
         self.best_weights: dict[str, torch.Tensor] = {}
         self.history: list[dict[str, Any]] = []
+        self._origin: dict[str, str] = {}
         self._seconds = 0.0
         self._started = self._saved = time.monotonic()
 
@@ -241,6 +243,7 @@ class _Run:
                 raise ValueError(f"{start} is {kind}, not {self.kind}: begin from one like it")
             self.learner.begin_with(agent.network.state_dict(), int(card.get("steps", 0)))
             self.history = list(card.get("history", []))
+            self._origin = {"begins_with": agent.digest}
         elif not self.resume(start):
             raise ValueError(
                 f"{start} does not exist: --from wants a teacher's folder, "
@@ -250,10 +253,10 @@ class _Run:
         self._seconds = 0.0
 
     def begin_sitting(self, chosen: dict[str, Any]) -> None:
-        """Remember from which step on the budget or the settings are these."""
-        before = {k: v for k, v in self.history[-1].items() if k != "from"} if self.history else None
-        if before != chosen:
-            self.history.append({"from": self.learner.tally.steps, **chosen})
+        """Remember from which step on the budget or the settings are these, or another's weights were begun with."""
+        before = {k: v for k, v in self.history[-1].items() if k in chosen} if self.history else None
+        if before != chosen or self._origin:
+            self.history.append({"from": self.learner.tally.steps, **self._origin, **chosen})
 
     def facts(self, steps: int) -> dict[str, Any]:
         """What a card says of the run that brought these weights, which have taken so many steps."""

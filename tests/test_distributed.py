@@ -95,6 +95,14 @@ def test_what_is_there_is_not_played_again(
     assert more.exit_code == 0, more.output
     assert "going on from the 600 states" in more.stderr
     assert json.loads(manifest.read_text())["states"] == 700
+    for options, told in (
+        (("--states", "600"), "holds 700 states in "),
+        (("--states", "900", "--seed", "7"), "holds a dataset of other settings (seed: 0 there, 7 here): choose another --out"),
+    ):
+        refused = collect(tmp_path, *options, *on_one_worker)
+        assert refused.exit_code == 1
+        assert told in refused.output
+    assert json.loads(manifest.read_text())["states"] == 700
     (manifest.parent / "episodes.parquet").write_bytes(b"damage")
     anew = collect(tmp_path, "--states", "600", *on_one_worker)
     assert anew.exit_code == 0, anew.output

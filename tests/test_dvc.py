@@ -62,6 +62,20 @@ def test_the_report_lists_the_code_it_runs(path: Path) -> None:
         assert not missing, f"report: add {sorted((up / m).as_posix() for m in missing)} to its deps"
 
 
+def test_rounds_wait_for_who_acts_and_for_every_dataset_of_their_mix() -> None:
+    """DVC is told in dvc.yaml what params.yaml says of the rounds: the same."""
+    folder = ROOT / "experiments/paper"
+    raw = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text())
+    stages = YAML(typ="safe", pure=True).load((folder / "dvc.yaml").read_text())["stages"]
+    rounds = {name: (d["game"], d["actor"].removeprefix("students/")) for name, d in raw["datasets"].items() if "actor" in d}
+    assert rounds == {name: (r["game"], r["actor"]) for name, r in stages["collect-round"]["foreach"].items()}
+    mixes: dict[str, list[str]] = {}
+    for name in ("mix", "mix-round1", "mix-round2"):
+        deps = [d.removeprefix("data/datasets/") for d in stages[name]["do"]["deps"] if d.startswith("data/datasets/")]
+        mixes |= {mix: [d.replace("${item}", game) for d in deps] for mix, game in stages[name]["foreach"].items()}
+    assert mixes == raw["mixes"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
 def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
     raw = YAML(typ="safe", pure=True).load((path.parent / "params.yaml").read_text())

@@ -77,15 +77,15 @@ def travelled(project: Path, on_one_worker: tuple[str, str]) -> Path:
     for agent in ("teachers/Breakout", "random/Breakout", "students/small/kl-0", "students/small/mse-0"):
         call(project, "evaluate", agent)
         assert (project / f"data/clips/{agent}.mp4").stat().st_size > 1000
-    return project
-
-
-def test_the_report(travelled: Path, tmp_path: Path) -> None:
-    chance = travelled / "data/episodes/random/Breakout.parquet"
+    chance = project / "data/episodes/random/Breakout.parquet"
     table = pq.read_table(chance)
     worse = pa.array(table["episode_return"].to_numpy() - 9.0)  # so that this teacher has taught something
     column = table.schema.get_field_index("episode_return")
     pq.write_table(table.set_column(column, "episode_return", worse), chance)
+    return project
+
+
+def test_the_report(travelled: Path, tmp_path: Path) -> None:
     call(travelled, "report")
     rows = json.loads((travelled / "data/report/scores.json").read_text())
     assert [row["role"] for row in rows] == ["teacher", "random", "student", "student"]
@@ -105,7 +105,7 @@ def test_teaching_again_is_training_again(travelled: Path) -> None:
 
 def test_the_plan_knows_what_is_left(travelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.plan.PROBE_SECONDS", 0.05)
-    assert "5 of 5 done; what is left takes about 0:00" in call(travelled, "plan")
+    assert "8 of 8 done; what is left takes about 0:00" in call(travelled, "plan")
     (travelled / "data/scores/students/small/kl-0.json").rename(travelled / "aside")
     plan = json.loads(call(travelled, "plan", "--json"))
     assert [(job["stage"], job["name"]) for job in plan["jobs"] if not job["done"]] == [("evaluate", "students/small/kl-0")]

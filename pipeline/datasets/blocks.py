@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -139,12 +139,16 @@ def read_receipt(folder: Folder, block: int) -> list[EpisodeRow] | None:
         return None
 
 
+def finished(files: Collection[str], block: int) -> bool:
+    """Whether the block's receipt is among the files of its folder."""
+    return _receipt(block) in files
+
+
 def receipts(folder: Folder, indices: Iterable[int]) -> dict[int, list[EpisodeRow]]:
     """The rows of those of the blocks that are finished. One listing serves them all."""
     wanted = list(indices)
     there = set(folder.files()) if wanted else set()
-    finished = (index for index in wanted if _receipt(index) in there)
-    return {index: rows for index in finished if (rows := read_receipt(folder, index)) is not None}
+    return {index: rows for index in wanted if finished(there, index) and (rows := read_receipt(folder, index)) is not None}
 
 
 def has_data(folder: Folder, block: int) -> bool:

@@ -8,6 +8,7 @@ Dimensions: N steps.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,9 +125,15 @@ class Joined:
 def open_ingredients(folders: Mapping[str, Path], ingredients: Sequence[Ingredient], mix: str) -> Joined:
     """Open a game's datasets of a mix from the folders of their names, their files checked.
 
-    ValueError where one is not the one that the mix names.
+    ValueError where one is not the one that the mix names, or two have an episode in common: it could be learned from and
+    held out at once.
     """
-    return Joined([_open(folders[ingredient.dataset], ingredient, mix) for ingredient in ingredients])
+    joined = Joined([_open(folders[ingredient.dataset], ingredient, mix) for ingredient in ingredients])
+    played = Counter((row.seed, row.sha256) for row in joined.episodes)
+    if (common := sum(count > 1 for count in played.values())) and len(ingredients) > 1:
+        names = ", ".join(ingredient.dataset for ingredient in ingredients)
+        raise ValueError(f"datasets {names} of mix {mix} have {common:,} episodes in common: join them with `dataset merge`")
+    return joined
 
 
 def _open(folder: Path, ingredient: Ingredient, mix: str) -> Dataset:

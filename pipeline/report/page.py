@@ -117,6 +117,8 @@ def _predictors(sections: Sequence[Section]) -> str:
         game: [(r.who.card["held_out"], r.score.normalized) for r in rows if r.who.card["objective"]["temperature"] == usual]
         for game, rows in by_game.items()
     }
+    if not any(len(p) >= FEWEST for p in points.values()):
+        return ""
     drawn = []
     for name, label in PREDICTORS.items():
         told = {g: ([held[name] for held, _ in p], [score for _, score in p]) for g, p in points.items() if len(p) >= FEWEST}

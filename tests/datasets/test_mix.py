@@ -45,7 +45,8 @@ def test_other_bytes_are_refused(tmp_path: Path) -> None:
 
 def test_several_datasets_of_a_game_are_read_as_one(tmp_path: Path) -> None:
     corridor_dataset(tmp_path / "a", 40)
-    corridor_dataset(tmp_path / "b", 7)
+    rng = np.random.default_rng(5)
+    write_dataset(tmp_path / "b", [corridor_episode(0, rng) for _ in range(7)])
     folders = {name: tmp_path / name for name in ("a", "b")}
     mix = make_mix(folders, nobody)
     write_mix(tmp_path / "m.json", mix)
@@ -57,6 +58,15 @@ def test_several_datasets_of_a_game_are_read_as_one(tmp_path: Path) -> None:
     for start, stop in ((0, 5), (len(a) - 3, len(a) + 4), (len(a), len(joined)), (0, len(joined))):
         both = np.concatenate([a.read("q", 0, len(a)), b.read("q", 0, len(b))])
         assert np.array_equal(joined.read("q", start, stop), both[start:stop])
+
+
+def test_an_episode_cannot_be_in_two_datasets_of_a_mix(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "a", 40)
+    corridor_dataset(tmp_path / "b", 7)
+    folders = {name: tmp_path / name for name in ("a", "b")}
+    mix = make_mix(folders, nobody)
+    with pytest.raises(ValueError, match="datasets a, b of mix m have 7 episodes in common: join them with `dataset merge`"):
+        open_ingredients(folders, mix["Corridor"], "m")
 
 
 def test_datasets_that_cannot_be_one_are_refused(tmp_path: Path) -> None:

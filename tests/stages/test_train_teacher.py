@@ -120,6 +120,10 @@ def test_a_snapshot_of_an_unfinished_run_goes_on_elsewhere(failed: Path, tmp_pat
     assert (taken["role"], taken["steps"]) == ("snapshot", 128)
     assert "evaluation" not in taken
     assert (tmp_path / "snapshot/curve.csv").read_text().startswith("steps,frames")
+    (tmp_path / "snapshot/card.json").write_text(json.dumps(taken | {"role": "teacher"}))
+    foreign = call(failed, "--snapshot", str(tmp_path / "snapshot"))
+    assert foreign.exit_code == 1
+    assert "holds something that is not a snapshot" in foreign.output
     elsewhere = tmp_path / "elsewhere"
     write(elsewhere, steps=256, gate=-1.0)
     refused = call(elsewhere, "--snapshot", str(tmp_path / "none"))
