@@ -84,7 +84,7 @@ def rederive(
     ValueError where this machine's world is another one.
     """
     config = _environment(dataset)
-    epsilon = _epsilon(dataset)
+    epsilon, actor = _epsilon(dataset), driven(dataset)
     indices = [index for index in indices if not _unplayable(dataset, index, faults)]
     if not indices:
         return
@@ -102,7 +102,7 @@ def rederive(
                     continue
                 row = dataset.episodes[index_of[seed]]
                 place = f"dataset {dataset.folder}: episode {index_of[seed]} (seed {seed})"
-                fault = next(_faults(step, slot, replay.stored(seed, t), row, epsilon, driven(dataset)), None)
+                fault = next(_faults(step, slot, replay.stored(seed, t), row, epsilon, actor), None)
                 if fault:
                     faults.append(f"{place}, step {t:,}: {fault}")
                 elif t == row.length - 1:

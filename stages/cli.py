@@ -202,7 +202,7 @@ def plan(session: Session, as_json: bool) -> None:
     from stages.runlog import duration
 
     layout, params = session.load()
-    found = jobs(layout, params)
+    found = list(jobs(layout, params))
     left = [job for job in found if not job.done]
     if as_json:
         seconds = sum(job.seconds or 0.0 for job in left)

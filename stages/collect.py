@@ -21,6 +21,7 @@ from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
 from pipeline.collect import BLOCK_EPISODES, CollectConfig, Collection, estimate
+from pipeline.datasets.compare import differing
 from pipeline.datasets.describe import UNTOLD, licence_of
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset, open_dataset, read_manifest
@@ -273,14 +274,9 @@ def _tell(config: CollectConfig, teacher: Agent, actor: Agent | None, target: Fo
 def _differences(theirs: object, ours: dict[str, Any]) -> str:
     if not isinstance(theirs, dict):
         return "its card names none"
-    return ", ".join(_told(theirs, ours))
+    return ", ".join(f"{key}: {_short(y)} there, {_short(x)} here" for key, x, y in differing(ours, theirs))
 
 
-def _told(theirs: dict[str, Any], ours: dict[str, Any], within: str = "") -> Iterator[str]:
-    for key in [*ours, *(key for key in theirs if key not in ours)]:
-        there, here = theirs.get(key), ours.get(key)
-        if isinstance(there, dict) and isinstance(here, dict):
-            yield from _told(there, here, f"{within}{key}.")
-        elif there != here:
-            short = [text if len(text) <= 60 else f"{text[:57]}..." for text in (str(there), str(here))]
-            yield f"{within}{key}: {short[0]} there, {short[1]} here"
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -37,12 +37,8 @@ class Job(NamedTuple):
     seconds: float | None
 
 
-def jobs(layout: Layout, params: settings.Params) -> list[Job]:
-    """Everything that the grid asks for; rates are measured, a second or two each."""
-    return [job._replace(seconds=0.0) if job.done else job for job in _jobs(layout, params)]
-
-
-def _jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
+def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
+    """Everything that the grid asks for; rates are measured, a second or two each, as far as something is left."""
     cells = params.cells()
     games = {name: dataset.game or name for name, dataset in params.datasets.items()}
     names = dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix"))
@@ -77,7 +73,7 @@ def _jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
     for game in dict.fromkeys(games[name] for name in names):
         trained = (layout.teacher(game) / CARD).is_file()
         labelling[game] = str(load_card(layout.teacher(game))["network"]) if trained else "pqn"
-        yield Job("train-teacher", game, trained, None)
+        yield Job("train-teacher", game, trained, 0.0 if trained else None)
         yield evaluation(f"random/{game}", game, None)
         yield evaluation(f"teachers/{game}", game, labelling[game])
     for name in names:

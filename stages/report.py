@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.agents.checkpoints import CARD, load_card
-from pipeline.datasets.mix import read_mix
+from pipeline.datasets.mix import Mix, read_mix
 from pipeline.report import reproduction, tables
 from pipeline.report.page import Section, render
 from pipeline.report.scores import Contestant, score
@@ -32,9 +32,10 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     if not params.grid:
         raise ValueError("the params' grid names nothing to report on: add a mix with its students and seeds")
     cells = params.cells()
+    wanted = dict.fromkeys(cell.mix for cell in cells)
+    mixes = {mix: read_mix(layout.mix(mix)) for mix in wanted if not partial or layout.mix(mix).is_file()}
     if partial:
-        cells = _finished(layout, cells)
-    mixes = {mix: read_mix(layout.mix(mix)) for mix in dict.fromkeys(cell.mix for cell in cells)}
+        cells = _finished(layout, cells, mixes)
     students: dict[str, list[str]] = {}  # of each game
     mix_of: dict[tuple[str, str], str] = {}
     for cell in cells:
@@ -46,7 +47,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
                 f"or the report would take them for two runs of one student"
             )
     sections = [_section(layout, game, names) for game, names in students.items()]
-    games = {s.game: Game(s.teacher, s.chance, s.students) for s in sections}
+    games = {s.game: s.who for s in sections}
     summaries = summarise(games)
     rows = [row for section in sections for row in section.rows]
     folder = layout.work("report", "page", {})
@@ -60,9 +61,9 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         "command": "dvc repro",
         "protocol": f"{params.evaluation.episodes} episodes per agent, {protocol}",
         "evaluation seed": params.evaluation.seed,
-        **{f"teacher of {s.game}": s.teacher.card["digest"] for s in sections},
-        **{f"mix {mix}": ", ".join(i.digest for several in found.values() for i in several) for mix, found in mixes.items()},
-        "ale-py": sections[0].teacher.card["environment"]["ale_py"],
+        **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
+        **{f"mix {mix}": ", ".join(i.digest for several in mixes[mix].values() for i in several) for mix in mix_of.values()},
+        "ale-py": sections[0].who.teacher.card["environment"]["ale_py"],
     }
     (folder / "index.html").write_text(render(sections, protocol, facts, summaries if len(games) > 1 else ()))
     replace_folder(folder, layout.report)
@@ -75,7 +76,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     return page
 
 
-def _finished(layout: Layout, cells: Sequence[settings.Cell]) -> list[settings.Cell]:
+def _finished(layout: Layout, cells: Sequence[settings.Cell], mixes: Mapping[str, Mix]) -> list[settings.Cell]:
     """Those of the cells that have been evaluated, as have their teacher and the random agent; says which have not.
 
     ValueError if none has.
@@ -84,13 +85,10 @@ def _finished(layout: Layout, cells: Sequence[settings.Cell]) -> list[settings.C
     def evaluated(agent: str) -> bool:
         return all(path.is_file() for path in (layout.episodes(agent), layout.scores(agent), layout.clip(agent)))
 
-    done = [
-        cell
-        for cell in cells
-        if evaluated(f"students/{cell.name}")
-        and layout.mix(cell.mix).is_file()
-        and all(evaluated(f"{kind}/{game}") for game in read_mix(layout.mix(cell.mix)) for kind in ("teachers", "random"))
-    ]
+    begun = {
+        mix for mix, games in mixes.items() if all(evaluated(f"{kind}/{g}") for g in games for kind in ("teachers", "random"))
+    }
+    done = [cell for cell in cells if cell.mix in begun and evaluated(f"students/{cell.name}")]
     if missing := [cell.name for cell in cells if cell not in done]:
         say(f"left out, not evaluated yet: {', '.join(missing)}")
     if not done:
@@ -103,7 +101,7 @@ def _section(layout: Layout, game: str, names: Sequence[str]) -> Section:
     chance = _contestant(layout, f"random/{game}", None)
     students = [_contestant(layout, f"students/{name}", layout.student(name)) for name in names]
     rows = [Row(score(who, teacher, chance), who, teacher.parameters) for who in (teacher, chance, *students)]
-    return Section(game=game, rows=rows, teacher=teacher, chance=chance, students=students)
+    return Section(game=game, rows=rows, who=Game(teacher, chance, students))
 
 
 def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:

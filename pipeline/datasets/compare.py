@@ -18,7 +18,8 @@ def compare(a: Dataset, b: Dataset) -> dict[str, Any]:
     ours, theirs = (Counter(row.sha256 for row in dataset.episodes) for dataset in (a, b))
     both = (ours & theirs).total()
     fields = ("game", "format_version", "states", "actions", "teacher", "environment", "collection")
-    lines = [line for name in fields for line in _differences(name, getattr(a.manifest, name), getattr(b.manifest, name))]
+    ours_told, theirs_told = ({name: getattr(dataset.manifest, name) for name in fields} for dataset in (a, b))
+    lines = [f"{name}: {_shown(x)} in A, {_shown(y)} in B" for name, x, y in differing(ours_told, theirs_told)]
     return {
         "same_data": a.manifest.digest == b.manifest.digest,
         "same_encoding": a.manifest.files == b.manifest.files,
@@ -38,13 +39,14 @@ def _first_other_episode(ours: Sequence[EpisodeRow], theirs: Sequence[EpisodeRow
             return
 
 
-def _differences(name: str, ours: object, theirs: object) -> list[str]:
-    if ours == theirs:
-        return []
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        keys = [*ours, *(key for key in theirs if key not in ours)]
-        return [line for key in keys for line in _differences(f"{name}.{key}", ours.get(key), theirs.get(key))]
-    return [f"{name}: {_shown(ours)} in A, {_shown(theirs)} in B"]
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two mappings differ: the dotted key, ours and theirs, None where one has none."""
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        x, y = ours.get(key), theirs.get(key)
+        if isinstance(x, Mapping) and isinstance(y, Mapping):
+            yield from differing(x, y, f"{within}{key}.")
+        elif x != y:
+            yield f"{within}{key}", x, y
 
 
 def _shown(value: object) -> str:

@@ -41,7 +41,8 @@ class Writer:
         """Steps that lie in shards on disk, from the start."""
         for name in schema.ARRAYS:  # a writer that was killed may have promised more
             array = self._array(name)
-            array.resize((self.packed, *array.shape[1:]))
+            if array.shape[0] != self.packed:
+                array.resize((self.packed, *array.shape[1:]))
 
     def _array(self, name: str) -> zarr.Array[Any]:
         # The setting belongs to the handle, not to the store: an all-zero shard must be a file, since missing means damaged.

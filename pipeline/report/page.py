@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pipeline.report import figures, tables
 from pipeline.report.scores import Contestant
-from pipeline.report.summary import Summary, rank_correlation
+from pipeline.report.summary import Game, Summary, rank_correlation
 from pipeline.report.tables import Row, short_name
 
 STYLE = """
@@ -58,9 +58,7 @@ class Section:
 
     game: str
     rows: Sequence[Row]
-    teacher: Contestant
-    chance: Contestant
-    students: Sequence[Contestant]
+    who: Game
 
 
 def render(sections: Sequence[Section], protocol: str, provenance: Mapping[str, Any], summaries: Sequence[Summary] = ()) -> str:
@@ -132,7 +130,7 @@ def _predictors(sections: Sequence[Section]) -> str:
 
 
 def _section(section: Section) -> str:
-    clips = [who for who in (section.teacher, *section.students) if who.clip is not None]
+    clips = [who for who in (section.who.teacher, *section.who.students) if who.clip is not None]
     parts = [
         f"<section><h2>{escape(section.game)}</h2>",
         tables.html(
@@ -141,7 +139,7 @@ def _section(section: Section) -> str:
             "they do not include the variance between training runs.",
         ),
         figure(
-            figures.compression([r.score for r in section.rows], section.students, section.teacher.parameters),
+            figures.compression([r.score for r in section.rows], section.who.students, section.who.teacher.parameters),
             "Compression against return. Every point is one student; bars are 95 % intervals over episodes.",
         ),
     ]
@@ -152,16 +150,16 @@ def _section(section: Section) -> str:
             f"fall on the same steps for everyone.</p><div><div class='clips'>{videos}</div>"
             "<p><button type='button' data-play>Play all from the start</button></p></div>"
         )
-    used = {who.card.get("objective", {}).get("temperature") for who in section.students} - {None}
+    used = {who.card.get("objective", {}).get("temperature") for who in section.who.students} - {None}
     temperatures = ", ".join(f"{t:g}" for t in sorted(used))
     held_out = [
         ("kl", f"held-out KL at tau = {temperatures} (nats)", "Held-out episodes: KL from the teacher's policy."),
         ("agreement", "action agreement", "Held-out episodes: how often the student prefers the teacher's action."),
         ("regret", "regret (Q units)", "Held-out episodes: what the student's choices cost by the teacher's own Q-values."),
     ]
-    curves = [figure(figures.student_curves(section.students, name, label), caption) for name, label, caption in held_out]
-    if section.teacher.curve is not None:
-        curve = figures.teacher_curve(section.teacher, section.teacher.card["evaluation"])
+    curves = [figure(figures.student_curves(section.who.students, name, label), caption) for name, label, caption in held_out]
+    if section.who.teacher.curve is not None:
+        curve = figures.teacher_curve(section.who.teacher, section.who.teacher.card["evaluation"])
         curves.append(figure(curve, "How the teacher learned."))
     return "".join(parts) + f"<h3>Learning curves</h3><div class='figures'>{''.join(curves)}</div></section>"
 

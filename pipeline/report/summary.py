@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,10 +61,11 @@ class Game:
 def summarise(games: Mapping[str, Game]) -> list[Summary]:
     """A row per variant, in the order of their first appearance."""
     variants = dict.fromkeys(who.variant for game in games.values() for who in game.students if who.variant)
-    return [_summary(variant, games) for variant in variants]
+    baselines = {name: _baseline(game) for name, game in games.items()}
+    return [_summary(variant, games, baselines) for variant in variants]
 
 
-def _summary(variant: str, games: Mapping[str, Game]) -> Summary:
+def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _Baseline]) -> Summary:
     standings: dict[str, Standing] = {}
     drawn: dict[str, Values] = {}
     first: Contestant | None = None
@@ -74,7 +75,7 @@ def _summary(variant: str, games: Mapping[str, Game]) -> Summary:
         if runs:
             first = first or runs[0]
             parameters = max(parameters, *(who.parameters for who in runs))
-            standings[name], drawn[name] = _standing(runs, game.teacher, game.chance)
+            standings[name], drawn[name] = _standing(runs, baselines[name])
     assert first is not None
     whole = standings.keys() == games.keys()
     means_R = geometric_mean(list(drawn.values()))
@@ -95,27 +96,44 @@ def geometric_mean(percents: Sequence[npt.NDArray[np.float64]]) -> Values:
     return np.asarray(np.exp(np.mean([np.log(np.maximum(p, FLOOR)) for p in percents], axis=0)))
 
 
-def _standing(runs: Sequence[Contestant], teacher: Contestant, chance: Contestant) -> tuple[Standing, Values]:
+class _Baseline(NamedTuple):
+    """What a game's students are measured by: the teacher's seeds, both mean returns, and these resampled."""
+
+    game: str
+    seeds_N: npt.NDArray[np.int64]
+    best: float
+    zero: float
+    best_R: Values
+    zero_R: Values
+
+
+def _baseline(game: Game) -> _Baseline:
+    name = game.teacher.game
+    teacher_N, seeds_N, _ = read_returns(game.teacher.episodes)
+    random_N, _, _ = read_returns(game.chance.episodes)
+    # Games are resampled apart from each other; within a game, students along with their teacher where the seeds are the same.
+    best_R = resampled_means(teacher_N, f"{name} episodes")
+    zero_R = resampled_means(random_N, f"{name} random agent's episodes")
+    return _Baseline(name, seeds_N, float(teacher_N.mean()), float(random_N.mean()), best_R, zero_R)
+
+
+def _standing(runs: Sequence[Contestant], baseline: _Baseline) -> tuple[Standing, Values]:
     """The standing of these training runs of one variant, and its resampled normalised per cents.
 
     With several runs, runs are resampled as well as episodes (a hierarchical bootstrap): the interval includes what another
     training would have brought, as far as so few can tell.
     """
-    teacher_N, teacher_seeds, _ = read_returns(teacher.episodes)
-    random_N, _, _ = read_returns(chance.episodes)
-    # Games are resampled apart from each other; within a game, students along with their teacher where the seeds are the same.
-    teacher_R = resampled_means(teacher_N, f"{teacher.game} episodes")
-    random_R = resampled_means(random_N, f"{teacher.game} random agent's episodes")
+    game, seeds_N, best, zero, best_R, zero_R = baseline
     means, resampled = [], []
     for who in runs:
         own_N, own_seeds, _ = read_returns(who.episodes)
-        paired = np.array_equal(own_seeds, teacher_seeds)
+        paired = np.array_equal(own_seeds, seeds_N)
         means.append(own_N.mean())
-        resampled.append(resampled_means(own_N, f"{teacher.game} episodes" if paired else f"{who.agent} episodes"))
-    pick_RS = stream(0, "bootstrap", f"{teacher.game} runs").integers(0, len(runs), size=(RESAMPLES, len(runs)))
+        resampled.append(resampled_means(own_N, f"{game} episodes" if paired else f"{who.agent} episodes"))
+    pick_RS = stream(0, "bootstrap", f"{game} runs").integers(0, len(runs), size=(RESAMPLES, len(runs)))
     own_R = np.take_along_axis(np.stack(resampled, axis=1), pick_RS, axis=1).mean(axis=1)
-    normalized_R = np.asarray(100.0 * (own_R - random_R) / (teacher_R - random_R))
-    mean, best, zero = float(np.mean(means)), float(teacher_N.mean()), float(random_N.mean())
+    normalized_R = np.asarray(100.0 * (own_R - zero_R) / (best_R - zero_R))
+    mean = float(np.mean(means))
     standing = Standing(
         returned=mean,
         percent=100.0 * mean / best if best > 0 else None,

@@ -14,6 +14,7 @@ from pipeline.report.bootstrap import interval
 from pipeline.report.page import Section, render
 from pipeline.report.paper import published_percent
 from pipeline.report.scores import Contestant, score
+from pipeline.report.summary import Game
 from pipeline.report.tables import Row
 
 
@@ -79,9 +80,7 @@ def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
     chance = contestant(tmp_path, "random", [-20, -21])
     student = contestant(tmp_path, "student", [9, 19], name="<net2>", loss="kl", curve=curve)
     rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, student)]
-    page = render(
-        [Section(game="Pong", rows=rows, teacher=teacher, chance=chance, students=[student])], "epsilon 0.05", {"digest": "abc"}
-    )
+    page = render([Section(game="Pong", rows=rows, who=Game(teacher, chance, [student]))], "epsilon 0.05", {"digest": "abc"})
     assert "&lt;net2&gt;" in page
     assert "<net2>" not in page
     assert page.count("<svg") == 4
