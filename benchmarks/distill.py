@@ -75,7 +75,7 @@ def main(path: Path) -> None:
     dataset = open_dataset(path)
     for name in ("dqn", "net1", "net2", "net3"):
         compute = Compute(torch.device("cpu"), config.precision)
-        student = Student(config, Objective(loss="kl", temperature=0.01), NETWORKS[name], dataset, 10**9, compute, 0)
+        student = Student(config, Objective(loss="kl", temperature=0.01), NETWORKS[name], [dataset], 10**9, compute, 0)
         steps = train(student)
         fixed = student.batch(0)
 
@@ -86,7 +86,7 @@ def main(path: Path) -> None:
 
         def in_memory() -> int:
             for _ in range(UPDATES):
-                student.update(*fixed)
+                student.update(fixed)
             return UPDATES * config.batch
 
         tasks = {"stored": stored, "fixed": in_memory, "plain": plain_loop(dataset, name, config.batch)}

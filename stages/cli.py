@@ -181,14 +181,30 @@ def distill(session: Session, student: str, seed: int, device: str) -> None:
 
 @main.command()
 @click.argument("agent")
+@click.option("--game", help="Which of its games, for an agent of several.")
 @device_option
 @click.pass_obj
-def evaluate(session: Session, agent: str, device: str) -> None:
-    """Play whole episodes on fresh seeds with AGENT: teachers/GAME, students/MIX/VARIANT-SEED or random/GAME."""
+def evaluate(session: Session, agent: str, game: str | None, device: str) -> None:
+    """Play whole episodes on fresh seeds with AGENT: teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED or
+    random/GAME.
+    """
     from stages import evaluate as stage
 
     layout, params = session.load()
-    click.echo(stage.run(layout, params, agent, device))
+    click.echo(stage.run(layout, params, agent, device, game))
+
+
+@main.command()
+@click.argument("agent")
+@click.option("--game", required=True, help="Which of its games.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The new agent's folder.")
+@click.pass_obj
+def cut(session: Session, agent: str, game: str, out: Path) -> None:
+    """Make an agent of one game out of AGENT, which plays several: the trunk and that game's head, as they are."""
+    from stages import cut as stage
+
+    layout, _ = session.load()
+    click.echo(stage.run(layout, agent, game, out))
 
 
 @main.command()

@@ -185,10 +185,10 @@ def _agent(role: str, folder: Path, config: CollectConfig) -> Agent:
     if config.game not in agent.network.actions:
         raise ValueError(f"{role} {folder} plays {', '.join(agent.network.actions)}, not {config.game}")
     environment = fingerprint(config.game, config.environment)
-    if agent.card.get("environment") != environment:
+    if agent.world(config.game) != environment:
         raise ValueError(
             f"{role} {folder} was trained in another environment than params.yaml's "
-            f"({_differences(agent.card.get('environment'), environment)}): "
+            f"({_differences(agent.world(config.game), environment)}): "
             f"restore the environment section or train the {role} again"
         )
     return agent

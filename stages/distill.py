@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.agents.checkpoints import CARD, load_agent, save_agent
+from pipeline.agents.checkpoints import CARD, games_of, load_agent, save_agent
 from pipeline.agents.device import Compute, keep_freed_memory, pick_device
 from pipeline.agents.networks import QNetwork
+from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.datasets.mix import Joined, open_ingredients, read_mix
-from pipeline.distill.offline import Objective, Student, train
+from pipeline.distill.offline import MEASURES, Student, train
 from stages import params as settings
+from stages.evaluate import Contestant, mean_return, played
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
 from stages.runlog import say, show
@@ -34,30 +37,37 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     config = settings.pick(params.presets, variant.preset, "preset")
     spec = settings.network(variant.network)
     mix = read_mix(layout.mix(mix_name))
-    if len(mix) != 1:
-        raise ValueError(f"mix {mix_name} has {len(mix)} games: single-game students take one")
-    (ingredients,) = mix.values()
-    dataset = open_ingredients({i.dataset: layout.dataset(i.dataset) for i in ingredients}, ingredients, mix_name)
-    manifest = dataset.parts[0].manifest
+    datasets = {
+        game: open_ingredients({i.dataset: layout.dataset(i.dataset) for i in ingredients}, ingredients, mix_name)
+        for game, ingredients in mix.items()
+    }
+    compute = Compute(pick_device(device_name), config.precision)
+    start = load_agent(layout.agent(variant.begins_with), compute.device) if variant.begins_with else None
     agent = f"{mix_name}/{variant_name}-{seed}"
     decides = {
-        "variant": variant.model_dump(),
+        "variant": variant.model_dump(exclude={"play_episodes"}),
         "preset": asdict(config),
         "seed": seed,
-        "digests": [i.digest for i in ingredients],
+        "digests": [i.digest for ingredients in mix.values() for i in ingredients],
+        "start": start.digest if start else None,
     }
     work = layout.work("distill", agent, decides)
     with alone_in(work):
         keep_freed_memory()
-        compute = Compute(pick_device(device_name), config.precision)
-        objective = Objective(
-            loss=variant.loss,
-            temperature=variant.temperature,
-            per_gap=variant.per_gap,
-            feature_weight=variant.feature_weight,
+        objective = variant.objective()
+        student = Student(
+            config,
+            objective,
+            spec,
+            list(datasets.values()),
+            variant.updates,
+            compute,
+            seed,
+            interleave=variant.interleave,
+            start=start.network if start else None,
+            frozen=variant.frozen,
+            teacher=_teacher(layout, datasets, compute) if objective.feature_weight else None,
         )
-        teacher = _teacher(layout, dataset, compute) if objective.feature_weight else None
-        student = Student(config, objective, spec, dataset, variant.updates, compute, seed, teacher)
         checkpoint = work / "checkpoint.pt"
         state = load_state(checkpoint)
         if state is not None:
@@ -67,6 +77,8 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         with closing(show(train(student), f"distill {agent}", ("loss", "kl", "agreement", "regret"))) as progress:
             try:
                 for p in progress:
+                    if variant.play_episodes and "kl" in p.metrics:
+                        _play(params, student, variant.play_episodes)
                     if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS and p.done < p.total:
                         save_state(checkpoint, student.state_dict())
                         saved = time.monotonic()
@@ -74,16 +86,26 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 save_state(checkpoint, student.state_dict())
                 say(f"stopped at {student.updates:,} updates; the same command goes on from there")
                 raise
-        network = QNetwork(spec, {dataset.game: dataset.actions})
+        network = QNetwork(spec, student.network.actions)
         network.load_state_dict(student.best_weights)
         folder = work / "publish"
         best = next(point for point in student.curve if point["updates"] == student.best_updates)
+        games = {
+            game: {
+                "teacher": dataset.parts[0].manifest.teacher,
+                "environment": dataset.parts[0].manifest.environment,
+                "held_out": {key: best[f"{key}_{game}" if len(datasets) > 1 else key] for key in MEASURES},
+            }
+            for game, dataset in datasets.items()
+        }
+        if start is not None:
+            games = {**games_of(start.card), **games}
         card = save_agent(
             folder,
             network,
             {
                 "role": "student",
-                "game": dataset.game,
+                **({"games": games} if len(games) > 1 else {"game": (game := next(iter(games))), **games[game]}),
                 "variant": variant_name,
                 "mix": mix_name,
                 "seed": seed,
@@ -91,14 +113,15 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 "updates": variant.updates,
                 "best_updates": student.best_updates,
                 "samples": variant.updates * config.batch,
-                "held_out": {key: best[key] for key in ("held_out_loss", "kl", "agreement", "regret")},
+                "held_out": {key: best[key] for key in MEASURES},
                 "settings": {"preset": variant.preset, **asdict(config)},
                 "datasets": [
                     {"name": i.dataset, "digest": i.digest, "states": len(part)}
-                    for i, part in zip(ingredients, dataset.parts, strict=True)
+                    for game, ingredients in mix.items()
+                    for i, part in zip(ingredients, datasets[game].parts, strict=True)
                 ],
-                "teacher": manifest.teacher,
-                "environment": manifest.environment,
+                **({"interleave": variant.interleave} if len(datasets) > 1 else {}),
+                **({"begins_with": start.digest, "frozen": variant.frozen} if start else {}),
                 "recipe": variant.recipe,
             },
         )
@@ -111,8 +134,18 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         return target
 
 
-def _teacher(layout: Layout, dataset: Joined, compute: Compute) -> QNetwork:
-    """The network that labelled the dataset. ValueError if it is not in the zoo."""
+def _play(params: settings.Params, student: Student, episodes: int) -> None:
+    """Add to the curve's last point what the student reaches in each game by now. It chooses nothing."""
+    for game in student.lessons:
+        policy = EpsilonGreedy(q_function(student.network, student.compute, game), params.evaluation.epsilon)
+        contestant = Contestant(f"student of {game}", game, policy, {})
+        reached = mean_return(played(contestant, params, "select", student.seed, episodes))
+        student.curve[-1][f"return_{game}"] = round(reached, 3)
+
+
+def _teacher(layout: Layout, datasets: Mapping[str, Joined], compute: Compute) -> QNetwork:
+    """The network that labelled the only dataset. ValueError if it is not in the zoo."""
+    dataset = next(iter(datasets.values()))
     folder, wanted = layout.teacher(dataset.game), dataset.parts[0].manifest.teacher["digest"]
     agent = load_agent(folder, compute.device)
     if agent.digest != wanted:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.agents.checkpoints import load_agent
+from pipeline.agents.checkpoints import games_of, load_agent
 from pipeline.agents.device import exact, pick_device
 from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import EnvConfig, SlotWorld, action_meanings, fingerprint, replay
@@ -48,9 +48,13 @@ RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
 
 
-def run(layout: Layout, params: settings.Params, agent: str, device_name: str) -> Path:
-    """Evaluate `teachers/GAME`, `random/GAME` or `students/MIX/VARIANT-SEED`; returns the scores file."""
-    contestant = find_contestant(layout, params, agent, pick_device(device_name))
+def run(layout: Layout, params: settings.Params, agent: str, device_name: str, game: str | None = None) -> Path:
+    """Evaluate `teachers/GAME`, `random/GAME`, `students/MIX/VARIANT-SEED` or `multitask/MIX/VARIANT-SEED`; returns the scores.
+
+    `game` says which one where the agent plays several; the scores are then those of AGENT/GAME.
+    """
+    contestant = find_contestant(layout, params, agent, pick_device(device_name), game)
+    agent = contestant.agent
     protocol = params.evaluation
     settings.check_recipe("evaluation", protocol.recipe, RECIPE)
     decides = {
@@ -101,28 +105,41 @@ def run(layout: Layout, params: settings.Params, agent: str, device_name: str) -
         return layout.scores(agent)
 
 
-def find_contestant(layout: Layout, params: settings.Params, agent: str, device: torch.device) -> Contestant:
+def find_contestant(
+    layout: Layout, params: settings.Params, agent: str, device: torch.device, game: str | None = None
+) -> Contestant:
     """The agent by name, in the environment that it was made for. ValueError where it is unknown or its world differs."""
     kind, _, name = agent.partition("/")
+    game = find_game(game).name if game else None
     if kind == "random" and name:
-        game = find_game(name).name
-        actions = len(action_meanings(game, params.environment))
+        found = find_game(name).name
+        if game not in (None, found):
+            raise ValueError(f"agent {agent} plays {found}, not {game}")
+        actions = len(action_meanings(found, params.environment))
         return Contestant(
-            agent, game, EpsilonGreedy(uniform_random(actions), 1.0), {"role": "random", "network": "none", "parameters": 0}
+            agent, found, EpsilonGreedy(uniform_random(actions), 1.0), {"role": "random", "network": "none", "parameters": 0}
         )
-    if kind not in ("teachers", "students") or not name:
-        raise ValueError(f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED or random/GAME")
+    if kind not in ("teachers", "students", "multitask") or not name:
+        raise ValueError(
+            f"unknown agent {agent!r}: "
+            f"write teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED or random/GAME"
+        )
     loaded = load_agent(layout.agent(agent), device)
-    game = str(loaded.card.get("game"))
-    if game not in loaded.network.actions:
+    games = list(games_of(loaded.card))
+    if not games or not set(games) <= loaded.network.actions.keys():
         raise ValueError(f"the card of agent {agent} names no game that its network plays: restore it")
-    if loaded.card.get("environment") != fingerprint(game, params.environment):
+    if game is None and len(games) > 1:
+        raise ValueError(f"agent {agent} plays {', '.join(games)}: choose one with --game")
+    game = game or games[0]
+    if game not in games:
+        raise ValueError(f"agent {agent} plays {', '.join(games)}, not {game}")
+    if loaded.world(game) != fingerprint(game, params.environment):
         raise ValueError(
             f"agent {agent} was made in another environment than params.yaml's: restore the environment section "
             f"(or the versions in constraints.txt) that its card names, or make the agent again"
         )
     policy = EpsilonGreedy(q_function(loaded.network, exact(device), game), params.evaluation.epsilon)
-    return Contestant(agent, game, policy, loaded.card)
+    return Contestant(f"{agent}/{game}" if len(games) > 1 else agent, game, policy, loaded.card)
 
 
 class Notes:

@@ -15,7 +15,7 @@ from pipeline.agents.device import Compute
 from pipeline.agents.networks import NETWORKS, NetworkSpec
 from pipeline.atari.envs import EnvConfig
 from pipeline.distill.losses import LossName
-from pipeline.distill.offline import DistillConfig
+from pipeline.distill.offline import DistillConfig, Objective
 from pipeline.rl.dqn import DqnConfig, DqnLearner
 from pipeline.rl.learner import Learner
 from pipeline.rl.pqn import PqnConfig, PqnLearner
@@ -79,16 +79,38 @@ class DatasetParams(Section):
 
 
 class StudentParams(Section):
-    """A named variant."""
+    """A named variant.
+
+    Of mixes of several games: `temperatures` of games that want another, `balanced` losses, `interleave` (see
+    `distill.lesson`). `begins_with` is an agent whose weights it begins with and whose games it keeps; with `frozen` they stay
+    as they are. `play_episodes` of each game are played at every validation, for the curve alone.
+    """
 
     loss: LossName
     temperature: float = Field(gt=0)
     per_gap: bool = False
+    temperatures: dict[str, float] = {}
+    balanced: bool = False
     feature_weight: float = Field(default=0.0, ge=0)
     network: str
     preset: str
     updates: int = Field(gt=0)
+    interleave: Literal["episode"] | Annotated[int, Field(gt=0)] = "episode"
+    begins_with: str | None = None
+    frozen: bool = False
+    play_episodes: int = Field(default=0, ge=0)
     recipe: int
+
+    def objective(self) -> Objective:
+        """What the variant learns."""
+        return Objective(
+            loss=self.loss,
+            temperature=self.temperature,
+            per_gap=self.per_gap,
+            temperatures=self.temperatures,
+            balanced=self.balanced,
+            feature_weight=self.feature_weight,
+        )
 
 
 class GridParams(Section):

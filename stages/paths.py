@@ -33,10 +33,15 @@ class Layout:
     def student(self, name: str) -> Path:
         return self.data / "students" / name
 
+    def multitask(self, name: str) -> Path:
+        return self.data / "multitask" / name
+
     def agent(self, name: str) -> Path:
-        """The folder of `teachers/GAME` or `students/MIX/VARIANT-SEED`, or a folder that is no agent's name."""
+        """The folder of `teachers/GAME`, `students/MIX/VARIANT-SEED` or `multitask/MIX/VARIANT-SEED`, or a folder that is no
+        agent's name.
+        """
         kind, _, which = name.partition("/")
-        folders = {"teachers": self.teacher(which), "students": self.student(which)}
+        folders = {"teachers": self.teacher(which), "students": self.student(which), "multitask": self.multitask(which)}
         return folders[kind] if kind in folders and which else Path(name)
 
     def episodes(self, agent: str) -> Path:

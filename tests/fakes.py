@@ -189,3 +189,11 @@ def corridor_dataset(folder: Path, episodes: int = 40) -> Manifest:
     """A dataset of the corridor."""
     rng = np.random.default_rng(0)
     return write_dataset(folder, [corridor_episode(i % LENGTH, rng) for i in range(episodes)])
+
+
+def mirror_dataset(folder: Path, episodes: int = 40) -> Manifest:
+    """The corridor as another game, Mirror: action 0 does what 1 did, 1 what 0 did, a third is as bad, rewards are tenfold."""
+    rng = np.random.default_rng(1)
+    records = [corridor_episode(i % LENGTH, rng) for i in range(episodes)]
+    mirrored = [r._replace(q_NA=10 * r.q_NA[:, [1, 0, 0]], action_N=1 - r.action_N, reward_N=10 * r.reward_N) for r in records]
+    return write_dataset(folder, mirrored, game="Mirror")

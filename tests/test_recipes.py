@@ -85,7 +85,7 @@ def run_distill() -> list[float]:
         corridor_dataset(Path(name) / "set", 30)
         dataset = open_dataset(Path(name) / "set")
         for loss in get_args(LossName):
-            student = offline.Student(config, offline.Objective(loss=loss, temperature=0.01), SMALL, dataset, 8, CPU, 0)
+            student = offline.Student(config, offline.Objective(loss=loss, temperature=0.01), SMALL, [dataset], 8, CPU, 0)
             numbers += [p.metrics[key] for p in offline.train(student) for key in ("loss", "held_out_loss", "kl", "regret")]
     return numbers
 

@@ -34,6 +34,21 @@ class Agent:
     def digest(self) -> str:
         return str(self.card["digest"])
 
+    def world(self, game: str) -> Any:
+        """The fingerprint of the environment in which it plays `game`, as its card says; None if that does not say."""
+        return games_of(self.card).get(game, {}).get("environment")
+
+
+def games_of(card: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a card says of each game: under `games`, or for an agent of one game at its top."""
+    if isinstance(games := card.get("games"), dict):
+        return dict(games)
+    return (
+        {str(card["game"]): {key: card[key] for key in ("environment", "teacher", "held_out") if key in card}}
+        if "game" in card
+        else {}
+    )
+
 
 def digest(network: QNetwork) -> str:
     """SHA-256 over architecture, heads and weights, independent of file layout."""

@@ -10,6 +10,8 @@ Dimensions: B batch, C stacked frames, H W pixels, A actions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -17,23 +19,34 @@ from pipeline.agents.networks import QNetwork
 
 
 @torch.no_grad()
-def standardise(network: QNetwork, game: str, obs_BCHW: Tensor, target_BA: Tensor | None = None) -> None:
-    """Rescale every layer on these states, in place; with `target_BA` the outputs get the targets' mean and deviation.
+def standardise(
+    network: QNetwork, states: Mapping[str, Tensor], targets: Mapping[str, Tensor] | None = None, *, trunk: bool = True
+) -> None:
+    """Rescale the trunk on these states of each game and each game's head on its own, in place; without `trunk`, heads alone.
 
-    A few hundred states drawn over whole episodes do. Networks with normalisation layers do not need it.
+    Outputs of games that have `targets` (B, A) get their mean and deviation. A few hundred states drawn over whole episodes
+    do. Networks with normalisation layers do not need it.
     """
-    x = obs_BCHW.float() / 255.0
-    last = None
-    for layer in [*network.trunk, *network.head(game)]:  # type: ignore[misc]
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+    x = torch.cat([obs_BCHW.float() / 255.0 for obs_BCHW in states.values()])
+    for layer in network.trunk:
+        if trunk and isinstance(layer, nn.Conv2d | nn.Linear):
             _rescale(layer, layer(x))
-            last = layer
         x = layer(x)
-    if target_BA is not None and last is not None:
-        deviation = float(target_BA.std()) or 1.0
-        last.weight.mul_(deviation)
-        assert last.bias is not None
-        last.bias.mul_(deviation).add_(target_BA.mean(dim=0))
+    features = torch.split(x, [len(obs_BCHW) for obs_BCHW in states.values()])
+    for game, features_BF in zip(states, features, strict=True):
+        head = network.head(game)
+        assert isinstance(head, nn.Sequential)
+        x = features_BF
+        for layer in head:
+            if isinstance(layer, nn.Linear):
+                _rescale(layer, layer(x))
+            x = layer(x)
+        if targets and game in targets:
+            last = head[-1]
+            assert isinstance(last, nn.Linear)
+            deviation = float(targets[game].std()) or 1.0
+            last.weight.mul_(deviation)
+            last.bias.mul_(deviation).add_(targets[game].mean(dim=0))
 
 
 def _rescale(layer: nn.Conv2d | nn.Linear, out: Tensor) -> None:

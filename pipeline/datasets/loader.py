@@ -10,6 +10,7 @@ Dimensions: B batch, N steps, M frames in memory, C stacked frames, H W pixels, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple, Protocol
@@ -97,10 +98,23 @@ class Loader:
     """Minibatches of `batch` training states, out of memory of at most `memory` bytes.
 
     `order(n)` is the first n training states; `place(update)` tells where a minibatch lies; `frames(window)` brings its
-    frames, from the background if they are the next ones. All Q-values stay in memory (`q_NA`).
+    frames, from the background if they are the next ones. All Q-values stay in memory (`q_NA`). `checked_N` are up to
+    `check` held-out states from all of their episodes: where the dataset does not fit, their stacks are kept (`states`).
+    Loaders that share a `background` read one block at a time between them.
     """
 
-    def __init__(self, dataset: Source, *, batch: int, held_out: float, seed: int, memory: int, depth: int = 4) -> None:
+    def __init__(
+        self,
+        dataset: Source,
+        *,
+        batch: int,
+        held_out: float,
+        seed: int,
+        memory: int,
+        depth: int = 4,
+        check: int = 0,
+        background: ThreadPoolExecutor | None = None,
+    ) -> None:
         self._dataset, self._batch, self._seed, self._depth = dataset, batch, seed, depth
         split = split_episodes(dataset, held_out, seed)
         self.train_N, self.held_out_N = split
@@ -108,17 +122,26 @@ class Loader:
             raise ValueError(
                 f"a batch of {batch} does not fit into {len(self.train_N)} training states: collect more or lower the batch"
             )
+        self.checked_N = self.held_out_N[:: max(1, math.ceil(len(self.held_out_N) / check))] if check else self.held_out_N[:0]
         count = -(-len(dataset) // BLOCK)
         bounds = np.searchsorted(split.train_N, np.arange(count + 1) * BLOCK)
         self._train_of = [split.train_N[bounds[i] : bounds[i + 1]] for i in range(count)]  # each block's training steps
         self._start_N = episode_of(dataset.episodes, np.arange(len(dataset))).start_N
         self.q_NA = dataset.read("q", 0, len(dataset))
-        self._window_blocks = _blocks_of_a_window(dataset, self.q_NA.nbytes, memory, depth)
+        kept = len(self.checked_N) * depth * _FRAME
+        self._window_blocks = _blocks_of_a_window(dataset, self.q_NA.nbytes, kept, memory, depth)
         self._begins = [0]  # the update at which each epoch begins
         self._plans: dict[int, list[list[int]]] = {}
         self._order: tuple[Window, npt.NDArray[np.int64]] | None = None
-        self._background = ThreadPoolExecutor(1)
+        self._background = background or ThreadPoolExecutor(1)
         self._coming: tuple[Window, Future[Frames]] | None = None
+
+    @property
+    def episode_steps(self) -> npt.NDArray[np.int64]:
+        """Training states of each episode to learn from."""
+        starts = [row.start for row in self._dataset.episodes]
+        steps = np.diff(np.searchsorted(self.train_N, [*starts, len(self._dataset)]))
+        return np.asarray(steps[steps > 0])
 
     @property
     def resident(self) -> bool:
@@ -187,13 +210,28 @@ class Loader:
         return np.concatenate(parts)
 
 
-def _blocks_of_a_window(dataset: Source, labels: int, memory: int, depth: int) -> int:
-    """How many blocks may be in memory at once: all of them if they fit, else half of what does, less one being decoded."""
+def shares(memory: int, loaders: int, depth: int) -> int:
+    """What each of several loaders of one background may take of `memory`: the block being decoded is there once."""
+    block = _block(depth)
+    return (memory - block) // loaders + block
+
+
+def _block(depth: int) -> int:
+    """Bytes of a block's frames."""
+    return (BLOCK + depth - 1) * _FRAME
+
+
+def _blocks_of_a_window(dataset: Source, labels: int, kept: int, memory: int, depth: int) -> int:
+    """How many blocks may be in memory at once: all of them if they fit, else half of what does, less one being decoded.
+
+    `kept` bytes are taken beside them only where not all fit.
+    """
     count = -(-len(dataset) // BLOCK)
     beside = labels + 16 * len(dataset)  # Q-values, training steps, episode starts
     if beside + (len(dataset) + BLOCK) * _FRAME <= memory:
         return count
-    block = (BLOCK + depth - 1) * _FRAME
+    beside += kept
+    block = _block(depth)
     fit = ((memory - beside) // block - 1) // 2
     if fit < 1:
         least = (beside + 3 * block) / 1e9

@@ -87,6 +87,24 @@ def loss_B(name: LossName, student_BA: Tensor, q_BA: Tensor, temperature: float,
             return mse(student_BA, (q_BA - scale.mean) / scale.deviation)
 
 
+def blind_loss(name: LossName, q_NA: Tensor, temperature: float, scale: Scale = UNIT) -> float:
+    """The mean loss of the best student that does not look at the state: the loss in which games can be compared."""
+    log_p_NA = functional.log_softmax(q_NA.float() / temperature, dim=1)
+    match name:
+        case "kl" | "policy-regression":
+            constant_A = log_p_NA.exp().mean(dim=0).clamp_min(1e-12).log()
+        case "reverse-kl":
+            constant_A = log_p_NA.mean(dim=0)
+        case "nll":
+            counts_A = torch.bincount(q_NA.argmax(dim=1), minlength=q_NA.shape[1])
+            constant_A = (counts_A / len(q_NA)).clamp_min(1e-12).log()
+        case "mse":
+            constant_A = q_NA.mean(dim=0)
+        case "normalised-mse":
+            constant_A = (q_NA.mean(dim=0) - scale.mean) / scale.deviation
+    return float(loss_B(name, constant_A.expand_as(q_NA), q_NA, temperature, scale).mean())
+
+
 def policy_logits(name: LossName, student_BA: Tensor, temperature: float, scale: Scale = UNIT) -> Tensor:
     """The logits of the student's policy: its outputs, or for a student of Q-values those over the teacher's tau."""
     match name:

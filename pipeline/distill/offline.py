@@ -1,31 +1,37 @@
-"""Learn a student from a stored dataset alone: no teacher weights, no environment.
+"""Learn a student from stored datasets alone, one a game: no teacher weights, no environment.
 
-Dimensions: B batch, C stacked frames, H W pixels, A actions, M frames in memory.
+A student of several games has one trunk and one head a game; each minibatch is of one game (`lesson.Turns`).
+
+Dimensions: B batch, C stacked frames, H W pixels, A actions, F features.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipeline.agents.device import Compute, Precision
+from pipeline.agents.gradients import trunk_cosines
 from pipeline.agents.initialise import standardise
 from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
-from pipeline.datasets.loader import Frames, Loader, Source, Window
+from pipeline.datasets.loader import Loader, Source, shares
 from pipeline.distill import losses
+from pipeline.distill.lesson import Batch, Interleave, Lesson, Turns
 from pipeline.distill.losses import LossName
 from pipeline.progress import Progress
 from pipeline.seeding import integer
 
 INITIAL_STATES: Final = 1024
 """States that the data-dependent initialisation looks at."""
+MEASURES: Final = ("held_out_loss", "kl", "agreement", "regret")
+"""What a student is measured by on held-out episodes (`Student.validate`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,10 +40,10 @@ class DistillConfig:
 
     The learning rate rises linearly over `warmup_updates`, then falls to zero: `cosine` over the rest, or stays (`constant`).
     Every `validate_every` updates the student is measured on up to `validation_states` states of held-out episodes
-    (`held_out` is their fraction); the weights of the lowest held-out loss, its own, are the result (a student of NLL moves
-    away from the teacher's tempered policy while it learns). `standardise` starts from the data-dependent initialisation of
-    `agents.initialise`. Frames take at most `memory_gb` of memory: a dataset that does not fit is read in windows, whose order
-    is another (`datasets.loader`).
+    (`held_out` is their fraction; games share that number); the weights of the lowest held-out loss, its own, averaged over
+    games, are the result (a student of NLL moves away from the teacher's tempered policy while it learns). `standardise`
+    starts from the data-dependent initialisation of `agents.initialise`. Frames take at most `memory_gb` of memory: datasets
+    that do not fit are read in windows, whose order is another (`datasets.loader`).
     """
 
     batch: int
@@ -65,26 +71,33 @@ class Objective:
     """Which loss, with which temperature: for the KL losses, and for the held-out KL that every student is measured by.
 
     With `per_gap` the temperature is in units of the dataset's median gap between the best two actions, which differs between
-    games by hundreds. `feature_weight` adds Actor-Mimic's feature regression (Parisotto et al. 2016, eq. 5): the squared
-    distance of the teacher's last hidden layer from a linear map of the student's.
+    games by hundreds; `temperatures` has those of games that want another. With `balanced` the loss of each game is in units
+    of what a student that does not look at the state would have (`losses.blind_loss`), so that games weigh alike.
+    `feature_weight` adds Actor-Mimic's feature regression (Parisotto et al. 2016, eq. 5): the squared distance of the teacher's
+    last hidden layer from a linear map of the student's; for one game.
     """
 
     loss: LossName
     temperature: float
     per_gap: bool = False
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    balanced: bool = False
     feature_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature {self.temperature:g} is not positive: the paper's is 0.01")
+        for temperature in (self.temperature, *self.temperatures.values()):
+            if not temperature > 0:
+                raise ValueError(f"temperature {temperature:g} is not positive: the paper's is 0.01")
         if self.feature_weight < 0:
             raise ValueError(f"feature_weight {self.feature_weight:g} is negative: Actor-Mimic's is 0.01, 0 is none")
 
 
 class Student:
-    """A learning student: network, optimiser, best weights so far, and the data it learns from.
+    """A learning student: network, optimiser, best weights so far, and the data it learns from, one source a game.
 
-    `teacher` is the network that labelled the dataset; only feature regression wants it.
+    It may begin with the weights of an agent, `start`, whose other games it keeps; with `frozen` these stay as they are and
+    only the heads of new games learn. `teacher` is the network that labelled the dataset; only feature regression wants it.
+    ValueError where that does not go together.
     """
 
     def __init__(
@@ -92,49 +105,113 @@ class Student:
         config: DistillConfig,
         objective: Objective,
         spec: NetworkSpec,
-        dataset: Source,
+        sources: Sequence[Source],
         updates: int,
         compute: Compute,
         seed: int,
+        *,
+        interleave: Interleave = "episode",
+        start: QNetwork | None = None,
+        frozen: bool = False,
         teacher: QNetwork | None = None,
     ) -> None:
-        self.config, self.objective, self.compute, self.seed = config, objective, compute, seed
+        self.config, self.objective, self.compute, self.seed, self.frozen = config, objective, compute, seed, frozen
         self.budget = updates
         self.updates = 0
-        memory = int(config.memory_gb * 1e9)
-        self._loader = Loader(dataset, batch=config.batch, held_out=config.held_out, seed=seed, memory=memory, depth=spec.stack)
-        self._q_NA = torch.from_numpy(self._loader.q_NA).to(compute.device)
-        self._window: Window | None = None
-        self._frames: Frames | None = None
-        self._frame_MHW = torch.empty(0)
-        held_out_N = self._loader.held_out_N
-        self._held_out_N = held_out_N[:: max(1, math.ceil(len(held_out_N) / config.validation_states))]
-        self._held_out_NCHW = None if self._loader.resident else torch.from_numpy(self._loader.states(self._held_out_N))
-        self.scale = losses.scale(self._q_NA[torch.from_numpy(self._loader.train_N)])
-        self.temperature = objective.temperature * (self.scale.gap if objective.per_gap else 1.0)
-        if not self.temperature > 0:
-            raise ValueError(f"dataset {dataset}: its median Q-gap is 0, so no temperature can be relative to it")
-        game = dataset.game
-        heads = {game: dataset.actions}
-        self.network = new_network(spec, heads, compute.device, integer(seed, "student", "weights"))
-        if config.standardise:
-            obs_BCHW, q_BA = self.gather(*self._loader.order(INITIAL_STATES))
-            outputs = {"mse": q_BA, "normalised-mse": (q_BA - self.scale.mean) / self.scale.deviation}
-            standardise(self.network, game, obs_BCHW, outputs.get(objective.loss))
+        memory = shares(int(config.memory_gb * 1e9), len(sources), spec.stack)
+        background = ThreadPoolExecutor(1)
+        self.lessons = {
+            source.game: Lesson(
+                source.game,
+                Loader(
+                    source,
+                    batch=config.batch,
+                    held_out=config.held_out,
+                    seed=seed,
+                    memory=memory,
+                    depth=spec.stack,
+                    check=max(1, config.validation_states // len(sources)),
+                    background=background,
+                ),
+                compute.device,
+            )
+            for source in sources
+        }
+        self.temperatures = {game: self._temperature(lesson) for game, lesson in self.lessons.items()}
+        self._unit = {game: self._blind_loss(lesson) if objective.balanced else 1.0 for game, lesson in self.lessons.items()}
+        self._turns = Turns(
+            {g: lesson.loader.episode_steps for g, lesson in self.lessons.items()}, interleave, config.batch, seed
+        )
+        self.network = self._begin(spec, {source.game: source.actions for source in sources}, start)
         self.bridge, self._teacher = None, None
         if objective.feature_weight:
+            if len(self.lessons) > 1:
+                raise ValueError(f"feature regression is for one game, not for {', '.join(self.lessons)}: leave it out")
             assert teacher is not None, "feature regression wants the teacher"
             self._teacher = teacher.eval()
             with torch.random.fork_rng():
                 torch.manual_seed(integer(seed, "student", "bridge"))
                 self.bridge = torch.nn.Linear(spec.hidden, teacher.spec.hidden).to(compute.device)
         learned = [self.network] if self.bridge is None else [self.network, self.bridge]
-        self._parameters = [parameter for module in learned for parameter in module.parameters()]
+        self._parameters = [p for module in learned for p in module.parameters() if p.requires_grad]
         self.optimizer = _optimizer(config, self._parameters)
         self.best_loss = math.inf
         self.best_updates = 0
         self.best_weights: dict[str, Tensor] = {}
         self.curve: list[dict[str, float]] = []
+
+    def _temperature(self, lesson: Lesson) -> float:
+        objective = self.objective
+        temperature = objective.temperatures.get(lesson.game, objective.temperature)
+        if objective.per_gap:
+            temperature *= lesson.scale.gap
+        if not temperature > 0:
+            raise ValueError(f"the median Q-gap of {lesson.game}'s dataset is 0, so no temperature can be relative to it")
+        return temperature
+
+    def _blind_loss(self, lesson: Lesson) -> float:
+        name, temperature = self.objective.loss, self.temperatures[lesson.game]
+        return losses.blind_loss(name, lesson.train_q_NA, temperature, lesson.scale) or 1.0
+
+    def _begin(self, spec: NetworkSpec, heads: Mapping[str, int], start: QNetwork | None) -> QNetwork:
+        """The network as it begins to learn."""
+        known = start.actions if start else {}
+        for game in heads.keys() & known.keys():
+            if heads[game] != known[game]:
+                raise ValueError(
+                    f"the agent to begin with plays {game} with {known[game]} actions, its dataset has {heads[game]}: "
+                    f"they are not of one environment"
+                )
+        new = [game for game in heads if game not in known]
+        network = new_network(spec, {**known, **heads}, self.compute.device, integer(self.seed, "student", "weights"))
+        if start is not None:
+            if start.spec != spec:
+                raise ValueError("the agent to begin with has another architecture: give the student its network")
+            network.load_state_dict(start.state_dict(), strict=False)
+        if self.frozen:
+            if not new or start is None:
+                raise ValueError(
+                    "a frozen student has nothing to learn: add a game that the agent it begins with does not play"
+                )
+            for name, weights in network.named_parameters():
+                weights.requires_grad_(name not in start.state_dict())
+        if self.config.standardise and new:
+            shown = {game: self.lessons[game].first(INITIAL_STATES // len(new)) for game in new}
+            targets = {game: target for game in new if (target := self._regressed(shown[game])) is not None}
+            standardise(network, {game: batch.obs_BCHW for game, batch in shown.items()}, targets, trunk=start is None)
+        return network
+
+    def _regressed(self, batch: Batch) -> Tensor | None:
+        """The outputs that a student of Q-values should have; None for a student of a policy."""
+        match self.objective.loss:
+            case "mse":
+                return batch.q_BA
+            case "normalised-mse":
+                assert batch.game is not None
+                scale = self.lessons[batch.game].scale
+                return (batch.q_BA - scale.mean) / scale.deviation
+            case _:
+                return None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs; plain tensors and numbers."""
@@ -156,42 +233,30 @@ class Student:
         self.updates, self.best_weights, self.curve = state["updates"], state["best_weights"], state["curve"]
         self.best_loss, self.best_updates = state["best"]
 
-    def gather(self, window: Window, step_B: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """States (B, C, H, W) and Q-values (B, A) at these steps of a window, on the device."""
-        if self._frames is None or (window != self._window and not self._loader.resident):
-            self._frames, self._frame_MHW = None, torch.empty(0)  # or two windows would be here when the third is begun
-            self._frames, self._window = self._loader.frames(window), window
-            self._frame_MHW = torch.from_numpy(self._frames.frame_MHW).to(self.compute.device)
-        index_BC = torch.from_numpy(self._frames.stack_index(step_B)).to(self.compute.device)
-        obs_BCHW = self._frame_MHW.index_select(0, index_BC.flatten()).view(*index_BC.shape, 84, 84)
-        return obs_BCHW, self._labels(step_B)
+    def batch(self, update: int) -> Batch:
+        """Minibatch `update`: the game whose turn it is, its states and Q-values."""
+        game, number = self._turns.place(update)
+        return self.lessons[game].batch(number)
 
-    def _labels(self, step_B: npt.NDArray[np.int64]) -> Tensor:
-        return self._q_NA.index_select(0, torch.from_numpy(step_B).to(self.compute.device))
+    def _loss_B(self, student_BA: Tensor, batch: Batch) -> Tensor:
+        """The objective's loss of these outputs, per example."""
+        assert batch.game is not None
+        name, game = self.objective.loss, batch.game
+        loss_B = losses.loss_B(name, student_BA, batch.q_BA, self.temperatures[game], self.lessons[game].scale)
+        return loss_B / self._unit[game] if self.objective.balanced else loss_B
 
-    def batch(self, update: int) -> tuple[Tensor, Tensor]:
-        """States and Q-values of minibatch `update`."""
-        return self.gather(*self._loader.place(update))
-
-    def _held_out(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        step_B = self._held_out_N[start:stop]
-        if self._held_out_NCHW is None:
-            return self.gather(Window(0, 0), step_B)
-        return self._held_out_NCHW[start:stop].to(self.compute.device), self._labels(step_B)
-
-    def update(self, obs_BCHW: Tensor, q_BA: Tensor) -> Tensor:
+    def update(self, batch: Batch) -> Tensor:
         """One gradient step; returns the batch's mean loss, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.updates, self.budget)
         with self.compute.autocast():
-            features_BF = self.network.features(obs_BCHW)
-        student_BA = self.network.values(features_BF)
-        loss_B = losses.loss_B(self.objective.loss, student_BA, q_BA, self.temperature, self.scale)
+            features_BF = self.network.features(batch.obs_BCHW)
+        loss_B = self._loss_B(self.network.values(features_BF, batch.game), batch)
         if self._teacher is not None and self.bridge is not None:
             with torch.no_grad(), self.compute.autocast():
-                wanted_BF = self._teacher.features(obs_BCHW)
+                wanted_BF = self._teacher.features(batch.obs_BCHW)
             loss_B = loss_B + self.objective.feature_weight * (self.bridge(features_BF) - wanted_BF).square().sum(dim=1)
-        assert loss_B.shape == (len(q_BA),)
+        assert loss_B.shape == (len(batch.q_BA),)
         loss = loss_B.mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -202,26 +267,49 @@ class Student:
 
     def validate(self) -> dict[str, float]:
         """On held-out episodes: the student's own loss, KL at the objective's temperature (nats), how often it prefers the
-        teacher's action, and the mean regret of its choices (Q units)."""
+        teacher's action, and the mean regret of its choices (Q units).
+
+        With several games these are means over them; beside them, each game's (`kl_Pong`), and how the games' gradients lie to
+        each other (`cosine_Freeway_Pong`, `agents.gradients`).
+        """
+        if len(self.lessons) == 1:
+            (lesson,) = self.lessons.values()
+            return self._measure(lesson)
+        measured = {game: self._measure(lesson) for game, lesson in self.lessons.items()}
+        means = {key: float(np.mean([found[key] for found in measured.values()])) for key in MEASURES}
+        each = {f"{key}_{game}": found[key] for game, found in measured.items() for key in MEASURES}
+        return {**means, **each, **({} if self.frozen else self._cosines())}
+
+    def _measure(self, lesson: Lesson) -> dict[str, float]:
+        """The held-out numbers of one game."""
         sums = torch.zeros(4, dtype=torch.float64)
-        name, temperature = self.objective.loss, self.temperature
-        for start in range(0, len(self._held_out_N), 512):
-            obs_BCHW, q_BA = self._held_out(start, start + 512)
+        name, temperature = self.objective.loss, self.temperatures[lesson.game]
+        for start in range(0, lesson.checked, 512):
+            batch = lesson.held_out(slice(start, start + 512))
             with torch.inference_mode():
-                student_BA = self.network(obs_BCHW)
-            logits_BA = losses.policy_logits(name, student_BA, temperature, self.scale)
+                student_BA = self.network(batch.obs_BCHW, lesson.game)
+            logits_BA = losses.policy_logits(name, student_BA, temperature, lesson.scale)
             rows_B4 = torch.stack(
                 [
-                    losses.loss_B(name, student_BA, q_BA, temperature, self.scale),
-                    losses.kl(logits_BA, q_BA, temperature),
-                    (student_BA.argmax(1) == q_BA.argmax(1)).float(),
-                    losses.regret(student_BA, q_BA),
+                    self._loss_B(student_BA, batch),
+                    losses.kl(logits_BA, batch.q_BA, temperature),
+                    (student_BA.argmax(1) == batch.q_BA.argmax(1)).float(),
+                    losses.regret(student_BA, batch.q_BA),
                 ],
                 dim=1,
             )
             sums += rows_B4.double().sum(dim=0).cpu()
-        loss, kl, agreement, regret = (sums / len(self._held_out_N)).tolist()
-        return {"held_out_loss": loss, "kl": kl, "agreement": agreement, "regret": regret}
+        return dict(zip(MEASURES, (sums / lesson.checked).tolist(), strict=True))
+
+    def _cosines(self) -> dict[str, float]:
+        """How the gradients of the games lie to each other on some held-out states."""
+        means = {}
+        for game, lesson in self.lessons.items():
+            batch = lesson.held_out_sample(self.config.batch)
+            with self.compute.autocast():
+                features_BF = self.network.features(batch.obs_BCHW)
+            means[game] = self._loss_B(self.network.values(features_BF, game), batch).mean()
+        return trunk_cosines(self.network, means)
 
     def keep_if_best(self, held_out_loss: float) -> None:
         if held_out_loss < self.best_loss:
@@ -250,12 +338,17 @@ def _optimizer(config: DistillConfig, parameters: list[torch.nn.Parameter]) -> t
 def train(student: Student) -> Iterator[Progress]:
     """Learn until the budget of updates is spent; yields every 50 updates and after every validation.
 
-    Metrics: `loss` (mean since the last yield), `learning_rate`, and after a validation what `Student.validate` gives.
+    Metrics: `loss` (mean since the last yield), `learning_rate`, and after a validation what `Student.validate` gives; with
+    several games also each one's `loss_GAME` and `share_GAME`, its part of the sum of losses since the last validation.
     """
     config = student.config
     recent: list[Tensor] = []
+    by_game: dict[str, list[Tensor]] = {game: [] for game in student.lessons}
     while student.updates < student.budget:
-        recent.append(student.update(*student.batch(student.updates)))
+        batch = student.batch(student.updates)
+        recent.append(student.update(batch))
+        if len(by_game) > 1 and batch.game is not None:
+            by_game[batch.game].append(recent[-1])
         done = student.updates
         validating = done % config.validate_every == 0 or done == student.budget
         if not validating and done % 50:
@@ -269,6 +362,10 @@ def train(student: Student) -> Iterator[Progress]:
             metrics |= student.validate()
             if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["held_out_loss"]):
                 raise ValueError(f"the loss is not finite after {done:,} updates: lower the learning rate")
+            sums = {game: float(torch.stack(found).sum()) for game, found in by_game.items() if found}
+            metrics |= {f"loss_{game}": total / len(by_game[game]) for game, total in sums.items()}
+            metrics |= {f"share_{game}": total / (sum(sums.values()) or 1.0) for game, total in sums.items()}
+            by_game = {game: [] for game in by_game}
             student.keep_if_best(metrics["held_out_loss"])
             student.curve.append({"updates": done, **metrics})
         yield Progress(done=done, total=student.budget, unit="updates", metrics=metrics)

@@ -15,7 +15,7 @@ def frames() -> torch.Tensor:
 
 def test_layers_have_unit_variance() -> None:
     network = QNetwork(NETWORKS["net3"], {"g": 6})
-    standardise(network, "g", frames())
+    standardise(network, {"g": frames()})
     x = frames().float() / 255
     for layer in [*network.trunk, *network.heads["g"]]:  # type: ignore[misc]
         x = layer(x)
@@ -28,7 +28,7 @@ def test_layers_have_unit_variance() -> None:
 def test_targets_set_the_outputs_scale() -> None:
     network = QNetwork(NETWORKS["net3"], {"g": 6})
     target = torch.randn(64, 6, generator=torch.Generator().manual_seed(1)) * 3 + 7
-    standardise(network, "g", frames(), target)
+    standardise(network, {"g": frames()}, {"g": target})
     out = network(frames())
     assert torch.allclose(out.mean(0), target.mean(0), atol=0.05)
     assert torch.allclose(out.std(0), target.std().expand(6), rtol=0.05)

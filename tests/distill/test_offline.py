@@ -44,7 +44,7 @@ def student(dataset: Dataset, loss: LossName = "kl", updates: int = 60, **change
         config,
         Objective(loss=loss, temperature=0.05),
         SMALL,
-        dataset,
+        [dataset],
         updates,
         Compute(torch.device("cpu"), config.precision),
         0,
@@ -61,17 +61,19 @@ def test_the_student_prefers_what_the_teacher_prefers(dataset: Dataset, loss: Lo
 
 def test_a_temperature_may_be_in_gaps(dataset: Dataset) -> None:
     made = [
-        Student(CONFIG, Objective(loss="kl", temperature=t, per_gap=per), SMALL, dataset, 9, CPU, 0)
+        Student(CONFIG, Objective(loss="kl", temperature=t, per_gap=per), SMALL, [dataset], 9, CPU, 0)
         for t, per in ((0.5, True), (0.05, False))
     ]
-    assert made[0].temperature == pytest.approx(0.5 * made[0].scale.gap)
-    assert made[1].temperature == 0.05
+    assert made[0].temperatures["Corridor"] == pytest.approx(0.5 * made[0].lessons["Corridor"].scale.gap)
+    assert made[1].temperatures["Corridor"] == 0.05
 
 
 def test_feature_regression_brings_the_students_features_to_the_teachers(dataset: Dataset) -> None:
     teacher = new_network(NetworkSpec(channels=(4, 4, 4), hidden=24), {"Corridor": 2}, CPU.device, 5)
     objective = Objective(loss="kl", temperature=0.05, feature_weight=0.1)
-    learned = Student(dataclasses.replace(CONFIG, schedule="constant"), objective, SMALL, dataset, 200, CPU, 0, teacher)
+    learned = Student(
+        dataclasses.replace(CONFIG, schedule="constant"), objective, SMALL, [dataset], 200, CPU, 0, teacher=teacher
+    )
     obs = learned.batch(0)[0]
 
     def distance() -> float:
@@ -83,7 +85,7 @@ def test_feature_regression_brings_the_students_features_to_the_teachers(dataset
     *_, last = train(learned)
     assert distance() < before / 10
     assert last.metrics["agreement"] == 1.0
-    again = Student(learned.config, objective, SMALL, dataset, 200, CPU, 1, teacher)
+    again = Student(learned.config, objective, SMALL, [dataset], 200, CPU, 1, teacher=teacher)
     again.load_state_dict(learned.state_dict())
     assert again.bridge is not None
     assert learned.bridge is not None
@@ -118,16 +120,17 @@ def test_resume_gives_the_same_weights(dataset: Dataset) -> None:
 
 def test_in_windows_it_learns_and_resumes_too(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "BLOCK", 32)
-    little = (len(dataset) * (4 * 2 + 16) + 5 * 35 * 84 * 84) / 1e9  # windows of two blocks
-    undisturbed = student(dataset, updates=150, memory_gb=little)
-    assert not undisturbed._loader.resident
+    frames = 5 * 35 + 8 * 4  # windows of two blocks, and the stacks to be measured on
+    little = (len(dataset) * (4 * 2 + 16) + frames * 84 * 84) / 1e9
+    undisturbed = student(dataset, updates=150, memory_gb=little, validation_states=8)
+    assert not undisturbed.lessons["Corridor"].loader.resident
     *_, last = train(undisturbed)
     assert last.metrics["agreement"] == 1.0
-    first = student(dataset, updates=150, memory_gb=little)
+    first = student(dataset, updates=150, memory_gb=little, validation_states=8)
     for p in train(first):
         if p.done >= 100:
             break
-    second = student(dataset, updates=150, memory_gb=little)
+    second = student(dataset, updates=150, memory_gb=little, validation_states=8)
     second.load_state_dict(first.state_dict())
     list(train(second))
     assert second.curve == undisturbed.curve
@@ -135,7 +138,7 @@ def test_in_windows_it_learns_and_resumes_too(dataset: Dataset, monkeypatch: pyt
 
 def test_seeds_differ(dataset: Dataset) -> None:
     one = student(dataset)
-    other = Student(CONFIG, one.objective, SMALL, dataset, 10, one.compute, 1)
+    other = Student(CONFIG, one.objective, SMALL, [dataset], 10, one.compute, 1)
     assert not torch.equal(next(one.network.parameters()), next(other.network.parameters()))
 
 

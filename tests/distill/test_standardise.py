@@ -21,9 +21,11 @@ def fit(*, standardise: bool) -> tuple[float, float]:
         CONFIG, batch=64, learning_rate=1e-3, warmup_updates=20, schedule="constant", standardise=standardise
     )
     objective = Objective(loss="kl", temperature=0.01)
-    student = Student(config, objective, NETWORKS["net2"], open_dataset(SAMPLE), 80, Compute(torch.device("cpu"), "float32"), 0)
+    student = Student(
+        config, objective, NETWORKS["net2"], [open_dataset(SAMPLE)], 80, Compute(torch.device("cpu"), "float32"), 0
+    )
     batch = student.batch(0)
-    losses = [float(student.update(*batch)) for _ in range(80)]
+    losses = [float(student.update(batch)) for _ in range(80)]
     assert np.isfinite(losses).all()
     return losses[0], losses[-1]
 
