@@ -102,17 +102,10 @@ class CenteredRmsProp(torch.optim.Optimizer):
                     weight.addcdiv_(gradient, scale, value=-group["lr"])
 
 
-class DqnLearner:
-    """A learning DQN agent: online and target network, optimiser, replay, counters.
+class DqnWeights:
+    """What a DQN agent has learned: online and target network, the optimiser's state, and after how many updates."""
 
-    The replay is not part of the checkpoint (7 GB at the published size): a resumed run first refills it to `replay_start`
-    with its own policy, which costs those steps and counts none of them.
-    """
-
-    def __init__(
-        self, config: DqnConfig, budget: int, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int
-    ) -> None:
-        self.config, self.budget, self.compute, self.seed = config, budget, compute, seed
+    def __init__(self, config: DqnConfig, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int) -> None:
         self.network = new_network(spec, heads, compute.device, integer(seed, "dqn", "weights"))
         self.target = copy.deepcopy(self.network)
         self.optimizer = CenteredRmsProp(
@@ -122,6 +115,45 @@ class DqnLearner:
             gradient_decay=config.gradient_decay,
             minimum=config.squared_minimum,
         )
+        self.updates = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.target.load_state_dict(state["target"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"] if "updates" in state else state["tally"]["updates"]
+
+
+class DqnLearner:
+    """A learning DQN agent: weights, replay, counters.
+
+    The replay is not part of the checkpoint (7 GB at the published size): a resumed run first refills it to `replay_start`
+    with its own policy, which costs those steps and counts none of them. Learners of several games may share `weights`
+    (`rl.multitask`): each then says which `game` it plays.
+    """
+
+    def __init__(
+        self,
+        config: DqnConfig,
+        budget: int,
+        spec: NetworkSpec,
+        heads: Mapping[str, int],
+        compute: Compute,
+        seed: int,
+        *,
+        weights: DqnWeights | None = None,
+        game: str | None = None,
+    ) -> None:
+        self.config, self.budget, self.compute, self.seed, self.game = config, budget, compute, seed, game
+        self.weights = weights or DqnWeights(config, spec, heads, compute, seed)
         self.replay = Replay(config.replay, config.envs, spec.stack)
         self.tally = Tally()
 
@@ -130,9 +162,14 @@ class DqnLearner:
         return self.config.envs
 
     @property
+    def network(self) -> QNetwork:
+        """The online network."""
+        return self.weights.network
+
+    @property
     def result(self) -> QNetwork:
         """The online network."""
-        return self.network
+        return self.weights.network
 
     def train(self, world: World) -> Iterator[Progress]:
         """`train` of this module, on this learner."""
@@ -141,23 +178,28 @@ class DqnLearner:
     def begin_with(self, weights: Mapping[str, Tensor], steps: int) -> None:
         """Go on from an agent's weights, which took so many steps; optimiser and replay begin anew."""
         self.network.load_state_dict(weights)
-        self.target.load_state_dict(weights)
+        self.weights.target.load_state_dict(weights)
         self.tally.steps = steps
+
+    def own_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights and the replay."""
+        return {"tally": self.tally.state_dict()}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        self.tally.load_state_dict(state["tally"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs but the replay; plain tensors and numbers."""
-        return {
-            "network": self.network.state_dict(),
-            "target": self.target.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "tally": self.tally.state_dict(),
-        }
+        return {**self.weights.state_dict(), **self.own_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.tally.load_state_dict(state["tally"])
+        self.weights.load_state_dict(state)
+        self.load_own_state(state)
+
+    def random(self) -> np.random.Generator:
+        """The stream that minibatches are drawn from, from this update on."""
+        names = (self.game,) if self.game else ()
+        return stream(self.seed, "dqn", "minibatches", *names, self.tally.updates)
 
     def epsilon(self) -> float:
         """This moment's exploration rate."""
@@ -169,29 +211,39 @@ class DqnLearner:
         device = self.compute.device
         next_obs_MCHW = torch.from_numpy(batch.next_obs_MCHW).to(device)
         with torch.no_grad(), self.compute.autocast():
-            next_MA = self.target(next_obs_MCHW)
-            chooser_MA = self.network(next_obs_MCHW) if self.config.double else next_MA
+            next_MA = self.weights.target(next_obs_MCHW, self.game)
+            chooser_MA = self.network(next_obs_MCHW, self.game) if self.config.double else next_MA
         value_M = next_MA.gather(1, chooser_MA.argmax(dim=1, keepdim=True)).squeeze(1)
         reward_M, done_M = (torch.from_numpy(x).to(device) for x in (batch.reward_M, batch.done_M))
         target_M: Tensor = reward_M + self.config.gamma * (1.0 - done_M) * value_M
         return target_M
 
-    def update(self, batch: Transitions) -> Tensor:
-        """One gradient step on the clipped temporal-difference error; returns the minibatch's mean loss, on the device."""
+    def _loss(self, batch: Transitions) -> Tensor:
+        """The mean of the clipped temporal-difference error."""
         target_M = self.targets(batch)
         device = self.compute.device
         with self.compute.autocast():
-            q_MA = self.network(torch.from_numpy(batch.obs_MCHW).to(device))
+            q_MA = self.network(torch.from_numpy(batch.obs_MCHW).to(device), self.game)
         chosen_M = q_MA.gather(1, torch.from_numpy(batch.action_M).to(device).unsqueeze(1)).squeeze(1)
         loss_M = nn.functional.smooth_l1_loss(chosen_M, target_M, reduction="none")  # error clipped to [-1, 1]
         assert loss_M.shape == (len(batch.action_M),)
-        loss = loss_M.mean()
-        self.optimizer.zero_grad(set_to_none=True)
+        return loss_M.mean()
+
+    def sample_loss(self) -> Tensor:
+        """The loss of a minibatch, to look at its gradient."""
+        return self._loss(self.replay.sample(self.config.minibatch, self.random()))
+
+    def update(self, batch: Transitions) -> Tensor:
+        """One gradient step; returns the minibatch's mean loss, on the device."""
+        weights = self.weights
+        loss = self._loss(batch)
+        weights.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        self.optimizer.step()
+        weights.optimizer.step()
         self.tally.updates += 1
-        if self.tally.updates % self.config.target_every == 0:
-            self.target.load_state_dict(self.network.state_dict())
+        weights.updates += 1
+        if weights.updates % self.config.target_every == 0:
+            weights.target.load_state_dict(weights.network.state_dict())
         return loss.detach()
 
 
@@ -201,8 +253,8 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
     assert world.width == c.envs
     tally = learner.tally
     tally.begin(c.envs)
-    rng = stream(learner.seed, "dqn", "minibatches", tally.updates)
-    policy = EpsilonGreedy(q_function(learner.network, learner.compute), learner.epsilon())
+    rng = learner.random()
+    policy = EpsilonGreedy(q_function(learner.network, learner.compute, learner.game), learner.epsilon())
     every = max(1, 2048 // c.envs)
     losses: list[Tensor] = []
     spent = {"update": 0.0}

@@ -103,34 +103,70 @@ def epsilon_greedy_value(q_BA: npt.NDArray[np.float32], epsilon: float) -> npt.N
     return np.asarray((1.0 - epsilon) * q_BA.max(axis=1) + epsilon * q_BA.mean(axis=1), dtype=np.float32)
 
 
-class PqnLearner:
-    """A learning PQN agent: network, optimiser, counters. Its environments live in `train`.
+class PqnWeights:
+    """What a PQN agent has learned: its weights, their moving average, and the optimiser's state."""
 
-    `budget` is the number of steps (agent decisions over all environments) that the schedules span.
-    """
-
-    def __init__(
-        self, config: PqnConfig, budget: int, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int
-    ) -> None:
-        self.config, self.budget, self.compute, self.seed = config, budget, compute, seed
+    def __init__(self, config: PqnConfig, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int) -> None:
         self.network = new_network(spec, heads, compute.device, integer(seed, "pqn", "weights"))
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))  # type: ignore[no-untyped-call]
         self.optimizer = torch.optim.RAdam(self.network.parameters(), lr=config.learning_rate, foreach=True)
-        self.shuffle = torch.Generator().manual_seed(integer(seed, "pqn", "minibatches"))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class PqnLearner:
+    """A learning PQN agent: weights, counters, and the states of its horizon. Its environments live in `train`.
+
+    `budget` is the number of steps (agent decisions over all environments) that the schedules span. Learners of several games
+    may share `weights` (`rl.multitask`): each then says which `game` it plays.
+    """
+
+    def __init__(
+        self,
+        config: PqnConfig,
+        budget: int,
+        spec: NetworkSpec,
+        heads: Mapping[str, int],
+        compute: Compute,
+        seed: int,
+        *,
+        weights: PqnWeights | None = None,
+        game: str | None = None,
+    ) -> None:
+        self.config, self.budget, self.compute, self.seed, self.game = config, budget, compute, seed, game
+        self.weights = weights or PqnWeights(config, spec, heads, compute, seed)
+        names = (game,) if game else ()
+        self.shuffle = torch.Generator().manual_seed(integer(seed, "pqn", "minibatches", *names))
         self.tally = Tally()
         # Channels last, as the convolutions want them: turned once here, not at every pass of every epoch.
         self._obs_TBHWC = torch.empty(
             (config.horizon + 1, config.envs, 84, 84, spec.stack), dtype=torch.uint8, device=compute.device
         )
+        self._action_N = self._target_N = torch.empty(0)
 
     @property
     def envs(self) -> int:
         return self.config.envs
 
     @property
+    def network(self) -> QNetwork:
+        """The network that learns."""
+        return self.weights.network
+
+    @property
     def result(self) -> QNetwork:
         """The averaged network."""
-        averaged = self.average.module
+        averaged = self.weights.average.module
         assert isinstance(averaged, QNetwork)
         return averaged
 
@@ -141,25 +177,24 @@ class PqnLearner:
     def begin_with(self, weights: Mapping[str, Tensor], steps: int) -> None:
         """Go on from an agent's weights, which took so many steps; the optimiser begins anew."""
         self.network.load_state_dict(weights)
-        self.average.module.load_state_dict(weights)
+        self.weights.average.module.load_state_dict(weights)
         self.tally.steps = steps
+
+    def own_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights."""
+        return {"shuffle": self.shuffle.get_state(), "tally": self.tally.state_dict()}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        self.shuffle.set_state(state["shuffle"])
+        self.tally.load_state_dict(state["tally"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs; plain tensors and numbers, so it loads with `weights_only=True`."""
-        return {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "shuffle": self.shuffle.get_state(),
-            "tally": self.tally.state_dict(),
-        }
+        return {**self.weights.state_dict(), **self.own_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.shuffle.set_state(state["shuffle"])
-        self.tally.load_state_dict(state["tally"])
+        self.weights.load_state_dict(state)
+        self.load_own_state(state)
 
     def remaining(self) -> float:
         """Fraction of the step budget still ahead."""
@@ -181,30 +216,40 @@ class PqnLearner:
         kept_BCHW = self._obs_TBHWC[t].permute(0, 3, 1, 2)
         kept_BCHW.copy_(torch.from_numpy(obs_BCHW))
         with torch.no_grad(), self.compute.autocast():
-            q_BA: Tensor = self.network(kept_BCHW)
+            q_BA: Tensor = self.network(kept_BCHW, self.game)
         return q_BA
 
+    def _loss(self, pick_M: Tensor) -> Tensor:
+        """Mean of (Q(s, a) - target)^2 / 2 over these states of the horizon."""
+        with self.compute.autocast():
+            q_MA = self.network(self._obs_TBHWC[:-1].flatten(0, 1).index_select(0, pick_M).permute(0, 3, 1, 2), self.game)
+        chosen_M = q_MA.gather(1, self._action_N[pick_M].unsqueeze(1)).squeeze(1)
+        loss_M = 0.5 * (chosen_M - self._target_N[pick_M]).square()
+        assert loss_M.shape == pick_M.shape
+        loss: Tensor = loss_M.mean()
+        return loss
+
+    def sample_loss(self) -> Tensor:
+        """The loss of a minibatch of the last horizon, to look at its gradient."""
+        step = max(1, len(self._action_N) // self.config.minibatch)
+        return self._loss(torch.arange(0, len(self._action_N), step, device=self.compute.device))
+
     def update(self, action_TB: Tensor, target_TB: Tensor) -> dict[str, float]:
-        """`epochs` passes over the horizon in minibatches: mean of (Q(s, a) - target)^2 / 2."""
+        """`epochs` passes over the horizon in minibatches."""
         c = self.config
-        obs_NHWC = self._obs_TBHWC[:-1].flatten(0, 1)
-        action_N, target_N = action_TB.flatten(), target_TB.flatten()
-        for group in self.optimizer.param_groups:
+        self._action_N, self._target_N = action_TB.flatten(), target_TB.flatten()
+        for group in self.weights.optimizer.param_groups:
             group["lr"] = c.learning_rate_end + (c.learning_rate - c.learning_rate_end) * self.remaining()
         losses = []
         for _ in range(c.epochs):
-            order_N = torch.randperm(len(action_N), generator=self.shuffle).to(self.compute.device)
+            order_N = torch.randperm(len(self._action_N), generator=self.shuffle).to(self.compute.device)
             for pick_M in torch.split(order_N, c.minibatch):
-                with self.compute.autocast():
-                    q_MA = self.network(obs_NHWC.index_select(0, pick_M).permute(0, 3, 1, 2))
-                chosen_M = q_MA.gather(1, action_N[pick_M].unsqueeze(1)).squeeze(1)
-                loss_M = 0.5 * (chosen_M - target_N[pick_M]).square()
-                self.optimizer.zero_grad(set_to_none=True)
-                loss = loss_M.mean()
-                loss.backward()
+                self.weights.optimizer.zero_grad(set_to_none=True)
+                loss = self._loss(pick_M)
+                torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), c.max_grad_norm, foreach=True)
-                self.optimizer.step()
-                self.average.update_parameters(self.network)
+                self.weights.optimizer.step()
+                self.weights.average.update_parameters(self.network)
                 self.tally.updates += 1
                 losses.append(loss.detach())
         return {"loss": float(torch.stack(losses).mean())}
@@ -272,7 +317,7 @@ def train(learner: PqnLearner, world: World) -> Iterator[Progress]:
                 **metrics,
                 "q": float(value_TB.mean()),
                 "epsilon": float(np.mean(policy.epsilon)),
-                "learning_rate": float(learner.optimizer.param_groups[0]["lr"]),
+                "learning_rate": float(learner.weights.optimizer.param_groups[0]["lr"]),
                 **{f"seconds_{name}": value for name, value in seconds.items()},
             },
         )

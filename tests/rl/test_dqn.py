@@ -55,13 +55,13 @@ def test_rmsprop_by_hand() -> None:
 def test_targets_by_hand(double: bool) -> None:
     agent = learner(100, double=double)
     with torch.no_grad():
-        for p in agent.target.parameters():
+        for p in agent.weights.target.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
     obs = np.random.default_rng(0).integers(0, 256, (5, 4, 84, 84), dtype=np.uint8)
     done = np.array([0, 0, 1, 0, 0], dtype=np.float32)
     batch = Transitions(obs, np.zeros(5, np.int64), np.arange(5, dtype=np.float32), done, obs)
     with torch.no_grad():
-        online, target = agent.network(torch.from_numpy(obs)), agent.target(torch.from_numpy(obs))
+        online, target = agent.network(torch.from_numpy(obs)), agent.weights.target(torch.from_numpy(obs))
     for i, value in enumerate(agent.targets(batch).tolist()):
         best = int((online if double else target)[i].argmax())
         assert value == pytest.approx(i + 0.9 * (1 - done[i]) * target[i, best].item(), rel=1e-5)

@@ -89,7 +89,7 @@ def test_the_result_is_the_moving_average_of_the_weights() -> None:
     first = [p.clone() for p in agent.result.parameters()]
     moved = [p.clone() for p in agent.network.parameters()]
     assert any((a - b).abs().max() > 0 for a, b in zip(first, moved, strict=True))
-    agent.average.update_parameters(agent.network)
+    agent.weights.average.update_parameters(agent.network)
     for was, weight, now in zip(first, moved, agent.result.parameters(), strict=True):
         torch.testing.assert_close(now, 0.9 * was + 0.1 * weight)
 
