@@ -29,7 +29,7 @@ class Session:
 
         loaded = params.load(self.params_path)
         root = self.params_path.parent
-        return Layout(root=root, zoo=root / loaded.zoo), loaded
+        return Layout(root=root, zoo=root / loaded.zoo, store=root / loaded.store), loaded
 
 
 class Group(click.Group):
@@ -177,6 +177,22 @@ def distill(session: Session, student: str, seed: int, device: str) -> None:
 
     layout, params = session.load()
     click.echo(stage.run(layout, params, student, seed, device))
+
+
+@main.command("train-multitask")
+@click.option("--baseline", required=True, metavar="MIX/VARIANT", help="A mix and a name in params.yaml's `multitask`.")
+@click.option("--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Weights, minibatches and episodes.")
+@device_option
+@click.pass_obj
+def train_multitask(session: Session, baseline: str, seed: int, device: str) -> None:
+    """Train one network on a mix's games from reward, without teachers.
+
+    Killed or stopped, the same command goes on where it was.
+    """
+    from stages import train_multitask as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, baseline, seed, device))
 
 
 @main.command()

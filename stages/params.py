@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import NETWORKS, NetworkSpec
 from pipeline.atari.envs import EnvConfig
+from pipeline.atari.games import find_game
 from pipeline.distill.losses import LossName
 from pipeline.distill.offline import DistillConfig, Objective
 from pipeline.rl.dqn import DqnConfig, DqnLearner
@@ -113,17 +114,33 @@ class StudentParams(Section):
         )
 
 
+class MultitaskParams(Section):
+    """A baseline that learns a mix's games from reward: each game has `steps`, and its own preset where `presets` has one."""
+
+    preset: str
+    presets: dict[str, str] = {}
+    network: str
+    steps: int = Field(gt=0)
+    select_every: int = Field(gt=0)
+    select_episodes: int = Field(gt=0)
+    recipe: int
+
+
 class GridParams(Section):
-    """What the report shows: of each of the mixes (by default the one it is named after) every student under every seed."""
+    """What the report shows: of each of the mixes (by default the one it is named after) every student, and every baseline that
+    learns from reward, under every seed.
+    """
 
     mixes: list[str] | None = None
-    students: list[str] = Field(min_length=1)
+    students: list[str] = []
+    baselines: list[str] = []
     seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(min_length=1)
 
 
 class Cell(NamedTuple):
-    """A student of the grid."""
+    """A student of the grid, or a baseline."""
 
+    kind: Literal["students", "multitask"]
     mix: str
     variant: str
     seed: int
@@ -132,6 +149,11 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """MIX/VARIANT-SEED"""
         return f"{self.mix}/{self.variant}-{self.seed}"
+
+    @property
+    def agent(self) -> str:
+        """students/MIX/VARIANT-SEED"""
+        return f"{self.kind}/{self.name}"
 
 
 class EvaluationParams(Section):
@@ -143,24 +165,36 @@ class EvaluationParams(Section):
 
 
 class Params(Section):
+    """All of a params file. `zoo` holds the teachers, `store` the datasets where another experiment has them already."""
+
     zoo: str
+    store: str = "data/datasets"
     environment: EnvConfig
     teachers: dict[str, TeacherParams]
     teacher_presets: dict[str, TeacherPreset]
     datasets: dict[str, DatasetParams]
     mixes: dict[str, list[str]]
     students: dict[str, StudentParams]
+    multitask: dict[str, MultitaskParams] = {}
     presets: dict[str, DistillConfig]
     grid: dict[str, GridParams]
     evaluation: EvaluationParams
 
+    def games(self, mix: str) -> list[str]:
+        """The games of a mix: a dataset that is not described here is named after its game."""
+        names = pick(self.mixes, mix, "mix")
+        described = {name: self.datasets[name].game for name in names if name in self.datasets}
+        return list(dict.fromkeys(find_game(described.get(name) or name).name for name in names))
+
     def cells(self) -> list[Cell]:
-        """Every student of the grid, once, in its order."""
+        """Every student and baseline of the grid, once, in its order."""
+        kinds: tuple[Literal["students", "multitask"], ...] = ("students", "multitask")
         every = (
-            Cell(mix, variant, seed)
+            Cell(kind, mix, variant, seed)
             for key, grid in self.grid.items()
             for mix in grid.mixes or [key]
-            for variant in grid.students
+            for kind, variants in zip(kinds, (grid.students, grid.baselines), strict=True)
+            for variant in variants
             for seed in grid.seeds
         )
         return list(dict.fromkeys(every))

@@ -12,10 +12,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`root` holds params.yaml, data/ (DVC's) and .work/ (resumable, never versioned); `zoo` holds the teachers."""
+    """`root` holds params.yaml, data/ (DVC's) and .work/ (resumable, never versioned); `zoo` holds the teachers, `store` the
+    datasets.
+    """
 
     root: Path
     zoo: Path
+    store: Path | None = None
 
     @property
     def data(self) -> Path:
@@ -25,7 +28,7 @@ class Layout:
         return self.zoo / name
 
     def dataset(self, name: str) -> Path:
-        return self.data / "datasets" / name
+        return (self.store or self.data / "datasets") / name
 
     def mix(self, name: str) -> Path:
         return self.data / "mixes" / f"{name}.json"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from pipeline.agents.checkpoints import CARD, load_card
-from pipeline.datasets.mix import Mix, read_mix
+from pipeline.agents.checkpoints import games_of, load_card
+from pipeline.datasets.mix import read_mix
 from pipeline.report import reproduction, tables
-from pipeline.report.page import Section, render
+from pipeline.report.page import Section, Several, render
 from pipeline.report.scores import Contestant, score
 from pipeline.report.summary import Game, summarise
 from pipeline.report.tables import Row
@@ -20,8 +20,6 @@ from stages.paths import Layout
 from stages.publish import replace_folder, replaced_file
 from stages.runlog import say
 from stages.versions import code_version
-
-COMMAND: Final = "dvc repro experiments/paper/dvc.yaml"
 
 
 def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial: bool) -> Path:
@@ -32,52 +30,68 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     if not params.grid:
         raise ValueError("the params' grid names nothing to report on: add a mix with its students and seeds")
     cells = params.cells()
-    wanted = dict.fromkeys(cell.mix for cell in cells)
-    mixes = {mix: read_mix(layout.mix(mix)) for mix in wanted if not partial or layout.mix(mix).is_file()}
     if partial:
-        cells = _finished(layout, cells, mixes)
-    students: dict[str, list[str]] = {}  # of each game
+        cells = _finished(layout, params, cells)
+    taught = dict.fromkeys(cell.mix for cell in cells if cell.kind == "students")
+    mixes = {mix: read_mix(layout.mix(mix)) for mix in taught}
+    players: dict[str, list[tuple[str, Path]]] = {}  # of each game: agents and their folders
     mix_of: dict[tuple[str, str], str] = {}
+    many = {mix: names for mix in dict.fromkeys(cell.mix for cell in cells) if len(names := params.games(mix)) > 1}
     for cell in cells:
-        (game,) = mixes[cell.mix]
-        students.setdefault(game, []).append(cell.name)
-        if (other := mix_of.setdefault((game, cell.variant), cell.mix)) != cell.mix:
-            raise ValueError(
-                f"{cell.variant} learns from mixes {other} and {cell.mix} of {game}: give it another name in one of them, "
-                f"or the report would take them for two runs of one student"
-            )
-    sections = [_section(layout, game, names) for game, names in students.items()]
+        for game in params.games(cell.mix):
+            name = f"{cell.agent}/{game}" if cell.mix in many else cell.agent
+            players.setdefault(game, []).append((name, layout.agent(cell.agent)))
+            if cell.mix not in many and (other := mix_of.setdefault((game, cell.variant), cell.mix)) != cell.mix:
+                raise ValueError(
+                    f"{cell.variant} learns from mixes {other} and {cell.mix} of {game}: give it another name in one of them, "
+                    f"or the report would take them for two runs of one student"
+                )
+    sections = [_section(layout, game, found) for game, found in players.items()]
     games = {s.game: s.who for s in sections}
-    summaries = summarise(games)
+    summaries = summarise(_only(games, lambda who: who.card["mix"] not in many))
+    several = []
+    for mix, names in many.items():
+        of_mix = _only({name: games[name] for name in names}, lambda who, mix=mix: bool(who.card["mix"] == mix))  # type: ignore[misc]
+        several.append(Several(mix=mix, summaries=summarise(of_mix), games=of_mix))
     rows = [row for section in sections for row in section.rows]
     folder = layout.work("report", "page", {})
     folder.mkdir(parents=True, exist_ok=True)
     scores = [asdict(row.score) for row in rows]
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     (folder / "table.md").write_text(tables.markdown(rows))
+    root = layout.root.resolve()
+    command = f"dvc repro experiments/{root.name}/dvc.yaml" if root.parent.name == "experiments" else "dvc repro"
     protocol = f"epsilon {params.evaluation.epsilon:g}, up to {params.environment.noop_max} null-ops at the start"
     facts = {
         "package": code_version()["version"],
-        "command": "dvc repro",
+        "command": command,
         "protocol": f"{params.evaluation.episodes} episodes per agent, {protocol}",
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
-        **{f"mix {mix}": ", ".join(i.digest for several in mixes[mix].values() for i in several) for mix in mix_of.values()},
+        **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
         "ale-py": sections[0].who.teacher.card["environment"]["ale_py"],
     }
-    (folder / "index.html").write_text(render(sections, protocol, facts, summaries if len(games) > 1 else ()))
+    page = render(sections, protocol, facts, summaries if len(games) > 1 else (), several)
+    (folder / "index.html").write_text(page)
     replace_folder(folder, layout.report)
     if paper is not None:
+        teachers = {game: who.teacher for game, who in games.items()}
+        told = {found.mix: found.summaries for found in several}
         with replaced_file(paper) as part:
-            teachers = {game: who.teacher for game, who in games.items()}
-            part.write_text(reproduction.markdown(summaries, teachers, facts["protocol"], COMMAND))
-    page = layout.report / "index.html"
-    say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
-    return page
+            part.write_text(reproduction.markdown(summaries, told, teachers, facts["protocol"], command))
+    written = layout.report / "index.html"
+    say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    return written
 
 
-def _finished(layout: Layout, cells: Sequence[settings.Cell], mixes: Mapping[str, Mix]) -> list[settings.Cell]:
-    """Those of the cells that have been evaluated, as have their teacher and the random agent; says which have not.
+def _only(games: Mapping[str, Game], wanted: Callable[[Contestant], bool]) -> dict[str, Game]:
+    """The games with those of their students alone; games without any are left out."""
+    kept = {name: replace(game, students=[who for who in game.students if wanted(who)]) for name, game in games.items()}
+    return {name: game for name, game in kept.items() if game.students}
+
+
+def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.Cell]) -> list[settings.Cell]:
+    """Those of the cells that have been evaluated, as have their teachers and the random agents; says which have not.
 
     ValueError if none has.
     """
@@ -85,10 +99,13 @@ def _finished(layout: Layout, cells: Sequence[settings.Cell], mixes: Mapping[str
     def evaluated(agent: str) -> bool:
         return all(path.is_file() for path in (layout.episodes(agent), layout.scores(agent), layout.clip(agent)))
 
-    begun = {
-        mix for mix, games in mixes.items() if all(evaluated(f"{kind}/{g}") for g in games for kind in ("teachers", "random"))
-    }
-    done = [cell for cell in cells if cell.mix in begun and evaluated(f"students/{cell.name}")]
+    def finished(cell: settings.Cell) -> bool:
+        games = params.games(cell.mix)
+        mixed = cell.kind == "multitask" or layout.mix(cell.mix).is_file()
+        measured = all(evaluated(f"{kind}/{game}") for game in games for kind in ("teachers", "random"))
+        return mixed and measured and all(evaluated(f"{cell.agent}/{g}" if len(games) > 1 else cell.agent) for g in games)
+
+    done = [cell for cell in cells if finished(cell)]
     if missing := [cell.name for cell in cells if cell not in done]:
         say(f"left out, not evaluated yet: {', '.join(missing)}")
     if not done:
@@ -96,10 +113,10 @@ def _finished(layout: Layout, cells: Sequence[settings.Cell], mixes: Mapping[str
     return done
 
 
-def _section(layout: Layout, game: str, names: Sequence[str]) -> Section:
+def _section(layout: Layout, game: str, players: Sequence[tuple[str, Path]]) -> Section:
     teacher = _contestant(layout, f"teachers/{game}", layout.teacher(game))
     chance = _contestant(layout, f"random/{game}", None)
-    students = [_contestant(layout, f"students/{name}", layout.student(name)) for name in names]
+    students = [_contestant(layout, name, folder) for name, folder in players]
     rows = [Row(score(who, teacher, chance), who, teacher.parameters) for who in (teacher, chance, *students)]
     return Section(game=game, rows=rows, who=Game(teacher, chance, students))
 
@@ -109,9 +126,13 @@ def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
     clip = layout.clip(agent)
     for path in (episodes, scores, clip):
         if not path.is_file():
-            raise ValueError(f"the report lacks {path}: run `pd-pipeline evaluate {agent}` or `dvc repro`")
+            kind, *names = agent.split("/")
+            told = f"{kind}/{names[0]}/{names[1]} --game {names[2]}" if len(names) > 2 else agent
+            raise ValueError(f"the report lacks {path}: run `pd-pipeline evaluate {told}` or `dvc repro`")
     facts: dict[str, Any] = json.loads(scores.read_text())
     card = load_card(folder) if folder is not None else {}
+    held_out = games_of(card).get(facts["game"], {}).get("held_out")
+    variant = card.get("variant")
     return Contestant(
         agent=agent,
         role=facts["role"],
@@ -119,10 +140,10 @@ def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
         network=facts["network"],
         parameters=facts["parameters"],
         episodes=episodes,
-        card=card,
+        card=card | ({"held_out": held_out} if held_out else {}),
         clip=clip if facts["role"] != "random" else None,
-        curve=folder / "curve.csv" if folder is not None and (folder / CARD).is_file() else None,
-        variant=card.get("variant"),
+        curve=curve if folder is not None and (curve := folder / "curve.csv").is_file() else None,
+        variant=f"{card['mix']}/{variant}" if variant and "games" in card else variant,
         loss=card.get("objective", {}).get("loss"),
-        seed=card.get("seed") if facts["role"] == "student" else None,
+        seed=card.get("seed") if facts["role"] in ("student", "multitask") else None,
     )

@@ -57,9 +57,10 @@ NETWORKS: Final = {
     "pqn": NetworkSpec(channels=(32, 64, 64), hidden=512, layer_norm=True),
     "multi3": NetworkSpec(channels=(32, 64, 64), hidden=512, controller=128),
     "multi10": NetworkSpec(channels=(64, 64, 64), hidden=1500, controller=128),
+    "pqn-multi3": NetworkSpec(channels=(32, 64, 64), hidden=512, layer_norm=True, controller=128),
 }
-"""The paper's four single-game networks and a smaller one (1.7 % of its teacher), PQN's teacher, and the paper's two
-multi-game students."""
+"""The paper's four single-game networks and a smaller one (1.7 % of its teacher), PQN's teacher, the paper's two multi-game
+students, and PQN's multi-game baseline."""
 
 
 class QNetwork(nn.Module):

@@ -105,15 +105,32 @@ class Turns:
         """The game of minibatch `update`, from 0, and its number among those of that game."""
         if len(self._games) == 1:
             return self._games[0], update
+        turn = self._turn(update)
+        return self._games[turn % len(self._games)], self._had[turn] + update - self._begins[turn]
+
+    def counts(self, updates: int) -> dict[str, int]:
+        """How many of the first `updates` minibatches are of each game."""
+        if len(self._games) == 1:
+            return {self._games[0]: updates}
+        turn = self._turn(updates)
+        self._plan(turn + len(self._games))
+        following = {self._games[t % len(self._games)]: self._had[t] for t in range(turn, turn + len(self._games))}
+        game, number = self.place(updates)
+        return {**following, game: number}
+
+    def _turn(self, update: int) -> int:
         while update >= self._begins[-1]:
-            turn = len(self._had)
+            self._plan(len(self._had) + 1)
+        return bisect_right(self._begins, update) - 1
+
+    def _plan(self, turns: int) -> None:
+        """Bring the plan to so many turns."""
+        for turn in range(len(self._had), turns):
             game = self._games[turn % len(self._games)]
             length = self._length(game, turn // len(self._games))
             self._had.append(self._total[game])
             self._begins.append(self._begins[-1] + length)
             self._total[game] += length
-        turn = bisect_right(self._begins, update) - 1
-        return self._games[turn % len(self._games)], self._had[turn] + update - self._begins[turn]
 
     def _length(self, game: str, turn: int) -> int:
         if self._interleave != "episode":

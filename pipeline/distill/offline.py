@@ -238,6 +238,10 @@ class Student:
         game, number = self._turns.place(update)
         return self.lessons[game].batch(number)
 
+    def states(self) -> dict[str, int]:
+        """How many states of each game have been learned from so far."""
+        return {game: count * self.config.batch for game, count in self._turns.counts(self.updates).items()}
+
     def _loss_B(self, student_BA: Tensor, batch: Batch) -> Tensor:
         """The objective's loss of these outputs, per example."""
         assert batch.game is not None
@@ -339,7 +343,8 @@ def train(student: Student) -> Iterator[Progress]:
     """Learn until the budget of updates is spent; yields every 50 updates and after every validation.
 
     Metrics: `loss` (mean since the last yield), `learning_rate`, and after a validation what `Student.validate` gives; with
-    several games also each one's `loss_GAME` and `share_GAME`, its part of the sum of losses since the last validation.
+    several games also each one's `loss_GAME` and `share_GAME`, its part of the sum of losses since the last validation, and how
+    many of its states have been learned from, `states_GAME`.
     """
     config = student.config
     recent: list[Tensor] = []
@@ -365,6 +370,8 @@ def train(student: Student) -> Iterator[Progress]:
             sums = {game: float(torch.stack(found).sum()) for game, found in by_game.items() if found}
             metrics |= {f"loss_{game}": total / len(by_game[game]) for game, total in sums.items()}
             metrics |= {f"share_{game}": total / (sum(sums.values()) or 1.0) for game, total in sums.items()}
+            if len(by_game) > 1:
+                metrics |= {f"states_{game}": float(count) for game, count in student.states().items()}
             by_game = {game: [] for game in by_game}
             student.keep_if_best(metrics["held_out_loss"])
             student.curve.append({"updates": done, **metrics})

@@ -16,7 +16,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from pipeline.report.paper import LADDER
-from pipeline.report.scores import Contestant, Score
+from pipeline.report.scores import Contestant, Score, read_returns
+from pipeline.report.tables import short_name
 
 LOSS_COLOURS = {"kl": "#0b6e99", "nll": "#c2571a", "mse": "#6b7d3a"}
 mpl.rcParams.update(
@@ -110,21 +111,64 @@ def student_curves(students: Sequence[Contestant], quantity: str, label: str) ->
     figure, axes = plt.subplots(figsize=(7.5, 3.6))
     styles = {"dqn": "-", "net1": "--", "net2": "-.", "net3": ":"}
     for who in students:
-        if who.curve is None:
+        if who.curve is None or who.loss is None:
             continue
-        x, y = _points(read_curve(who.curve), "updates", quantity)
+        curve = read_curve(who.curve)
+        mine = f"{quantity}_{who.game}"  # of a student of several games
+        x, y = _points(curve, "updates", mine if mine in curve[0] else quantity)
         axes.plot(
             x,
             y,
             styles.get(who.network, "-"),
             color=LOSS_COLOURS.get(who.loss or "", "#333333"),
-            label=who.agent.split("/")[-1],
+            label=short_name(who.agent),
         )
     if quantity in ("kl", "regret"):
         axes.set_yscale("log")
     axes.set_xlabel("updates")
     axes.set_ylabel(label)
     axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return svg(figure)
+
+
+def race(teacher: Contestant, several: Sequence[Contestant]) -> str:
+    """Return in one game while agents of several games learn, and while the game's own teacher did, against states of the game
+    learned from: steps of those who learn from reward, stored states of those who learn from the teacher.
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 3.6))
+    if teacher.curve is not None:
+        _line(axes, read_curve(teacher.curve), "steps", "eval_return", color="#888888", label="teacher, this game alone")
+    colours = iter(mpl.color_sequences["tab10"])
+    for who in several:
+        assert who.curve is not None
+        curve = read_curve(who.curve)
+        own, reward = (f"states_{who.game}", f"return_{who.game}"), ("steps", f"eval_return_{who.game}")
+        x, y = reward if reward[1] in curve[0] else own
+        _line(axes, curve, x, y, color=next(colours), label=short_name(who.agent))
+    axes.axhline(read_returns(teacher.episodes)[0].mean(), color="#444444", linewidth=1)
+    axes.set_xlabel(f"million states of {teacher.game} learned from")
+    axes.set_ylabel("return")
+    axes.legend(fontsize=9)
+    return svg(figure)
+
+
+def _line(axes: Any, curve: list[dict[str, str]], x: str, y: str, **style: Any) -> None:
+    at, values = _points(curve, x, y)
+    axes.plot([value / 1e6 for value in at], values, "o-", markersize=3, **style)
+
+
+def over_training(who: Contestant, prefix: str, label: str) -> str:
+    """Every column of an agent's curve whose name begins with `prefix`, against how far its training is."""
+    assert who.curve is not None
+    curve = read_curve(who.curve)
+    names = [name for name in curve[0] if name.startswith(prefix)]
+    x = "updates" if "updates" in curve[0] else "steps"
+    figure, axes = plt.subplots(figsize=(7.5, 3.2))
+    for name in names:
+        axes.plot(*_points(curve, x, name), label=name.removeprefix(prefix).replace("_", " / "))
+    axes.set_xlabel({"updates": "updates", "steps": "steps of each game"}[x])
+    axes.set_ylabel(label)
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return svg(figure)
 
 

@@ -61,9 +61,27 @@ class Section:
     who: Game
 
 
-def render(sections: Sequence[Section], protocol: str, provenance: Mapping[str, Any], summaries: Sequence[Summary] = ()) -> str:
-    """The page as text. `protocol` says how episodes start, explore and end; `summaries` are over several games."""
-    body = _over_games(summaries) + "".join(_section(section) for section in sections) + _predictors(sections)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Several:
+    """Agents that play all games of a mix: their summaries, and the agents by game."""
+
+    mix: str
+    summaries: Sequence[Summary]
+    games: Mapping[str, Game]
+
+
+def render(
+    sections: Sequence[Section],
+    protocol: str,
+    provenance: Mapping[str, Any],
+    summaries: Sequence[Summary] = (),
+    several: Sequence[Several] = (),
+) -> str:
+    """The page as text. `protocol` says how episodes start, explore and end; `summaries` are of agents of one game, over
+    several games.
+    """
+    body = "".join(_several(mix) for mix in several) + _over_games(summaries)
+    body += "".join(_section(section) for section in sections) + _predictors(sections)
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
     return document(
         "Policy distillation report",
@@ -93,6 +111,38 @@ def _over_games(summaries: Sequence[Summary]) -> str:
         "several runs also over training runs, else without the variance of training. * a game below 1 % counts as 1 %.",
     )
     return f"<section><h2>Over all games</h2>{table}</section>"
+
+
+def _several(several: Several) -> str:
+    """What became of the agents of a mix, and how its games got on with each other."""
+    table = tables.several_html(
+        several.summaries,
+        "Each game's mean return in per cent of its own teacher's, as the paper has it, and random-normalised. Intervals: 95 % "
+        "bootstrap over episodes, paired with the teacher by seed. * a game below 1 % counts as 1 %.",
+    )
+    races = [
+        figure(
+            figures.race(game.teacher, game.students),
+            f"{name}: return while learning. The line is the teacher as it was published.",
+        )
+        for name, game in several.games.items()
+    ]
+    first = next(iter(several.games.values()))
+    inside = []
+    for who in first.students:
+        name = short_name(who.agent)
+        inside.append(
+            figure(
+                figures.over_training(who, "cosine_", "cosine of gradients"),
+                f"{name}: do games pull the shared trunk the same way? 0: they do not matter to each other; below: they interfere.",
+            )
+        )
+        inside.append(figure(figures.over_training(who, "share_", "share of the loss"), f"{name}: whose loss it is."))
+    return (
+        f"<section><h2>One network for {escape(', '.join(several.games))}</h2>{table}"
+        f"<div class='figures'>{''.join(races)}</div>"
+        f"<h3>Interference</h3><div class='figures'>{''.join(inside)}</div></section>"
+    )
 
 
 PREDICTORS: Final = {

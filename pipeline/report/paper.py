@@ -19,9 +19,15 @@ LADDER: Final = {"net1": 108.3, "net2": 101.7, "net3": 83.9}
 """Compression, as published in the paper: KL students in per cent of the teacher, geometric mean over ten games."""
 
 
+THREE_GAMES: Final = ("Freeway", "Pong", "Qbert")
+MULTITASK: Final = {"baseline": 83.5, "nll": 105.1, "kl": 116.9}
+"""One network for three games, as published in the paper: Multi-DQN without teachers, Multi-Dist-NLL and Multi-Dist-KL, in per
+cent of the single-game teachers, geometric mean."""
+
+
 def published_percent(game: str, loss: str, network: str) -> tuple[float, str] | None:
     """The paper's per cent of teacher for such a student and what it is of, or None where it has none."""
-    if network == "dqn" and game in TABLE1:
+    if network == "dqn" and loss in TABLE1.get(game, {}):
         return TABLE1[game][loss], f"Table 1, {game}"
     if loss == "kl" and network in LADDER:
         return LADDER[network], "ten-game mean"

@@ -9,24 +9,35 @@ from pipeline.report.scores import Contestant
 from pipeline.report.summary import Summary
 
 
-def markdown(summaries: Sequence[Summary], teachers: Mapping[str, Contestant], protocol: str, command: str) -> str:
-    """The page as text. `protocol` says how episodes start, explore and end, `command` what makes it again."""
+def markdown(
+    summaries: Sequence[Summary],
+    several: Mapping[str, Sequence[Summary]],
+    teachers: Mapping[str, Contestant],
+    protocol: str,
+    command: str,
+) -> str:
+    """The page as text: `summaries` of agents of one game, `several` by mix of those that play all its games.
+
+    `protocol` says how episodes start, explore and end, `command` what makes it again.
+    """
     sizes = ", ".join(f"{game} {who.parameters:,}" for game, who in teachers.items())
-    several = any(standing.runs > 1 for s in summaries for standing in s.games.values())
+    shown = [*summaries, *(s for found in several.values() for s in found)]
+    runs = any(standing.runs > 1 for s in shown for standing in s.games.values())
     training = (
         "where a student has several runs, runs are resampled as well and the interval includes the variance of training; "
         "where it has one, it does not"
-        if several
+        if runs
         else "they do not include the variance of training: every student has one run"
     )
-    return f"""# Reproducing the paper
+    head = f"""# Reproducing the paper
 
 Written by `{command}`; edit nothing here. Policy Distillation, [Rusu et al. 2015](https://arxiv.org/abs/1511.06295).
 
 Our protocol: {protocol}, raw full-game return, the same seeds for teacher and students. The paper starts episodes from human
 play, which is not public, and distils from plain DQN teachers; ours are of that size, with LayerNorm, trained by PQN ({sizes}
 parameters). Compare levels, not decimals.
-
+"""
+    single = f"""
 ## Table 1: students of the teacher's size
 
 Per cent of the teacher's raw return, as the paper has it; the paper's number in brackets.
@@ -40,3 +51,15 @@ A star: a game below 1 % counts as 1 %.
 
 {tables.over_games_markdown(summaries)}
 """
+    many = "".join(
+        f"""
+## One network for {", ".join(dict.fromkeys(game for s in found for game in s.games))}
+
+A game's raw mean return in per cent of its teacher's, and their geometric mean, as the paper has it; beside it the geometric
+mean of the random-normalised per cents, with 95 % intervals over episodes, paired with the teacher by seed; {training}.
+
+{tables.several_markdown(found)}
+"""
+        for found in several.values()
+    )
+    return head + (single if summaries else "") + many

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from pipeline.report.paper import LADDER, TABLE1, published_percent
+import numpy as np
+
+from pipeline.report.paper import LADDER, MULTITASK, TABLE1, THREE_GAMES, published_percent
 from pipeline.report.scores import Contestant, Score, read_returns
-from pipeline.report.summary import Summary
+from pipeline.report.summary import Summary, geometric_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,9 @@ def _with_interval(value: float, interval: tuple[float, float], digits: int) -> 
 
 
 def short_name(agent: str) -> str:
-    """The agent's name without its folder: teacher and random agent keep their role."""
-    kind, _, name = agent.partition("/")
-    return {"teachers": "teacher", "random": "random"}.get(kind, name.split("/")[-1])
+    """VARIANT-SEED, of an agent of several games MIX/VARIANT-SEED; teacher and random agent keep their role."""
+    kind, *names = agent.split("/")
+    return {"teachers": "teacher", "random": "random"}.get(kind) or "/".join(names[:2] if len(names) > 2 else names[-1:])
 
 
 COLUMNS: Final[Mapping[str, Callable[[Row], str]]] = {
@@ -102,6 +104,40 @@ def over_games_html(summaries: Sequence[Summary], caption: str) -> str:
 def over_games_markdown(summaries: Sequence[Summary]) -> str:
     """The same as a GitHub table."""
     return _markdown(*_over_games(summaries))
+
+
+def _several(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    games = list(dict.fromkeys(game for s in summaries for game in s.games))
+    known = tuple(sorted(games)) == THREE_GAMES
+    head = ["agent", "parameters", "runs", *(f"{g}, % of teacher" for g in games), "geometric mean, % of teacher"]
+    head += ["paper"] * known + ["normalised, geometric mean [95 %]", "least game"]
+    cells = []
+    for s in summaries:
+        percents = [s.games[g].percent if g in s.games else None for g in games]
+        raw = [p for p in percents if p is not None and p > 0]
+        runs = "-".join(map(str, sorted({standing.runs for standing in s.games.values()})))
+        cells.append(
+            [
+                *(s.variant, f"{s.parameters:,}", runs),
+                *("" if p is None else f"{p:.1f}" for p in percents),
+                f"{float(geometric_mean([np.array(p) for p in raw])):.1f}" if len(raw) == len(games) else "",
+                *([f"{MULTITASK[s.loss or 'baseline']:.1f}" if (s.loss or "baseline") in MULTITASK else ""] if known else []),
+                "" if s.mean is None or s.ci95 is None else _with_interval(s.mean, s.ci95, 1) + ("*" if s.floored else ""),
+                f"{min(standing.normalized for standing in s.games.values()):.1f}",
+            ]
+        )
+    return head, cells
+
+
+def several_html(summaries: Sequence[Summary], caption: str) -> str:
+    """Agents of several games, a row each, in per cent of the teachers; the paper's beside those of its three games."""
+    head, cells = _several(summaries)
+    return _html(head, cells, caption, ["student"] * len(cells))
+
+
+def several_markdown(summaries: Sequence[Summary]) -> str:
+    """The same as a GitHub table."""
+    return _markdown(*_several(summaries))
 
 
 def table1(summaries: Sequence[Summary], teachers: Mapping[str, Contestant]) -> str:

@@ -107,6 +107,7 @@ def test_turns_give_each_game_its_minibatches_in_order(lengths: list[list[int]],
     for game, number in places:
         assert number == had[game]
         had[game] += 1
+    assert turns.counts(150) == {game: had[game] for game in steps}
     assert Turns(steps, interleave, 16, seed).place(149) == places[149]  # without those before
     if isinstance(interleave, int):
         assert [game for game, _ in places] == [f"g{u // interleave % len(steps)}" for u in range(150)]

@@ -1,0 +1,190 @@
+"""A mix of two games by the commands that dvc.yaml runs: one student, its baseline, scores and report; extended and cut."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipeline.agents.checkpoints import load_agent, save_agent
+from pipeline.agents.networks import NETWORKS, new_network
+from pipeline.atari.envs import fingerprint
+from pipeline.datasets.schema import Flag, Records
+from stages.cli import main
+from tests.fakes import ENVIRONMENT, edited_params, write_dataset
+
+GAMES = {"Breakout": 4, "Qbert": 6}
+CPU = torch.device("cpu")
+
+
+def episode(actions: int, rng: np.random.Generator, steps: int = 40) -> Records:
+    """Noise in the form of an episode: what it shows does not matter here."""
+    flags = np.zeros(steps, dtype=np.uint8)
+    flags[0], flags[-1] = Flag.EPISODE_START, Flag.TERMINATED
+    return Records(
+        frame_NHW=rng.integers(0, 256, (steps, 84, 84), dtype=np.uint8),
+        q_NA=rng.normal(size=(steps, actions)).astype(np.float32),
+        action_N=rng.integers(0, actions, steps).astype(np.uint8),
+        reward_N=np.zeros(steps, dtype=np.float32),
+        flags_N=flags,
+    )
+
+
+def fails(project: Path, *arguments: str) -> str:
+    result = CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *arguments])
+    assert result.exit_code == 1, result.output
+    return result.output
+
+
+def call(project: Path, *arguments: str) -> str:
+    result = CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two games with teachers that know nothing and datasets of noise, in an environment whose episodes are short."""
+    folder = tmp_path_factory.mktemp("pair")
+    with edited_params(folder) as raw:
+        raw["environment"]["max_episode_frames"] = 400
+        raw["datasets"] = {game: {"states": 200, "epsilon": 0.05, "seed": 1, "recipe": 1} for game in GAMES}
+        raw["mixes"] = {"pair": list(GAMES), "first": ["Breakout"], "second": ["Qbert"]}
+        student: dict[str, Any] = {
+            "loss": "kl",
+            "temperature": 0.5,
+            "network": "multi3",
+            "preset": "fast",
+            "updates": 6,
+            "recipe": 1,
+        }
+        raw["students"] = {
+            "kl": student | {"interleave": 1, "play_episodes": 1},
+            "alone": student,
+            "more": student | {"begins_with": "students/first/alone-0", "frozen": True},
+        }
+        raw["presets"]["fast"] |= {"batch": 16, "validate_every": 3, "validation_states": 16, "warmup_updates": 2}
+        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 4, "horizon": 8, "minibatch": 16}
+        raw["teacher_presets"]["pqn-held"] = {
+            **raw["teacher_presets"]["pqn-atari"],
+            "pqn": raw["teacher_presets"]["pqn-atari"]["pqn"] | {"hold_exponent": 2.0},
+        }
+        raw["teacher_presets"]["pqn-slow"] = {
+            **raw["teacher_presets"]["pqn-atari"],
+            "pqn": raw["teacher_presets"]["pqn-atari"]["pqn"] | {"learning_rate": 1.0e-5},
+        }
+        baseline = {
+            "preset": "pqn-atari",
+            "network": "pqn-multi3",
+            "steps": 64,
+            "select_every": 32,
+            "select_episodes": 1,
+            "recipe": 1,
+        }
+        raw["multitask"] = {
+            "pqn": baseline | {"presets": {"Qbert": "pqn-held"}},
+            "unlike": baseline | {"presets": {"Qbert": "pqn-slow"}},
+        }
+        raw["grid"] = {"pair": {"students": ["kl"], "baselines": ["pqn"], "seeds": [0]}}
+        raw["evaluation"] |= {"episodes": 2, "epsilon": 0.5}
+    environment = ENVIRONMENT.__class__(
+        **{name: getattr(ENVIRONMENT, name) for name in ENVIRONMENT.__slots__} | {"max_episode_frames": 400}
+    )
+    rng = np.random.default_rng(0)
+    for game, actions in GAMES.items():
+        network = new_network(NETWORKS["net3"], {game: actions}, CPU, 0)
+        world = fingerprint(game, environment)
+        card = {"role": "teacher", "game": game, "environment": world, "evaluation": {"mean_return": 100.0, "episodes": 2}}
+        digest = save_agent(folder / "data/teachers" / game, network, card)["digest"]
+        noise = [episode(actions, rng) for _ in range(5)]
+        write_dataset(folder / "data/datasets" / game, noise, game=game, teacher=digest, environment=world)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def travelled(project: Path) -> Path:
+    """After every command but the report."""
+    for mix in ("pair", "first", "second"):
+        call(project, "mix", "--mix", mix)
+    call(project, "distill", "--student", "pair/kl")
+    call(project, "train-multitask", "--baseline", "pair/pqn")
+    for game in GAMES:
+        for agent in (f"teachers/{game}", f"random/{game}"):
+            call(project, "evaluate", agent)
+        for agent in ("students/pair/kl-0", "multitask/pair/pqn-0"):
+            call(project, "evaluate", agent, "--game", game.lower())
+        chance = project / f"data/episodes/random/{game}.parquet"
+        table = pq.read_table(chance)
+        worse = pa.array(table["episode_return"].to_numpy() - 999.0)  # so that these teachers have taught something
+        pq.write_table(table.set_column(table.schema.get_field_index("episode_return"), "episode_return", worse), chance)
+    return project
+
+
+def test_one_student_and_one_baseline_of_both_games(travelled: Path) -> None:
+    student = json.loads((travelled / "data/students/pair/kl-0/card.json").read_text())
+    baseline = json.loads((travelled / "data/multitask/pair/pqn-0/card.json").read_text())
+    assert student["heads"] == baseline["heads"] == GAMES
+    assert student["games"].keys() == baseline["games"].keys() == GAMES.keys()
+    assert student["games"]["Qbert"]["environment"]["game"] == "Qbert"
+    assert (baseline["steps_trained"], baseline["settings"]["Qbert"]["hold_exponent"]) == (64, 2.0)
+    curve = (travelled / "data/students/pair/kl-0/curve.csv").read_text().splitlines()
+    for column in ("return_Qbert", "kl_Breakout", "cosine_Breakout_Qbert", "share_Qbert", "states_Qbert"):
+        assert column in curve[0].split(",")
+    curve = (travelled / "data/multitask/pair/pqn-0/curve.csv").read_text().splitlines()
+    for column in ("eval_return_Qbert", "cosine_Breakout_Qbert", "share_Qbert"):
+        assert column in curve[0].split(",")
+
+
+def test_the_report_shows_both(travelled: Path) -> None:
+    call(travelled, "report", "--paper", str(travelled / "paper.md"))
+    rows = json.loads((travelled / "data/report/scores.json").read_text())
+    for game in GAMES:
+        agents = [row["agent"] for row in rows if row["game"] == game]
+        assert agents == [f"teachers/{game}", f"random/{game}", f"students/pair/kl-0/{game}", f"multitask/pair/pqn-0/{game}"]
+    page = (travelled / "data/report/index.html").read_text()
+    assert "One network for Breakout, Qbert" in page
+    assert "pair/kl-0: do games pull the shared trunk the same way?" in page
+    paper = (travelled / "paper.md").read_text()
+    assert "| pair/kl | " in paper
+    assert "| pair/pqn | " in paper
+    scores = travelled / "data/scores/multitask/pair/pqn-0/Qbert.json"
+    scores.rename(travelled / "aside")
+    assert "run `pd-pipeline evaluate multitask/pair/pqn-0 --game Qbert`" in fails(travelled, "report")
+    assert "left out, not evaluated yet: pair/pqn-0\n" in call(travelled, "report", "--partial")
+    (travelled / "aside").rename(scores)
+
+
+def test_a_game_is_added_and_one_is_cut_out(travelled: Path) -> None:
+    call(travelled, "distill", "--student", "first/alone")
+    call(travelled, "distill", "--student", "second/more")
+    before = load_agent(travelled / "data/students/first/alone-0", CPU)
+    after = load_agent(travelled / "data/students/second/more-0", CPU)
+    assert after.card["heads"] == GAMES
+    assert after.card["begins_with"] == before.digest
+    assert after.world("Breakout") == before.world("Breakout") is not None
+    call(travelled, "cut", "students/second/more-0", "--game", "breakout", "--out", str(travelled / "cut"))
+    alone = load_agent(travelled / "cut", CPU)
+    assert (alone.card["game"], alone.card["cut_from"]) == ("Breakout", after.digest)
+    for name, weights in before.network.state_dict().items():
+        assert torch.equal(weights, alone.network.state_dict()[name])
+
+
+def test_what_is_refused(travelled: Path) -> None:
+    assert "plays Breakout, Qbert: choose one with --game" in fails(travelled, "evaluate", "students/pair/kl-0")
+    assert "plays Breakout, Qbert, not Pong" in fails(travelled, "evaluate", "students/pair/kl-0", "--game", "pong")
+    assert "agent random/Qbert plays Qbert, not Pong" in fails(travelled, "evaluate", "random/Qbert", "--game", "pong")
+    assert "plays Breakout, Qbert, not Pong" in fails(travelled, "cut", "students/pair/kl-0", "--game", "pong", "--out", "x")
+    assert "the preset of Qbert differs from that of Breakout in more than epsilon_low" in fails(
+        travelled, "train-multitask", "--baseline", "pair/unlike"
+    )
+    assert "baseline 'pqn' names no mix" in fails(travelled, "train-multitask", "--baseline", "pqn")
+    gone = travelled / "data/datasets/Qbert"
+    gone.rename(travelled / "away")
+    assert "Qbert" in (told := fails(travelled, "distill", "--student", "pair/alone"))
+    assert len(told.strip().splitlines()) == 1
+    (travelled / "away").rename(gone)
