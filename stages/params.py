@@ -186,6 +186,13 @@ class Params(Section):
         described = {name: self.datasets[name].game for name in names if name in self.datasets}
         return list(dict.fromkeys(find_game(described.get(name) or name).name for name in names))
 
+    def played(self, cell: Cell) -> list[str]:
+        """The games that an agent of the grid plays: those of its mix, after those of the student that it begins with."""
+        variant = self.students.get(cell.variant) if cell.kind == "students" else None
+        begun = variant.begins_with.split("/") if variant and variant.begins_with else []
+        known = self.games(begun[1]) if len(begun) == 3 and begun[0] == "students" else []
+        return sorted(dict.fromkeys([*known, *self.games(cell.mix)])) if known else self.games(cell.mix)
+
     def cells(self) -> list[Cell]:
         """Every student and baseline of the grid, once, in its order."""
         kinds: tuple[Literal["students", "multitask"], ...] = ("students", "multitask")

@@ -42,8 +42,6 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
     cells = params.cells()
     games = {name: dataset.game or name for name, dataset in params.datasets.items()}
     names = dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix"))
-    for name in names:
-        settings.pick(params.datasets, name, "dataset")
     compute = {"float32": Compute(torch.device("cpu"), "float32"), "bfloat16": Compute(torch.device("cpu"), "bfloat16")}
 
     @cache
@@ -70,26 +68,53 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
         return Job("evaluate", agent, done, seconds)
 
     labelling = {}
-    for game in dict.fromkeys(games[name] for name in names):
+    for game in dict.fromkeys(game for cell in cells for game in params.played(cell)):
         trained = (layout.teacher(game) / CARD).is_file()
         labelling[game] = str(load_card(layout.teacher(game))["network"]) if trained else "pqn"
         yield Job("train-teacher", game, trained, 0.0 if trained else None)
         yield evaluation(f"random/{game}", game, None)
         yield evaluation(f"teachers/{game}", game, labelling[game])
-    for name in names:
+    for name in (name for name in names if name in params.datasets):
         dataset, game = params.datasets[name], games[name]
         actor = params.students.get(_variant(dataset.actor or ""))
         acting = (actor.network,) if actor else ()
         done = (layout.dataset(name) / MANIFEST).is_file()
         yield Job("collect", name, done, 0.0 if done else dataset.states * play(game, labelling[game], *acting))
     for cell in cells:
-        variant: settings.StudentParams = settings.pick(params.students, cell.variant, "student")
-        preset, game = settings.pick(params.presets, variant.preset, "preset"), games[params.mixes[cell.mix][0]]
-        done = (layout.student(cell.name) / CARD).is_file()
-        samples = variant.updates * preset.batch
-        seconds = 0.0 if done else BACKWARD * samples / forward(variant.network, preset.precision, preset.batch)
-        yield Job("distill", cell.name, done, seconds)
-        yield evaluation(f"students/{cell.name}", game, variant.network)
+        if cell.kind == "multitask":
+            baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")
+            network = baseline.network
+            done = (layout.multitask(cell.name) / CARD).is_file()
+            seconds = 0.0 if done else _learning(params, cell, baseline, emulate, forward)
+            yield Job("train-multitask", cell.name, done, seconds)
+        else:
+            variant: settings.StudentParams = settings.pick(params.students, cell.variant, "student")
+            preset, network = settings.pick(params.presets, variant.preset, "preset"), variant.network
+            done = (layout.student(cell.name) / CARD).is_file()
+            samples = variant.updates * preset.batch
+            seconds = 0.0 if done else BACKWARD * samples / forward(network, preset.precision, preset.batch)
+            yield Job("distill", cell.name, done, seconds)
+        played = params.played(cell)
+        for game in played:
+            yield evaluation(f"{cell.agent}/{game}" if len(played) > 1 else cell.agent, game, network)
+
+
+def _learning(
+    params: settings.Params,
+    cell: settings.Cell,
+    baseline: settings.MultitaskParams,
+    emulate: Callable[[str], float],
+    forward: Callable[[str, str, int], float],
+) -> float:
+    """Seconds of a baseline's training."""
+    preset: settings.TeacherPreset = settings.pick(params.teacher_presets, baseline.preset, "teacher preset")
+    rate = forward(baseline.network, "bfloat16", 64)
+    if preset.pqn is not None:
+        passes = 1 + BACKWARD * preset.pqn.epochs
+    else:
+        assert preset.dqn is not None
+        passes = 1 + (BACKWARD + 1) * preset.dqn.minibatch / preset.dqn.steps_per_update
+    return sum(baseline.steps * (1 / emulate(game) + passes / rate) for game in params.games(cell.mix))
 
 
 def _variant(actor: str) -> str:

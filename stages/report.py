@@ -36,23 +36,23 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     mixes = {mix: read_mix(layout.mix(mix)) for mix in taught}
     players: dict[str, list[tuple[str, Path]]] = {}  # of each game: agents and their folders
     mix_of: dict[tuple[str, str], str] = {}
-    many = {mix: names for mix in dict.fromkeys(cell.mix for cell in cells) if len(names := params.games(mix)) > 1}
     for cell in cells:
-        for game in params.games(cell.mix):
-            name = f"{cell.agent}/{game}" if cell.mix in many else cell.agent
+        played = params.played(cell)
+        for game in played:
+            name = f"{cell.agent}/{game}" if len(played) > 1 else cell.agent
             players.setdefault(game, []).append((name, layout.agent(cell.agent)))
-            if cell.mix not in many and (other := mix_of.setdefault((game, cell.variant), cell.mix)) != cell.mix:
+            if len(played) == 1 and (other := mix_of.setdefault((game, cell.variant), cell.mix)) != cell.mix:
                 raise ValueError(
                     f"{cell.variant} learns from mixes {other} and {cell.mix} of {game}: give it another name in one of them, "
                     f"or the report would take them for two runs of one student"
                 )
     sections = [_section(layout, game, found) for game, found in players.items()]
     games = {s.game: s.who for s in sections}
-    summaries = summarise(_only(games, lambda who: who.card["mix"] not in many))
+    summaries = summarise(_only(games, lambda who: len(games_of(who.card)) == 1))
     several = []
-    for mix, names in many.items():
-        of_mix = _only({name: games[name] for name in names}, lambda who, mix=mix: bool(who.card["mix"] == mix))  # type: ignore[misc]
-        several.append(Several(mix=mix, summaries=summarise(of_mix), games=of_mix))
+    for names in dict.fromkeys(tuple(sorted(params.played(cell))) for cell in cells if len(params.played(cell)) > 1):
+        of_these = _only({name: games[name] for name in names}, lambda who, names=names: sorted(games_of(who.card)) == [*names])  # type: ignore[misc]
+        several.append(Several(summaries=summarise(of_these), games=of_these))
     rows = [row for section in sections for row in section.rows]
     folder = layout.work("report", "page", {})
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     replace_folder(folder, layout.report)
     if paper is not None:
         teachers = {game: who.teacher for game, who in games.items()}
-        told = {found.mix: found.summaries for found in several}
+        told = [found.summaries for found in several]
         with replaced_file(paper) as part:
             part.write_text(reproduction.markdown(summaries, told, teachers, facts["protocol"], command))
     written = layout.report / "index.html"
@@ -100,7 +100,7 @@ def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.
         return all(path.is_file() for path in (layout.episodes(agent), layout.scores(agent), layout.clip(agent)))
 
     def finished(cell: settings.Cell) -> bool:
-        games = params.games(cell.mix)
+        games = params.played(cell)
         mixed = cell.kind == "multitask" or layout.mix(cell.mix).is_file()
         measured = all(evaluated(f"{kind}/{game}") for game in games for kind in ("teachers", "random"))
         return mixed and measured and all(evaluated(f"{cell.agent}/{g}" if len(games) > 1 else cell.agent) for g in games)

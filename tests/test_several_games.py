@@ -19,6 +19,7 @@ from stages.cli import main
 from tests.fakes import ENVIRONMENT, edited_params, write_dataset
 
 GAMES = {"Breakout": 4, "Qbert": 6}
+PLAYERS = ("students/pair/kl-0", "multitask/pair/pqn-0", "students/second/more-0")
 CPU = torch.device("cpu")
 
 
@@ -90,7 +91,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "pqn": baseline | {"presets": {"Qbert": "pqn-held"}},
             "unlike": baseline | {"presets": {"Qbert": "pqn-slow"}},
         }
-        raw["grid"] = {"pair": {"students": ["kl"], "baselines": ["pqn"], "seeds": [0]}}
+        raw["grid"] = {
+            "pair": {"students": ["kl"], "baselines": ["pqn"], "seeds": [0]},
+            "added": {"mixes": ["second"], "students": ["more"], "seeds": [0]},
+        }
         raw["evaluation"] |= {"episodes": 2, "epsilon": 0.5}
     environment = ENVIRONMENT.__class__(
         **{name: getattr(ENVIRONMENT, name) for name in ENVIRONMENT.__slots__} | {"max_episode_frames": 400}
@@ -111,12 +115,13 @@ def travelled(project: Path) -> Path:
     """After every command but the report."""
     for mix in ("pair", "first", "second"):
         call(project, "mix", "--mix", mix)
-    call(project, "distill", "--student", "pair/kl")
+    for student in ("pair/kl", "first/alone", "second/more"):
+        call(project, "distill", "--student", student)
     call(project, "train-multitask", "--baseline", "pair/pqn")
     for game in GAMES:
         for agent in (f"teachers/{game}", f"random/{game}"):
             call(project, "evaluate", agent)
-        for agent in ("students/pair/kl-0", "multitask/pair/pqn-0"):
+        for agent in PLAYERS:
             call(project, "evaluate", agent, "--game", game.lower())
         chance = project / f"data/episodes/random/{game}.parquet"
         table = pq.read_table(chance)
@@ -145,13 +150,15 @@ def test_the_report_shows_both(travelled: Path) -> None:
     rows = json.loads((travelled / "data/report/scores.json").read_text())
     for game in GAMES:
         agents = [row["agent"] for row in rows if row["game"] == game]
-        assert agents == [f"teachers/{game}", f"random/{game}", f"students/pair/kl-0/{game}", f"multitask/pair/pqn-0/{game}"]
+        assert agents[:2] == [f"teachers/{game}", f"random/{game}"]
+        assert sorted(agents[2:]) == sorted(f"{agent}/{game}" for agent in PLAYERS)
     page = (travelled / "data/report/index.html").read_text()
     assert "One network for Breakout, Qbert" in page
     assert "pair/kl-0: do games pull the shared trunk the same way?" in page
     paper = (travelled / "paper.md").read_text()
     assert "| pair/kl | " in paper
     assert "| pair/pqn | " in paper
+    assert "| second/more | " in paper
     scores = travelled / "data/scores/multitask/pair/pqn-0/Qbert.json"
     scores.rename(travelled / "aside")
     assert "run `pd-pipeline evaluate multitask/pair/pqn-0 --game Qbert`" in fails(travelled, "report")
@@ -159,9 +166,20 @@ def test_the_report_shows_both(travelled: Path) -> None:
     (travelled / "aside").rename(scores)
 
 
+def test_the_plan_knows_what_is_left(travelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.plan.PROBE_SECONDS", 0.02)
+    plan = json.loads(call(travelled, "plan", "--json"))
+    assert all(job["done"] for job in plan["jobs"])
+    done = [(job["stage"], job["name"]) for job in plan["jobs"]]
+    assert ("train-multitask", "pair/pqn-0") in done
+    assert {("evaluate", f"{agent}/{game}") for agent in PLAYERS for game in GAMES} <= set(done)
+    (travelled / "data/multitask/pair/pqn-0/card.json").rename(travelled / "aside")
+    left = [job for job in json.loads(call(travelled, "plan", "--json"))["jobs"] if not job["done"]]
+    assert [(job["stage"], job["name"], job["seconds"] > 0) for job in left] == [("train-multitask", "pair/pqn-0", True)]
+    (travelled / "aside").rename(travelled / "data/multitask/pair/pqn-0/card.json")
+
+
 def test_a_game_is_added_and_one_is_cut_out(travelled: Path) -> None:
-    call(travelled, "distill", "--student", "first/alone")
-    call(travelled, "distill", "--student", "second/more")
     before = load_agent(travelled / "data/students/first/alone-0", CPU)
     after = load_agent(travelled / "data/students/second/more-0", CPU)
     assert after.card["heads"] == GAMES

@@ -111,9 +111,8 @@ def student_curves(students: Sequence[Contestant], quantity: str, label: str) ->
     figure, axes = plt.subplots(figsize=(7.5, 3.6))
     styles = {"dqn": "-", "net1": "--", "net2": "-.", "net3": ":"}
     for who in students:
-        if who.curve is None or who.loss is None:
+        if who.curve is None or "updates" not in (curve := read_curve(who.curve))[0]:
             continue
-        curve = read_curve(who.curve)
         mine = f"{quantity}_{who.game}"  # of a student of several games
         x, y = _points(curve, "updates", mine if mine in curve[0] else quantity)
         axes.plot(
@@ -144,6 +143,8 @@ def race(teacher: Contestant, several: Sequence[Contestant]) -> str:
         curve = read_curve(who.curve)
         own, reward = (f"states_{who.game}", f"return_{who.game}"), ("steps", f"eval_return_{who.game}")
         x, y = reward if reward[1] in curve[0] else own
+        if x not in curve[0] or y not in curve[0]:
+            continue  # what it began with had learned this game
         _line(axes, curve, x, y, color=next(colours), label=short_name(who.agent))
     axes.axhline(read_returns(teacher.episodes)[0].mean(), color="#444444", linewidth=1)
     axes.set_xlabel(f"million states of {teacher.game} learned from")
@@ -158,10 +159,12 @@ def _line(axes: Any, curve: list[dict[str, str]], x: str, y: str, **style: Any) 
 
 
 def over_training(who: Contestant, prefix: str, label: str) -> str:
-    """Every column of an agent's curve whose name begins with `prefix`, against how far its training is."""
+    """Every column of an agent's curve whose name begins with `prefix`, against how far its training is; empty without any."""
     assert who.curve is not None
     curve = read_curve(who.curve)
     names = [name for name in curve[0] if name.startswith(prefix)]
+    if not names:
+        return ""
     x = "updates" if "updates" in curve[0] else "steps"
     figure, axes = plt.subplots(figsize=(7.5, 3.2))
     for name in names:

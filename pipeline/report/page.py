@@ -63,9 +63,8 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Several:
-    """Agents that play all games of a mix: their summaries, and the agents by game."""
+    """Agents that play several games, the same ones: their summaries, and the agents by game."""
 
-    mix: str
     summaries: Sequence[Summary]
     games: Mapping[str, Game]
 
@@ -80,7 +79,7 @@ def render(
     """The page as text. `protocol` says how episodes start, explore and end; `summaries` are of agents of one game, over
     several games.
     """
-    body = "".join(_several(mix) for mix in several) + _over_games(summaries)
+    body = "".join(_several(games) for games in several) + _over_games(summaries)
     body += "".join(_section(section) for section in sections) + _predictors(sections)
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
     return document(
@@ -114,7 +113,7 @@ def _over_games(summaries: Sequence[Summary]) -> str:
 
 
 def _several(several: Several) -> str:
-    """What became of the agents of a mix, and how its games got on with each other."""
+    """What became of these agents, and how their games got on with each other."""
     table = tables.several_html(
         several.summaries,
         "Each game's mean return in per cent of its own teacher's, as the paper has it, and random-normalised. Intervals: 95 % "
@@ -131,13 +130,14 @@ def _several(several: Several) -> str:
     inside = []
     for who in first.students:
         name = short_name(who.agent)
-        inside.append(
-            figure(
-                figures.over_training(who, "cosine_", "cosine of gradients"),
-                f"{name}: do games pull the shared trunk the same way? 0: they do not matter to each other; below: they interfere.",
-            )
-        )
-        inside.append(figure(figures.over_training(who, "share_", "share of the loss"), f"{name}: whose loss it is."))
+        told = {
+            "cosine": "do games pull the shared trunk the same way? 0: they do not matter to each other; below: they interfere.",
+            "share of the loss": "whose loss it is.",
+        }
+        for what, caption in told.items():
+            drawn = figures.over_training(who, f"{what.split()[0]}_", what)
+            if drawn:
+                inside.append(figure(drawn, f"{name}: {caption}"))
     return (
         f"<section><h2>One network for {escape(', '.join(several.games))}</h2>{table}"
         f"<div class='figures'>{''.join(races)}</div>"

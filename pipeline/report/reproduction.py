@@ -11,17 +11,17 @@ from pipeline.report.summary import Summary
 
 def markdown(
     summaries: Sequence[Summary],
-    several: Mapping[str, Sequence[Summary]],
+    several: Sequence[Sequence[Summary]],
     teachers: Mapping[str, Contestant],
     protocol: str,
     command: str,
 ) -> str:
-    """The page as text: `summaries` of agents of one game, `several` by mix of those that play all its games.
+    """The page as text: `summaries` of agents of one game, and `several`, each of agents that play the same several ones.
 
     `protocol` says how episodes start, explore and end, `command` what makes it again.
     """
     sizes = ", ".join(f"{game} {who.parameters:,}" for game, who in teachers.items())
-    shown = [*summaries, *(s for found in several.values() for s in found)]
+    shown = [*summaries, *(s for found in several for s in found)]
     runs = any(standing.runs > 1 for s in shown for standing in s.games.values())
     training = (
         "where a student has several runs, runs are resampled as well and the interval includes the variance of training; "
@@ -60,6 +60,6 @@ mean of the random-normalised per cents, with 95 % intervals over episodes, pair
 
 {tables.several_markdown(found)}
 """
-        for found in several.values()
+        for found in several
     )
     return head + (single if summaries else "") + many

@@ -41,7 +41,7 @@ def test_summaries_by_hand(tmp_path: Path) -> None:
 def test_the_pages_hold_every_number_and_the_papers(tmp_path: Path) -> None:
     games = {"Pong": game(tmp_path, "Pong", 10, {"kl": [[9, 9]]}), "Tennis": game(tmp_path, "Tennis", 20, {"kl": [[15, 15]]})}
     summaries = summarise(games)
-    page = reproduction.markdown(summaries, {}, {name: g.teacher for name, g in games.items()}, "epsilon 0.05", "dvc repro")
+    page = reproduction.markdown(summaries, [], {name: g.teacher for name, g in games.items()}, "epsilon 0.05", "dvc repro")
     assert "| kl | 100 | 1 | 90.0 [90.0, 90.0] | 75.0 [75.0, 75.0] | 82.2 [82.2, 82.2] | 108.3 |" in page
     assert "| Pong | 10.0 | 16.2 |  (94.4) |  (95.1) |  (100.6) |" in page
     assert "they do not include the variance of training" in page
@@ -51,7 +51,7 @@ def test_the_pages_hold_every_number_and_the_papers(tmp_path: Path) -> None:
 def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> None:
     games = {name: game(tmp_path, name, 10, {"trio/kl": [[9, 9]]}) for name in ("Freeway", "Pong")}
     games["Qbert"] = game(tmp_path, "Qbert", 10, {"trio/kl": [[16, 16]]})
-    page = reproduction.markdown([], {"trio": summarise(games)}, {n: g.teacher for n, g in games.items()}, "", "dvc repro")
+    page = reproduction.markdown([], [summarise(games)], {n: g.teacher for n, g in games.items()}, "", "dvc repro")
     assert "## Table 1" not in page
     mean = (90 * 90 * 160) ** (1 / 3)
     assert f"| trio/kl | 100 | 1 | 90.0 | 90.0 | 160.0 | {mean:.1f} | 116.9 |" in page
