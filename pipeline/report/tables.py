@@ -36,7 +36,9 @@ def _with_interval(value: float, interval: tuple[float, float], digits: int) -> 
 def short_name(agent: str) -> str:
     """VARIANT-SEED, of an agent of several games MIX/VARIANT-SEED; teacher and random agent keep their role."""
     kind, *names = agent.split("/")
-    return {"teachers": "teacher", "random": "random"}.get(kind) or "/".join(names[:2] if len(names) > 2 else names[-1:])
+    return (
+        {"teachers": "teacher", "random": "random"}.get(kind) or "/".join(names[:2] if len(names) > 2 else names[-1:]) or agent
+    )
 
 
 COLUMNS: Final[Mapping[str, Callable[[Row], str]]] = {

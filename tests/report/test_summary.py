@@ -18,7 +18,7 @@ def game(folder: Path, name: str, best: float, students: dict[str, list[list[flo
         return contestant(folder, role, returns, game=name, **more)
 
     runs = [
-        play("student", returns, name=f"{name}-{variant}-{seed}", variant=variant, loss="kl", network="net1")
+        play("student", returns, name=f"{name}-{variant}-{seed}".replace("/", "-"), variant=variant, loss="kl", network="net1")
         for variant, several in students.items()
         for seed, returns in enumerate(several)
     ]
