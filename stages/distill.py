@@ -94,7 +94,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             game: {
                 "teacher": dataset.parts[0].manifest.teacher,
                 "environment": dataset.parts[0].manifest.environment,
-                "held_out": {key: best[f"{key}_{game}" if len(datasets) > 1 else key] for key in MEASURES},
+                "held_out": {key: best[f"{key}_{game}" if len(network.actions) > 1 else key] for key in MEASURES},
             }
             for game, dataset in datasets.items()
         }

@@ -273,10 +273,10 @@ class Student:
         """On held-out episodes: the student's own loss, KL at the objective's temperature (nats), how often it prefers the
         teacher's action, and the mean regret of its choices (Q units).
 
-        With several games these are means over them; beside them, each game's (`kl_Pong`), and how the games' gradients lie to
-        each other (`cosine_Freeway_Pong`, `agents.gradients`).
+        Of a student of several games these are means over those it learns; beside them, each game's (`kl_Pong`), and how the
+        games' gradients lie to each other (`cosine_Freeway_Pong`, `agents.gradients`).
         """
-        if len(self.lessons) == 1:
+        if len(self.network.actions) == 1:
             (lesson,) = self.lessons.values()
             return self._measure(lesson)
         measured = {game: self._measure(lesson) for game, lesson in self.lessons.items()}
@@ -342,17 +342,18 @@ def _optimizer(config: DistillConfig, parameters: list[torch.nn.Parameter]) -> t
 def train(student: Student) -> Iterator[Progress]:
     """Learn until the budget of updates is spent; yields every 50 updates and after every validation.
 
-    Metrics: `loss` (mean since the last yield), `learning_rate`, and after a validation what `Student.validate` gives; with
-    several games also each one's `loss_GAME` and `share_GAME`, its part of the sum of losses since the last validation, and how
-    many of its states have been learned from, `states_GAME`.
+    Metrics: `loss` (mean since the last yield), `learning_rate`, and after a validation what `Student.validate` gives; of a
+    student of several games also each one's `loss_GAME` and `share_GAME`, its part of the sum of losses since the last
+    validation, and how many of its states have been learned from, `states_GAME`.
     """
     config = student.config
     recent: list[Tensor] = []
     by_game: dict[str, list[Tensor]] = {game: [] for game in student.lessons}
+    several = len(student.network.actions) > 1
     while student.updates < student.budget:
         batch = student.batch(student.updates)
         recent.append(student.update(batch))
-        if len(by_game) > 1 and batch.game is not None:
+        if several and batch.game is not None:
             by_game[batch.game].append(recent[-1])
         done = student.updates
         validating = done % config.validate_every == 0 or done == student.budget
@@ -370,7 +371,7 @@ def train(student: Student) -> Iterator[Progress]:
             sums = {game: float(torch.stack(found).sum()) for game, found in by_game.items() if found}
             metrics |= {f"loss_{game}": total / len(by_game[game]) for game, total in sums.items()}
             metrics |= {f"share_{game}": total / (sum(sums.values()) or 1.0) for game, total in sums.items()}
-            if len(by_game) > 1:
+            if several:
                 metrics |= {f"states_{game}": float(count) for game, count in student.states().items()}
             by_game = {game: [] for game in by_game}
             student.keep_if_best(metrics["held_out_loss"])

@@ -113,8 +113,11 @@ def student_curves(students: Sequence[Contestant], quantity: str, label: str) ->
     for who in students:
         if who.curve is None or "updates" not in (curve := read_curve(who.curve))[0]:
             continue
-        mine = f"{quantity}_{who.game}"  # of a student of several games
-        x, y = _points(curve, "updates", mine if mine in curve[0] else quantity)
+        of_games = [name for name in curve[0] if name.startswith(f"{quantity}_")]  # of a student of several
+        mine = f"{quantity}_{who.game}" if of_games else quantity
+        if mine not in curve[0]:
+            continue  # it could play this game before
+        x, y = _points(curve, "updates", mine)
         axes.plot(
             x,
             y,

@@ -116,8 +116,9 @@ def _several(several: Several) -> str:
     """What became of these agents, and how their games got on with each other."""
     table = tables.several_html(
         several.summaries,
-        "Each game's mean return in per cent of its own teacher's, as the paper has it, and random-normalised. Intervals: 95 % "
-        "bootstrap over episodes, paired with the teacher by seed. * a game below 1 % counts as 1 %.",
+        "Each game's mean return in per cent of its teacher's, and their geometric mean, as the paper has them; the geometric mean of "
+        "the random-normalised per cents, and the least of those. Intervals: 95 % bootstrap over episodes, paired with the teacher by "
+        "seed. * a game below 1 % counts as 1 %.",
     )
     races = [
         figure(

@@ -56,7 +56,8 @@ A star: a game below 1 % counts as 1 %.
 ## One network for {", ".join(dict.fromkeys(game for s in found for game in s.games))}
 
 A game's raw mean return in per cent of its teacher's, and their geometric mean, as the paper has it; beside it the geometric
-mean of the random-normalised per cents, with 95 % intervals over episodes, paired with the teacher by seed; {training}.
+mean of the random-normalised per cents, and the least of those. Intervals: 95 % over episodes, paired with the teacher by seed;
+{training}.
 
 {tables.several_markdown(found)}
 """

@@ -111,8 +111,8 @@ def over_games_markdown(summaries: Sequence[Summary]) -> str:
 def _several(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     games = list(dict.fromkeys(game for s in summaries for game in s.games))
     known = tuple(sorted(games)) == THREE_GAMES
-    head = ["agent", "parameters", "runs", *(f"{g}, % of teacher" for g in games), "geometric mean, % of teacher"]
-    head += ["paper"] * known + ["normalised, geometric mean [95 %]", "least game"]
+    head = ["agent", "parameters", "runs", *(f"{g} %" for g in games), "mean %"]
+    head += ["paper, mean %"] * known + ["normalised mean % [95 %]", "least %"]
     cells = []
     for s in summaries:
         percents = [s.games[g].percent if g in s.games else None for g in games]
@@ -132,7 +132,9 @@ def _several(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
 
 
 def several_html(summaries: Sequence[Summary], caption: str) -> str:
-    """Agents of several games, a row each, in per cent of the teachers; the paper's beside those of its three games."""
+    """Agents of several games, a row each: every game's raw per cent of its teacher, the geometric means of these and of the
+    normalised per cents, and the least of the latter; the paper's beside those of its three games.
+    """
     head, cells = _several(summaries)
     return _html(head, cells, caption, ["student"] * len(cells))
 
