@@ -241,7 +241,7 @@ def plan(session: Session, as_json: bool) -> None:
         click.echo(json.dumps({"jobs": [job._asdict() for job in found], "seconds_left": seconds}))
         return
     for job in left:
-        click.echo(f"{job.stage:14}{job.name:40}{'unknown' if job.seconds is None else duration(job.seconds):>9}")
+        click.echo(f"{job.stage:17}{job.name:48}{'unknown' if job.seconds is None else duration(job.seconds):>9}")
     total = duration(sum(job.seconds or 0.0 for job in left))
     unknown = " and the teachers' training" if any(job.seconds is None for job in left) else ""
     click.echo(f"{len(found) - len(left)} of {len(found)} done; what is left takes about {total}{unknown} on this machine")
