@@ -30,11 +30,14 @@ from pipeline.datasets.reader import open_dataset
 from pipeline.distill import offline
 from pipeline.distill.losses import LossName
 from pipeline.evaluate import Episode, play
+from pipeline.rl import multitask
 from pipeline.rl.learner import Learner
 from pipeline.seeding import episode_seeds
-from stages import collect, distill, evaluate, train_teacher
+from stages import collect, distill, evaluate, train_multitask, train_teacher
 from tests.distill import test_offline
-from tests.fakes import ENVIRONMENT, SMALL, Corridor, corridor_dataset
+from tests.distill.test_multigame import SPEC as SEVERAL
+from tests.fakes import ENVIRONMENT, SMALL, Corridor, corridor_dataset, mirror_dataset
+from tests.rl import test_multitask
 from tests.rl.small import small_dqn, small_pqn
 
 PINS: Final = Path(__file__).with_name("recipes.json")
@@ -87,6 +90,24 @@ def run_distill() -> list[float]:
         for loss in get_args(LossName):
             student = offline.Student(config, offline.Objective(loss=loss, temperature=0.01), SMALL, [dataset], 8, CPU, 0)
             numbers += [p.metrics[key] for p in offline.train(student) for key in ("loss", "held_out_loss", "kl", "regret")]
+        mirror_dataset(Path(name) / "mirror", 30)
+        pair = [dataset, open_dataset(Path(name) / "mirror")]
+        objective = offline.Objective(loss="kl", temperature=0.05, balanced=True)
+        several = offline.Student(config, objective, SEVERAL, pair, 8, CPU, 0, interleave=3)
+        numbers += [
+            p.metrics[f"{k}_{g}"] for p in offline.train(several) for k in ("loss", "kl") for g in ("Corridor", "Mirror")
+        ]
+    return numbers
+
+
+def run_train_multitask() -> list[float]:
+    """Losses and mean Q of the first turns of a baseline of two games, of PQN and of DQN."""
+    numbers = []
+    for algorithm in ("pqn", "dqn"):
+        agent = test_multitask.learner(algorithm, 4096, minibatch=4)
+        for p in itertools.islice(multitask.train(agent, test_multitask.worlds()), 1):
+            numbers += [p.metrics[f"{name}_{game}"] for name in ("loss", "q") for game in agent.learners]
+        numbers.append(sum(float(weight.detach().abs().mean()) for weight in agent.result.parameters()))
     return numbers
 
 
@@ -104,6 +125,7 @@ STAGES: Final[dict[str, tuple[Any, Any]]] = {
     "train-teacher": (train_teacher, run_train_teacher),
     "collect": (collect, run_collect),
     "distill": (distill, run_distill),
+    "train-multitask": (train_multitask, run_train_multitask),
     "evaluate": (evaluate, run_evaluate),
 }
 
