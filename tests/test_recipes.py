@@ -46,10 +46,10 @@ CPU: Final = Compute(torch.device("cpu"), "float32")
 
 def run_train_teacher() -> list[float]:
     """Loss and mean Q of the first iterations of PQN and of DQN, in a corridor where lives are lost; PQN's averaged weights."""
-    agents: list[Learner] = [small_pqn(CPU, 640), small_dqn(CPU, 6144)]
+    agents: list[tuple[Learner, int]] = [(small_pqn(CPU, 640), 3), (small_dqn(CPU, 2048), 1)]
     numbers = []
-    for agent in agents:
-        for p in itertools.islice(agent.train(Corridor(8, life_steps=5)), 3):
+    for agent, yields in agents:
+        for p in itertools.islice(agent.train(Corridor(8, life_steps=5)), yields):
             numbers += [p.metrics[name] for name in ("loss", "q", "episodes")]
         numbers.append(sum(float(weight.detach().abs().mean()) for weight in agent.result.parameters()))
     return numbers

@@ -33,9 +33,9 @@ CONFIG = DqnConfig(
 )
 
 
-def learner(steps: int, *, double: bool = False) -> DqnLearner:
+def learner(steps: int, *, double: bool = False, minibatch: int = 32) -> DqnLearner:
     compute = Compute(torch.device("cpu"), "float32")
-    return DqnLearner(replace(CONFIG, double=double), steps, SMALL, {"Corridor": 2}, compute, 0)
+    return DqnLearner(replace(CONFIG, double=double, minibatch=minibatch), steps, SMALL, {"Corridor": 2}, compute, 0)
 
 
 def test_rmsprop_by_hand() -> None:
@@ -80,16 +80,16 @@ def test_it_learns_the_optimal_q_values(double: bool) -> None:
 
 
 def test_updates_keep_their_ratio_to_steps() -> None:
-    agent = learner(2000)
+    agent = learner(2000, minibatch=2)
     list(train(agent, Corridor(8)))
     assert agent.tally.updates == (2000 - CONFIG.replay_start + CONFIG.envs) // CONFIG.steps_per_update
 
 
 def test_a_resumed_run_refills_its_replay_without_counting() -> None:
-    agent = learner(1200)
+    agent = learner(1200, minibatch=2)
     for _ in itertools.islice(train(agent, Corridor(8)), 1):
         pass
-    again = learner(4000)
+    again = learner(4000, minibatch=2)
     again.load_state_dict(agent.state_dict())
     before = (again.tally.steps, again.tally.updates)
     for _ in train(again, Corridor(8)):
