@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.agents.checkpoints import CARD, games_of, load_agent, save_agent
+from pipeline.agents.checkpoints import CARD, games_of, load_agent, load_card, save_agent
 from pipeline.agents.networks import QNetwork
 from pipeline.atari.games import find_game
 from pipeline.datasets.folders import Folder
@@ -22,6 +22,8 @@ def run(layout: Layout, agent: str, game: str, out: Path) -> Path:
     if game not in (games := games_of(whole.card)):
         raise ValueError(f"agent {agent} plays {', '.join(games)}, not {game}")
     check_target(Folder(out), CARD, "an agent")
+    if (out / CARD).exists() and "cut_from" not in load_card(out):
+        raise ValueError(f"{out} holds an agent that was not cut from another: choose another --out")
     network = QNetwork(whole.network.spec, {game: whole.network.actions[game]})
     kept = {name: weights for name, weights in whole.network.state_dict().items() if name in network.state_dict()}
     network.load_state_dict(kept)

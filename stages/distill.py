@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from pipeline.agents.checkpoints import CARD, games_of, load_agent, save_agent
+from pipeline.agents.checkpoints import CARD, Agent, games_of, load_agent, save_agent
 from pipeline.agents.device import Compute, keep_freed_memory, pick_device
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
@@ -50,6 +51,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         "seed": seed,
         "digests": [i.digest for ingredients in mix.values() for i in ingredients],
         "start": start.digest if start else None,
+        **({"played": [asdict(params.environment), params.evaluation.epsilon]} if variant.play_episodes else {}),
     }
     work = layout.work("distill", agent, decides)
     with alone_in(work):
@@ -73,6 +75,8 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         if state is not None:
             student.load_state_dict(state)
             say(f"resuming {agent} at {student.updates:,} updates")
+            if variant.play_episodes and student.curve and not _played(student):
+                _play(params, student, variant.play_episodes)  # what the last sitting did not finish
         saved = time.monotonic()
         with closing(show(train(student), f"distill {agent}", ("loss", "kl", "agreement", "regret"))) as progress:
             try:
@@ -90,16 +94,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         network.load_state_dict(student.best_weights)
         folder = work / "publish"
         best = next(point for point in student.curve if point["updates"] == student.best_updates)
-        games = {
-            game: {
-                "teacher": dataset.parts[0].manifest.teacher,
-                "environment": dataset.parts[0].manifest.environment,
-                "held_out": {key: best[f"{key}_{game}" if len(network.actions) > 1 else key] for key in MEASURES},
-            }
-            for game, dataset in datasets.items()
-        }
-        if start is not None:
-            games = {**games_of(start.card), **games}
+        games = _games(best, datasets, start, frozen=variant.frozen)
         card = save_agent(
             folder,
             network,
@@ -132,6 +127,25 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         held_out = f"held-out KL {best['kl']:.4f}, agreement {best['agreement']:.1%}"
         say(f"published {target / CARD}: {card['parameters']:,} parameters, {held_out}")
         return target
+
+
+def _games(
+    best: Mapping[str, float], datasets: Mapping[str, Joined], start: Agent | None, *, frozen: bool
+) -> dict[str, dict[str, Any]]:
+    """What the card says of each game that the student plays; `best` is the curve's point of its weights."""
+    games: dict[str, dict[str, Any]] = games_of(start.card) if start else {}
+    if not frozen:  # what was measured of its other games then is no longer so
+        games = {game: {k: v for k, v in told.items() if k != "held_out"} for game, told in games.items()}
+    for game, dataset in datasets.items():
+        manifest = dataset.parts[0].manifest
+        held_out = {key: best.get(f"{key}_{game}", best[key]) for key in MEASURES}
+        games[game] = {"teacher": manifest.teacher, "environment": manifest.environment, "held_out": held_out}
+    return games
+
+
+def _played(student: Student) -> bool:
+    """Whether the curve's last point has what the student reached in each game."""
+    return all(f"return_{game}" in student.curve[-1] for game in student.lessons)
 
 
 def _play(params: settings.Params, student: Student, episodes: int) -> None:

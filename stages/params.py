@@ -14,7 +14,6 @@ from ruamel.yaml.error import YAMLError
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import NETWORKS, NetworkSpec
 from pipeline.atari.envs import EnvConfig
-from pipeline.atari.games import find_game
 from pipeline.distill.losses import LossName
 from pipeline.distill.offline import DistillConfig, Objective
 from pipeline.rl.dqn import DqnConfig, DqnLearner
@@ -136,6 +135,12 @@ class GridParams(Section):
     baselines: list[str] = []
     seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _someone(self) -> Self:
+        if not self.students and not self.baselines:
+            raise ValueError("it names no students and no baselines")
+        return self
+
 
 class Cell(NamedTuple):
     """A student of the grid, or a baseline."""
@@ -180,18 +185,13 @@ class Params(Section):
     grid: dict[str, GridParams]
     evaluation: EvaluationParams
 
-    def games(self, mix: str) -> list[str]:
-        """The games of a mix: a dataset that is not described here is named after its game."""
-        names = pick(self.mixes, mix, "mix")
-        described = {name: self.datasets[name].game for name in names if name in self.datasets}
-        return list(dict.fromkeys(find_game(described.get(name) or name).name for name in names))
-
-    def played(self, cell: Cell) -> list[str]:
-        """The games that an agent of the grid plays: those of its mix, after those of the student that it begins with."""
-        variant = self.students.get(cell.variant) if cell.kind == "students" else None
-        begun = variant.begins_with.split("/") if variant and variant.begins_with else []
-        known = self.games(begun[1]) if len(begun) == 3 and begun[0] == "students" else []
-        return sorted(dict.fromkeys([*known, *self.games(cell.mix)])) if known else self.games(cell.mix)
+    @model_validator(mode="after")
+    def _one_name_each(self) -> Self:
+        if both := sorted(self.students.keys() & self.multitask.keys()):
+            raise ValueError(
+                f"{', '.join(both)} is a student and a baseline: the report would take them for one, rename either"
+            )
+        return self
 
     def cells(self) -> list[Cell]:
         """Every student and baseline of the grid, once, in its order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
+from stages.grid import games_of_cell, games_of_mix
 from stages.paths import Layout
 
 PROBE_SECONDS = 1.5
@@ -68,7 +69,7 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
         return Job("evaluate", agent, done, seconds)
 
     labelling = {}
-    for game in dict.fromkeys(game for cell in cells for game in params.played(cell)):
+    for game in dict.fromkeys(game for cell in cells for game in games_of_cell(layout, params, cell)):
         trained = (layout.teacher(game) / CARD).is_file()
         labelling[game] = str(load_card(layout.teacher(game))["network"]) if trained else "pqn"
         yield Job("train-teacher", game, trained, 0.0 if trained else None)
@@ -85,7 +86,8 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
             baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")
             network = baseline.network
             done = (layout.multitask(cell.name) / CARD).is_file()
-            seconds = 0.0 if done else _learning(params, cell, baseline, emulate, forward)
+            learned = games_of_mix(layout, params, cell.mix)
+            seconds = 0.0 if done else _learning(params, learned, baseline, emulate, forward)
             yield Job("train-multitask", cell.name, done, seconds)
         else:
             variant: settings.StudentParams = settings.pick(params.students, cell.variant, "student")
@@ -94,14 +96,14 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
             samples = variant.updates * preset.batch
             seconds = 0.0 if done else BACKWARD * samples / forward(network, preset.precision, preset.batch)
             yield Job("distill", cell.name, done, seconds)
-        played = params.played(cell)
+        played = games_of_cell(layout, params, cell)
         for game in played:
             yield evaluation(f"{cell.agent}/{game}" if len(played) > 1 else cell.agent, game, network)
 
 
 def _learning(
     params: settings.Params,
-    cell: settings.Cell,
+    games: Sequence[str],
     baseline: settings.MultitaskParams,
     emulate: Callable[[str], float],
     forward: Callable[[str, str, int], float],
@@ -114,7 +116,7 @@ def _learning(
     else:
         assert preset.dqn is not None
         passes = 1 + (BACKWARD + 1) * preset.dqn.minibatch / preset.dqn.steps_per_update
-    return sum(baseline.steps * (1 / emulate(game) + passes / rate) for game in params.games(cell.mix))
+    return sum(baseline.steps * (1 / emulate(game) + passes / rate) for game in games)
 
 
 def _variant(actor: str) -> str:

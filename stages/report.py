@@ -16,6 +16,7 @@ from pipeline.report.scores import Contestant, score
 from pipeline.report.summary import Game, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
+from stages.grid import games_of_cell
 from stages.paths import Layout
 from stages.publish import replace_folder, replaced_file
 from stages.runlog import say
@@ -37,7 +38,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     players: dict[str, list[tuple[str, Path]]] = {}  # of each game: agents and their folders
     mix_of: dict[tuple[str, str], str] = {}
     for cell in cells:
-        played = params.played(cell)
+        played = games_of_cell(layout, params, cell)
         for game in played:
             name = f"{cell.agent}/{game}" if len(played) > 1 else cell.agent
             players.setdefault(game, []).append((name, layout.agent(cell.agent)))
@@ -50,7 +51,8 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     games = {s.game: s.who for s in sections}
     summaries = summarise(_only(games, lambda who: len(games_of(who.card)) == 1))
     several = []
-    for names in dict.fromkeys(tuple(sorted(params.played(cell))) for cell in cells if len(params.played(cell)) > 1):
+    plays = (tuple(sorted(games_of_cell(layout, params, cell))) for cell in cells)
+    for names in dict.fromkeys(names for names in plays if len(names) > 1):
         of_these = _only({name: games[name] for name in names}, lambda who, names=names: sorted(games_of(who.card)) == [*names])  # type: ignore[misc]
         several.append(Several(summaries=summarise(of_these), games=of_these))
     rows = [row for section in sections for row in section.rows]
@@ -100,7 +102,7 @@ def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.
         return all(path.is_file() for path in (layout.episodes(agent), layout.scores(agent), layout.clip(agent)))
 
     def finished(cell: settings.Cell) -> bool:
-        games = params.played(cell)
+        games = games_of_cell(layout, params, cell)
         mixed = cell.kind == "multitask" or layout.mix(cell.mix).is_file()
         measured = all(evaluated(f"{kind}/{game}") for game in games for kind in ("teachers", "random"))
         return mixed and measured and all(evaluated(f"{cell.agent}/{g}" if len(games) > 1 else cell.agent) for g in games)
@@ -132,6 +134,7 @@ def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
     facts: dict[str, Any] = json.loads(scores.read_text())
     card = load_card(folder) if folder is not None else {}
     held_out = games_of(card).get(facts["game"], {}).get("held_out")
+    card = {key: value for key, value in card.items() if key != "held_out"} | ({"held_out": held_out} if held_out else {})
     variant = card.get("variant")
     return Contestant(
         agent=agent,
@@ -140,10 +143,11 @@ def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
         network=facts["network"],
         parameters=facts["parameters"],
         episodes=episodes,
-        card=card | ({"held_out": held_out} if held_out else {}),
+        card=card,
         clip=clip if facts["role"] != "random" else None,
         curve=curve if folder is not None and (curve := folder / "curve.csv").is_file() else None,
         variant=f"{card['mix']}/{variant}" if variant and "games" in card else variant,
         loss=card.get("objective", {}).get("loss"),
+        algorithm=card.get("algorithm"),
         seed=card.get("seed") if facts["role"] in ("student", "multitask") else None,
     )

@@ -23,6 +23,7 @@ from pipeline.rl.multitask import MultitaskLearner, train
 from pipeline.rl.pqn import PqnLearner, PqnWeights
 from stages import params as settings
 from stages.evaluate import Contestant, mean_return, played
+from stages.grid import games_of_mix
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
 from stages.runlog import say, show
@@ -44,7 +45,9 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         raise ValueError(f"baseline {name!r} names no mix: write MIX/VARIANT, for example {next(iter(params.mixes))}/{name}")
     variant: settings.MultitaskParams = settings.pick(params.multitask, variant_name, "baseline")
     settings.check_recipe(f"multitask.{variant_name}", variant.recipe, RECIPE)
-    games = params.games(mix_name)
+    games = games_of_mix(layout, params, mix_name)
+    if unknown := sorted(variant.presets.keys() - set(games)):
+        raise ValueError(f"multitask.{variant_name}.presets names {', '.join(unknown)}: mix {mix_name} has {', '.join(games)}")
     presets = {
         game: settings.pick(params.teacher_presets, variant.presets.get(game, variant.preset), "teacher preset")
         for game in games
@@ -68,6 +71,11 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         state = _Run(work / "checkpoint.pt", learner, params, variant, seed, references)
         if state.resume():
             say(f"resuming {agent} at {learner.steps:,} steps a game from {work}")
+        if learner.steps > variant.steps:
+            raise ValueError(
+                f"the unfinished run in {work} is at {learner.steps:,} steps a game, "
+                f"beyond multitask.{variant_name}.steps = {variant.steps:,}: raise that, or remove the folder to start afresh"
+            )
         worlds = {
             game: VectorWorld(
                 game, params.environment, width=learner.learners[game].envs, seed_once=bool(presets[game].seed_once)
@@ -75,9 +83,13 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             for game in games
         }
         try:
+            if state.selection_due():
+                state.select()  # an evaluation that the last sitting did not finish
             with closing(show(train(learner, worlds), f"train {agent}", tuple(f"return_{game}" for game in games))) as progress:
                 for p in progress:
                     state.follow(p)
+            if state.evaluated_steps < learner.steps or not state.best_weights:
+                state.select()
         except KeyboardInterrupt:
             state.save()
             say(f"stopped at {learner.steps:,} steps a game; the same command goes on from there")
@@ -179,6 +191,7 @@ class _Run:
     ) -> None:
         self._path, self._learner, self._params, self._variant, self._seed = path, learner, params, variant, seed
         self._references = references
+        self._metrics: Mapping[str, float] = {}
         self.curve: list[dict[str, Any]] = []
         self.best, self.best_steps = float("-inf"), 0
         self.best_returns: dict[str, float] = {}
@@ -214,36 +227,47 @@ class _Run:
         """Wall time of all sittings, in seconds."""
         return self._seconds + time.monotonic() - self._started
 
-    def follow(self, p: Progress) -> None:
-        """After a turn of each game: a point of the curve, an evaluation, a checkpoint, as they are due."""
+    @property
+    def evaluated_steps(self) -> int:
+        """Steps of each game at the last evaluation, 0 before the first."""
+        return next((int(point["steps"]) for point in reversed(self.curve) if any("eval" in name for name in point)), 0)
+
+    def selection_due(self) -> bool:
+        """Whether it is time for an evaluation that may choose these weights: every `select_every` steps of each game."""
         every = self._variant.select_every
-        evaluated = next((point["steps"] for point in reversed(self.curve) if any("eval" in key for key in point)), 0)
-        if p.done >= (evaluated // every + 1) * every or p.done >= p.total:
-            self._select(p)
+        return self._learner.steps >= (self.evaluated_steps // every + 1) * every
+
+    def follow(self, p: Progress) -> None:
+        """After a turn of each game: an evaluation, a point of the curve, a checkpoint, as they are due."""
+        self._metrics = p.metrics
+        if self.selection_due():
+            self.select()
         elif not self.curve or p.done >= self.curve[-1]["steps"] + p.total // CURVE_POINTS:
-            self._add_point(p, {})
+            self._add_point({})
         elif time.monotonic() - self._saved > CHECKPOINT_EVERY_SECONDS:
             self.save()
 
-    def _select(self, p: Progress) -> None:
+    def select(self) -> None:
+        """Evaluate the weights as they are, for the curve, and keep them if they are the best so far."""
         returns, worth = {}, 0.0
-        result, compute = self._learner.result, self._learner.learners
+        result, learner = self._learner.result, self._learner
         for game, (zero, best) in self._references.items():
-            policy = EpsilonGreedy(q_function(result, compute[game].compute, game), self._params.evaluation.epsilon)
+            policy = EpsilonGreedy(q_function(result, learner.learners[game].compute, game), self._params.evaluation.epsilon)
             contestant = Contestant(f"baseline of {game}", game, policy, {})
             returns[game] = mean_return(played(contestant, self._params, "select", self._seed, self._variant.select_episodes))
             worth += (returns[game] - zero) / ((best - zero) or 1.0) / len(self._references)
-        self._add_point(
-            p, {f"eval_return_{game}": round(value, 3) for game, value in returns.items()} | self._learner.cosines()
-        )
+        self._add_point({f"eval_return_{game}": round(value, 3) for game, value in returns.items()} | learner.cosines())
         if worth > self.best:
-            self.best, self.best_steps, self.best_returns = worth, p.done, returns
+            self.best, self.best_steps, self.best_returns = worth, learner.steps, returns
             self.best_weights = {k: v.detach().cpu().clone() for k, v in result.state_dict().items()}
         self.save()
         told = ", ".join(f"{game} {value:.2f}" for game, value in returns.items())
-        say(f"at {p.done:,} steps a game: {told}; {worth:.1%} of the teachers (best {self.best:.1%})")
+        say(f"at {learner.steps:,} steps a game: {told}; {worth:.1%} of the teachers (best {self.best:.1%})")
 
-    def _add_point(self, p: Progress, more: Mapping[str, float]) -> None:
+    def _add_point(self, more: Mapping[str, float]) -> None:
+        """One row of the curve; an evaluation joins the row of its step."""
         names = [f"{name}_{game}" for name in ("return", "loss", "share", "q") for game in self._references]
-        known = {name: round(p.metrics[name], 6) for name in names if name in p.metrics}
-        self.curve.append({"steps": p.done, "seconds": round(self._spent(), 1), **known, **more})
+        known = {name: round(self._metrics[name], 6) for name in names if name in self._metrics}
+        if self.curve and self.curve[-1]["steps"] == self._learner.steps:
+            known = {k: v for k, v in self.curve.pop().items() if k in names} | known
+        self.curve.append({"steps": self._learner.steps, "seconds": round(self._spent(), 1), **known, **more})

@@ -1,5 +1,8 @@
 """A mix of two games by the commands that dvc.yaml runs: one student, its baseline, scores and report; extended and cut."""
 
+import csv
+import importlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "kl": student | {"interleave": 1, "play_episodes": 1},
             "alone": student,
             "more": student | {"begins_with": "students/first/alone-0", "frozen": True},
+            "onward": student | {"begins_with": "students/first/alone-0"},
         }
         raw["presets"]["fast"] |= {"batch": 16, "validate_every": 3, "validation_states": 16, "warmup_updates": 2}
         raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 4, "horizon": 8, "minibatch": 16}
@@ -190,6 +194,48 @@ def test_a_game_is_added_and_one_is_cut_out(travelled: Path) -> None:
     assert (alone.card["game"], alone.card["cut_from"]) == ("Breakout", after.digest)
     for name, weights in before.network.state_dict().items():
         assert torch.equal(weights, alone.network.state_dict()[name])
+    call(
+        travelled, "cut", "students/second/more-0", "--game", "qbert", "--out", str(travelled / "cut")
+    )  # a cut may be replaced
+    for taken in ("data/teachers/Breakout", "data/students/second/more-0"):
+        told = fails(travelled, "cut", "students/second/more-0", "--game", "qbert", "--out", str(travelled / taken))
+        assert "holds an agent that was not cut from another" in told
+
+
+def test_a_card_tells_nothing_that_is_no_longer_so(travelled: Path) -> None:
+    call(travelled, "distill", "--student", "second/onward")
+    kept = json.loads((travelled / "data/students/second/more-0/card.json").read_text())["games"]
+    moved = json.loads((travelled / "data/students/second/onward-0/card.json").read_text())["games"]
+    assert "held_out" in kept["Breakout"]
+    assert "held_out" not in moved["Breakout"]
+    assert "held_out" in moved["Qbert"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "command"),
+    [("distill", ("distill", "--student", "pair/kl")), ("train_multitask", ("train-multitask", "--baseline", "pair/pqn"))],
+)
+def test_an_evaluation_that_was_interrupted_is_made(
+    travelled: Path, monkeypatch: pytest.MonkeyPatch, stage: str, command: tuple[str, ...]
+) -> None:
+    module = importlib.import_module(f"stages.{stage}")
+    real, calls = module.played, itertools.count()
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 3:  # the second game of the last evaluation
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "played", interrupted)
+    result = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), *command, "--seed", "1"])
+    assert result.exit_code == 130, result.output
+    call(travelled, *command, "--seed", "1")
+    kind, column = ("students", "return_Qbert") if stage == "distill" else ("multitask", "eval_return_Qbert")
+    (curve,) = travelled.glob(f"data/{kind}/pair/*-1/curve.csv")
+    with curve.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[-1][column] != ""
+    assert sum(row[column] != "" for row in rows) == 2
 
 
 def test_what_is_refused(travelled: Path) -> None:

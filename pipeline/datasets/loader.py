@@ -100,7 +100,7 @@ class Loader:
     `order(n)` is the first n training states; `place(update)` tells where a minibatch lies; `frames(window)` brings its
     frames, from the background if they are the next ones. All Q-values stay in memory (`q_NA`). `checked_N` are up to
     `check` held-out states from all of their episodes: where the dataset does not fit, their stacks are kept (`states`).
-    Loaders that share a `background` read one block at a time between them.
+    Several loaders, `sharing` in number, have `memory` together and one `background`, so that a block at a time is read.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class Loader:
         memory: int,
         depth: int = 4,
         check: int = 0,
+        sharing: int = 1,
         background: ThreadPoolExecutor | None = None,
     ) -> None:
         self._dataset, self._batch, self._seed, self._depth = dataset, batch, seed, depth
@@ -128,8 +129,9 @@ class Loader:
         self._train_of = [split.train_N[bounds[i] : bounds[i + 1]] for i in range(count)]  # each block's training steps
         self._start_N = episode_of(dataset.episodes, np.arange(len(dataset))).start_N
         self.q_NA = dataset.read("q", 0, len(dataset))
-        kept = len(self.checked_N) * depth * _FRAME
-        self._window_blocks = _blocks_of_a_window(dataset, self.q_NA.nbytes, kept, memory, depth)
+        beside = self.q_NA.nbytes + 16 * len(dataset)  # Q-values, training steps, episode starts
+        kept = len(self.checked_N) * depth * _FRAME if sharing > 1 else 0
+        self._window_blocks = _blocks_of_a_window(dataset, beside, kept, memory, sharing, depth)
         self._begins = [0]  # the update at which each epoch begins
         self._plans: dict[int, list[list[int]]] = {}
         self._order: tuple[Window, npt.NDArray[np.int64]] | None = None
@@ -210,33 +212,21 @@ class Loader:
         return np.concatenate(parts)
 
 
-def shares(memory: int, loaders: int, depth: int) -> int:
-    """What each of several loaders of one background may take of `memory`: the block being decoded is there once."""
-    block = _block(depth)
-    return (memory - block) // loaders + block
-
-
-def _block(depth: int) -> int:
-    """Bytes of a block's frames."""
-    return (BLOCK + depth - 1) * _FRAME
-
-
-def _blocks_of_a_window(dataset: Source, labels: int, kept: int, memory: int, depth: int) -> int:
+def _blocks_of_a_window(dataset: Source, beside: int, kept: int, memory: int, sharing: int, depth: int) -> int:
     """How many blocks may be in memory at once: all of them if they fit, else half of what does, less one being decoded.
 
-    `kept` bytes are taken beside them only where not all fit.
+    The block being decoded is there once for all loaders that share the memory. `kept` bytes are taken where not all fit.
     """
     count = -(-len(dataset) // BLOCK)
-    beside = labels + 16 * len(dataset)  # Q-values, training steps, episode starts
-    if beside + (len(dataset) + BLOCK) * _FRAME <= memory:
+    block = (BLOCK + depth - 1) * _FRAME
+    share = (memory - block) // sharing + block
+    if beside + (len(dataset) + BLOCK) * _FRAME <= share:
         return count
-    beside += kept
-    block = _block(depth)
-    fit = ((memory - beside) // block - 1) // 2
+    fit = ((share - beside - kept) // block - 1) // 2
     if fit < 1:
-        least = (beside + 3 * block) / 1e9
+        least = ((beside + kept + 2 * block) * sharing + block) / 1e9
         raise ValueError(
-            f"dataset {dataset} does not fit into {memory / 1e9:g} GB of memory, nor do windows of it: raise memory_gb "
-            f"to {least:.1f} at least"
+            f"dataset {dataset} does not fit into {'a share of ' if sharing > 1 else ''}{memory / 1e9:g} GB of memory, "
+            f"nor do windows of it: raise memory_gb to {least:.1f} at least"
         )
     return int(min(fit, count))

@@ -21,7 +21,7 @@ from pipeline.agents.device import Compute, Precision
 from pipeline.agents.gradients import trunk_cosines
 from pipeline.agents.initialise import standardise
 from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
-from pipeline.datasets.loader import Loader, Source, shares
+from pipeline.datasets.loader import Loader, Source
 from pipeline.distill import losses
 from pipeline.distill.lesson import Batch, Interleave, Lesson, Turns
 from pipeline.distill.losses import LossName
@@ -118,7 +118,6 @@ class Student:
         self.config, self.objective, self.compute, self.seed, self.frozen = config, objective, compute, seed, frozen
         self.budget = updates
         self.updates = 0
-        memory = shares(int(config.memory_gb * 1e9), len(sources), spec.stack)
         background = ThreadPoolExecutor(1)
         self.lessons = {
             source.game: Lesson(
@@ -128,15 +127,18 @@ class Student:
                     batch=config.batch,
                     held_out=config.held_out,
                     seed=seed,
-                    memory=memory,
+                    memory=int(config.memory_gb * 1e9),
                     depth=spec.stack,
                     check=max(1, config.validation_states // len(sources)),
+                    sharing=len(sources),
                     background=background,
                 ),
                 compute.device,
             )
             for source in sources
         }
+        if unknown := sorted(objective.temperatures.keys() - self.lessons.keys()):
+            raise ValueError(f"temperatures name {', '.join(unknown)}: the mix has {', '.join(self.lessons)}")
         self.temperatures = {game: self._temperature(lesson) for game, lesson in self.lessons.items()}
         self._unit = {game: self._blind_loss(lesson) if objective.balanced else 1.0 for game, lesson in self.lessons.items()}
         self._turns = Turns(
@@ -159,6 +161,7 @@ class Student:
         self.best_updates = 0
         self.best_weights: dict[str, Tensor] = {}
         self.curve: list[dict[str, float]] = []
+        self._since_G2 = torch.zeros((len(self.lessons), 2), dtype=torch.float64, device=compute.device)
 
     def _temperature(self, lesson: Lesson) -> float:
         objective = self.objective
@@ -223,6 +226,7 @@ class Student:
             "best": [self.best_loss, self.best_updates],
             "best_weights": self.best_weights,
             "curve": self.curve,
+            "since": self._since_G2,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -232,15 +236,12 @@ class Student:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates, self.best_weights, self.curve = state["updates"], state["best_weights"], state["curve"]
         self.best_loss, self.best_updates = state["best"]
+        self._since_G2 = state["since"].to(self.compute.device)
 
     def batch(self, update: int) -> Batch:
         """Minibatch `update`: the game whose turn it is, its states and Q-values."""
         game, number = self._turns.place(update)
         return self.lessons[game].batch(number)
-
-    def states(self) -> dict[str, int]:
-        """How many states of each game have been learned from so far."""
-        return {game: count * self.config.batch for game, count in self._turns.counts(self.updates).items()}
 
     def _loss_B(self, student_BA: Tensor, batch: Batch) -> Tensor:
         """The objective's loss of these outputs, per example."""
@@ -267,6 +268,10 @@ class Student:
         torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm, foreach=True)
         self.optimizer.step()
         self.updates += 1
+        if batch.game is not None:
+            since_2 = self._since_G2[list(self.lessons).index(batch.game)]
+            since_2[0] += loss.detach()
+            since_2[1] += 1
         return loss.detach()
 
     def validate(self) -> dict[str, float]:
@@ -315,6 +320,22 @@ class Student:
             means[game] = self._loss_B(self.network.values(features_BF, game), batch).mean()
         return trunk_cosines(self.network, means)
 
+    def losses_since(self) -> dict[str, float]:
+        """Of the updates since this was asked last: each game's mean loss, its part of the sum of losses, and how many of its
+        states have been learned from so far. Nothing for a student of one game.
+        """
+        sum_G, count_G = self._since_G2.T.tolist()
+        self._since_G2 = torch.zeros_like(self._since_G2)
+        if len(self.network.actions) == 1:
+            return {}
+        states = self._turns.counts(self.updates)
+        found = {}
+        for game, total, count in zip(self.lessons, sum_G, count_G, strict=True):
+            found[f"states_{game}"] = float(states[game] * self.config.batch)
+            if count:
+                found |= {f"loss_{game}": total / count, f"share_{game}": total / (sum(sum_G) or 1.0)}
+        return found
+
     def keep_if_best(self, held_out_loss: float) -> None:
         if held_out_loss < self.best_loss:
             self.best_loss, self.best_updates = held_out_loss, self.updates
@@ -342,19 +363,13 @@ def _optimizer(config: DistillConfig, parameters: list[torch.nn.Parameter]) -> t
 def train(student: Student) -> Iterator[Progress]:
     """Learn until the budget of updates is spent; yields every 50 updates and after every validation.
 
-    Metrics: `loss` (mean since the last yield), `learning_rate`, and after a validation what `Student.validate` gives; of a
-    student of several games also each one's `loss_GAME` and `share_GAME`, its part of the sum of losses since the last
-    validation, and how many of its states have been learned from, `states_GAME`.
+    Metrics: `loss` (mean since the last yield), `learning_rate`, and after a validation what `Student.validate` and
+    `Student.losses_since` give.
     """
     config = student.config
     recent: list[Tensor] = []
-    by_game: dict[str, list[Tensor]] = {game: [] for game in student.lessons}
-    several = len(student.network.actions) > 1
     while student.updates < student.budget:
-        batch = student.batch(student.updates)
-        recent.append(student.update(batch))
-        if several and batch.game is not None:
-            by_game[batch.game].append(recent[-1])
+        recent.append(student.update(student.batch(student.updates)))
         done = student.updates
         validating = done % config.validate_every == 0 or done == student.budget
         if not validating and done % 50:
@@ -365,15 +380,9 @@ def train(student: Student) -> Iterator[Progress]:
         }
         recent = []
         if validating:
-            metrics |= student.validate()
+            metrics |= student.validate() | student.losses_since()
             if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["held_out_loss"]):
                 raise ValueError(f"the loss is not finite after {done:,} updates: lower the learning rate")
-            sums = {game: float(torch.stack(found).sum()) for game, found in by_game.items() if found}
-            metrics |= {f"loss_{game}": total / len(by_game[game]) for game, total in sums.items()}
-            metrics |= {f"share_{game}": total / (sum(sums.values()) or 1.0) for game, total in sums.items()}
-            if several:
-                metrics |= {f"states_{game}": float(count) for game, count in student.states().items()}
-            by_game = {game: [] for game in by_game}
             student.keep_if_best(metrics["held_out_loss"])
             student.curve.append({"updates": done, **metrics})
         yield Progress(done=done, total=student.budget, unit="updates", metrics=metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def race(teacher: Contestant, several: Sequence[Contestant]) -> str:
     figure, axes = plt.subplots(figsize=(7.5, 3.6))
     if teacher.curve is not None:
         _line(axes, read_curve(teacher.curve), "steps", "eval_return", color="#888888", label="teacher, this game alone")
-    colours = iter(mpl.color_sequences["tab10"])
+    colours = itertools.cycle(mpl.color_sequences["tab10"])
     for who in several:
         assert who.curve is not None
         curve = read_curve(who.curve)

@@ -85,7 +85,8 @@ def render(
     return document(
         "Policy distillation report",
         "<h1>Policy distillation report</h1>"
-        "<p class='soft'>Students trained only from stored datasets of a teacher's states and Q-values, measured on whole episodes "
+        f"<p class='soft'>Students trained only from stored datasets of a teacher's states and Q-values"
+        f"{', and baselines of several games that learn from reward,' if several else ','} measured on whole episodes "
         f"with fresh seeds, raw returns, {escape(protocol)}. The paper's numbers "
         "(Rusu et al. 2015) stand beside ours; its protocol starts from human play, so compare levels, not decimals.</p>"
         f"{body}<h2>Provenance</h2><dl>{facts}</dl>",

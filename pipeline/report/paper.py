@@ -20,9 +20,9 @@ LADDER: Final = {"net1": 108.3, "net2": 101.7, "net3": 83.9}
 
 
 THREE_GAMES: Final = ("Freeway", "Pong", "Qbert")
-MULTITASK: Final = {"baseline": 83.5, "nll": 105.1, "kl": 116.9}
-"""One network for three games, as published in the paper: Multi-DQN without teachers, Multi-Dist-NLL and Multi-Dist-KL, in per
-cent of the single-game teachers, geometric mean."""
+MULTITASK: Final = {"dqn": 83.5, "nll": 105.1, "kl": 116.9}
+"""One network for three games, as published in the paper, by what it learned from: reward (Multi-DQN), or teachers with a loss
+(Multi-Dist-NLL, Multi-Dist-KL). Per cent of the single-game teachers, geometric mean."""
 
 
 def published_percent(game: str, loss: str, network: str) -> tuple[float, str] | None:

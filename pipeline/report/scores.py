@@ -18,7 +18,10 @@ from pipeline.report.bootstrap import Values, percentiles, resampled_means
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contestant:
-    """One agent of the report: its episodes, its card, and for students the learning curve and variant."""
+    """One agent of the report: its episodes, its card, and for those that learn the curve and variant.
+
+    `loss` is that of a student, `algorithm` that of one who learns from reward.
+    """
 
     agent: str
     role: str
@@ -31,6 +34,7 @@ class Contestant:
     curve: Path | None = None
     variant: str | None = None
     loss: str | None = None
+    algorithm: str | None = None
     seed: int | None = None
 
 

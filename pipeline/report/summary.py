@@ -35,12 +35,15 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """One kind of student over the games. `mean` is the geometric mean of the normalised per cents, None where it has not
-    played every game; `floored` names the games in which it was taken to reach 1 %.
+    """One kind of student over the games, or of baseline. `learned` tells from what: a loss, or an algorithm.
+
+    `mean` is the geometric mean of the normalised per cents, None where it has not played every game; `floored` names the games
+    in which it was taken to reach 1 %.
     """
 
     variant: str
     loss: str
+    learned: str
     network: str
     parameters: int
     games: dict[str, Standing]
@@ -82,6 +85,7 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
     return Summary(
         variant=variant,
         loss=first.loss or "",
+        learned=first.loss or first.algorithm or "",
         network=first.network,
         parameters=parameters,
         games=standings,

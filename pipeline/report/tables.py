@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.report.paper import LADDER, MULTITASK, TABLE1, THREE_GAMES, published_percent
 from pipeline.report.scores import Contestant, Score, read_returns
-from pipeline.report.summary import Summary, geometric_mean
+from pipeline.report.summary import FLOOR, Summary, geometric_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +111,20 @@ def over_games_markdown(summaries: Sequence[Summary]) -> str:
 def _several(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     games = list(dict.fromkeys(game for s in summaries for game in s.games))
     known = tuple(sorted(games)) == THREE_GAMES
-    head = ["agent", "parameters", "runs", *(f"{g} %" for g in games), "mean %"]
+    head = ["agent", "learned from", "parameters", "runs", *(f"{g} %" for g in games), "mean %"]
     head += ["paper, mean %"] * known + ["normalised mean % [95 %]", "least %"]
     cells = []
     for s in summaries:
         percents = [s.games[g].percent if g in s.games else None for g in games]
-        raw = [p for p in percents if p is not None and p > 0]
+        raw = [np.array(p) for p in percents if p is not None]
+        floored = "*" if any(p < FLOOR for p in raw) else ""
         runs = "-".join(map(str, sorted({standing.runs for standing in s.games.values()})))
         cells.append(
             [
-                *(s.variant, f"{s.parameters:,}", runs),
+                *(s.variant, f"teachers, {s.loss}" if s.loss else f"reward, {s.learned}", f"{s.parameters:,}", runs),
                 *("" if p is None else f"{p:.1f}" for p in percents),
-                f"{float(geometric_mean([np.array(p) for p in raw])):.1f}" if len(raw) == len(games) else "",
-                *([f"{MULTITASK[s.loss or 'baseline']:.1f}" if (s.loss or "baseline") in MULTITASK else ""] if known else []),
+                f"{float(geometric_mean(raw)):.1f}{floored}" if len(raw) == len(games) else "",
+                *([f"{MULTITASK[s.learned]:.1f}" if s.learned in MULTITASK else ""] if known else []),
                 "" if s.mean is None or s.ci95 is None else _with_interval(s.mean, s.ci95, 1) + ("*" if s.floored else ""),
                 f"{min(standing.normalized for standing in s.games.values()):.1f}",
             ]

@@ -229,8 +229,10 @@ class DqnLearner:
         assert loss_M.shape == (len(batch.action_M),)
         return loss_M.mean()
 
-    def sample_loss(self) -> Tensor:
-        """The loss of a minibatch, to look at its gradient."""
+    def sample_loss(self) -> Tensor | None:
+        """The loss of a minibatch, to look at its gradient; None before the replay has enough to learn from."""
+        if len(self.replay) < self.config.replay_start:
+            return None
         return self._loss(self.replay.sample(self.config.minibatch, self.random()))
 
     def update(self, batch: Transitions) -> Tensor:

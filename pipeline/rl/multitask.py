@@ -17,7 +17,7 @@ from pipeline.rl.learner import Learner
 
 
 class MultitaskLearner:
-    """Learners of one game each that share their weights. `steps` are those of each game: all have had equally many."""
+    """Learners of one game each that share their weights. `steps` are those that every game has had: after a round, its own."""
 
     def __init__(self, learners: Mapping[str, Learner]) -> None:
         first, *others = learners.values()
@@ -55,8 +55,9 @@ class MultitaskLearner:
             learner.load_own_state(state["games"][game])
 
     def cosines(self) -> dict[str, float]:
-        """How the gradients of the games lie to each other at this moment (`agents.gradients`); after a turn of each."""
-        losses = {game: learner.sample_loss() for game, learner in self.learners.items()}
+        """How the gradients of the games that have had a turn lie to each other at this moment (`agents.gradients`)."""
+        found = {game: learner.sample_loss() for game, learner in self.learners.items()}
+        losses = {game: loss for game, loss in found.items() if loss is not None}
         return trunk_cosines(self._first.weights.network, losses)
 
 
@@ -69,8 +70,10 @@ def train(learner: MultitaskLearner, worlds: Mapping[str, World]) -> Iterator[Pr
     turns = {game: one.train(worlds[game]) for game, one in learner.learners.items()}
     latest: dict[str, Progress] = {}
     while learner.steps < learner.budget:
+        fewest = learner.steps
         for game, turn in turns.items():
-            latest[game] = next(turn, None) or latest[game]  # one that has had its budget waits for the others
+            if learner.learners[game].tally.steps == fewest:  # one that was ahead when the run was interrupted waits
+                latest[game] = next(turn)
         metrics = {f"{name}_{game}": value for game, p in latest.items() for name, value in p.metrics.items()}
         losses = {game: p.metrics["loss"] for game, p in latest.items() if "loss" in p.metrics}
         metrics |= {f"share_{game}": loss / (sum(losses.values()) or 1.0) for game, loss in losses.items()}

@@ -229,8 +229,10 @@ class PqnLearner:
         loss: Tensor = loss_M.mean()
         return loss
 
-    def sample_loss(self) -> Tensor:
-        """The loss of a minibatch of the last horizon, to look at its gradient."""
+    def sample_loss(self) -> Tensor | None:
+        """The loss of a minibatch of the last horizon, to look at its gradient; None before the first."""
+        if not len(self._action_N):
+            return None
         step = max(1, len(self._action_N) // self.config.minibatch)
         return self._loss(torch.arange(0, len(self._action_N), step, device=self.compute.device))
 

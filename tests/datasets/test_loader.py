@@ -94,6 +94,15 @@ def test_stacks_are_the_readers(dataset: Dataset, blocks: int, size: int, depth:
         )
 
 
+def test_ten_of_the_papers_datasets_fit_into_two_gibibytes() -> None:
+    steps, actions, depth = 540_000, 18, 4
+    beside, kept = steps * (4 * actions + 16), 8192 // 10 * depth * 84 * 84
+    window = loading._blocks_of_a_window(range(steps), beside, kept, 2 * 2**30, 10, depth)  # type: ignore[arg-type]
+    assert window >= 1
+    block = (loading.BLOCK + depth - 1) * 84 * 84
+    assert 10 * (beside + kept + 2 * window * block) + block <= 2 * 2**30
+
+
 def test_memory_and_batches_that_do_not_fit(dataset: Dataset, small_blocks: None) -> None:
     with pytest.raises(
         ValueError, match=r"does not fit into 1e-05 GB of memory, nor do windows of it: raise memory_gb to 0\.\d"

@@ -1,11 +1,12 @@
 """Over several games: means by hand, intervals that include training where they say so."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.report import reproduction, tables
+from pipeline.report import figures, reproduction, tables
 from pipeline.report.scores import Contestant
 from pipeline.report.summary import Game, geometric_mean, rank_correlation, summarise
 from tests.report.test_scores import contestant
@@ -54,9 +55,17 @@ def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> Non
     page = reproduction.markdown([], [summarise(games)], {n: g.teacher for n, g in games.items()}, "", "dvc repro")
     assert "## Table 1" not in page
     mean = (90 * 90 * 160) ** (1 / 3)
-    assert f"| trio/kl | 100 | 1 | 90.0 | 90.0 | 160.0 | {mean:.1f} | 116.9 |" in page
+    assert f"| trio/kl | teachers, kl | 100 | 1 | 90.0 | 90.0 | 160.0 | {mean:.1f} | 116.9 |" in page
     del games["Pong"]
     assert "116.9" not in tables.several_markdown(summarise(games))  # the paper's are of three games
+
+
+def test_a_race_may_have_many_runners(tmp_path: Path) -> None:
+    curve = tmp_path / "curve.csv"
+    curve.write_text("steps,eval_return_Pong\n1000000,1\n2000000,2\n")
+    runs = game(tmp_path, "Pong", 10, {"trio/kl": [[9, 9]] * 12})
+    drawn = figures.race(runs.teacher, [replace(who, curve=curve) for who in runs.students])
+    assert drawn.count("<text") > 12
 
 
 def test_rank_correlation() -> None:

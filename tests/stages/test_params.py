@@ -34,6 +34,14 @@ def test_what_ships_is_valid_and_consistent(path: Path) -> None:
             assert set(loaded.mixes[mix]) <= loaded.datasets.keys() or loaded.store != "data/datasets"
 
 
+def test_grids_that_show_nobody_and_names_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"grid\.pong: it names no students and no baselines"):
+        params.load(edited(tmp_path, lambda raw: raw.update(grid={"pong": {"seeds": [0]}})))
+    baseline = {"preset": "pqn-atari", "network": "pqn", "steps": 1, "select_every": 1, "select_episodes": 1, "recipe": 1}
+    with pytest.raises(ValueError, match="kl-net2 is a student and a baseline"):
+        params.load(edited(tmp_path, lambda raw: raw.update(multitask={"kl-net2": baseline})))
+
+
 def test_the_published_preset_is_as_published() -> None:
     """Rusu et al. 2015, Section 3: RMSProp at 1e-4 to 1e-3, tau 0.01, epsilon 0.05, 10 hours of 15 decisions a second."""
     loaded = params.load(ROOT / "experiments/paper/params.yaml")

@@ -1,0 +1,51 @@
+"""Which games the mixes and agents of a params file's grid are of: what is on disk tells, or else what it will be."""
+
+from __future__ import annotations
+
+from pipeline.agents.checkpoints import CARD, games_of, load_card
+from pipeline.atari.games import find_game
+from pipeline.datasets.mix import read_mix
+from pipeline.datasets.reader import read_manifest
+from pipeline.datasets.schema import MANIFEST
+from stages import params as settings
+from stages.paths import Layout
+
+
+def games_of_mix(layout: Layout, params: settings.Params, mix: str) -> list[str]:
+    """The games of a mix, in the order of its datasets. ValueError if nothing tells what a dataset is of."""
+    made = read_mix(layout.mix(mix)) if layout.mix(mix).is_file() else {}
+    told = {ingredient.dataset: game for game, ingredients in made.items() for ingredient in ingredients}
+
+    def game_of(name: str) -> str:
+        described = params.datasets[name].game or name if name in params.datasets else None
+        if game := told.get(name) or described:
+            return game
+        if (layout.dataset(name) / MANIFEST).is_file():
+            return read_manifest(layout.dataset(name)).game
+        return find_game(name).name  # it will be named after its game
+
+    return list(dict.fromkeys(game_of(name) for name in settings.pick(params.mixes, mix, "mix")))
+
+
+def games_of_cell(layout: Layout, params: settings.Params, cell: settings.Cell) -> list[str]:
+    """The games that an agent of the grid plays: those of its mix, and those of the agent that it begins with."""
+    folder = layout.agent(cell.agent)
+    if (folder / CARD).is_file():
+        return list(games_of(load_card(folder)))
+    variant = params.students.get(cell.variant) if cell.kind == "students" else None
+    begun = _games_of_agent(layout, params, variant.begins_with) if variant and variant.begins_with else []
+    return list(dict.fromkeys([*begun, *games_of_mix(layout, params, cell.mix)]))
+
+
+def _games_of_agent(layout: Layout, params: settings.Params, agent: str) -> list[str]:
+    """The games of an agent by its name or folder; none where nothing tells."""
+    if (layout.agent(agent) / CARD).is_file():
+        return list(games_of(load_card(layout.agent(agent))))
+    match agent.split("/"):
+        case ["teachers", game]:
+            return [find_game(game).name]
+        case ["students" | "multitask" as kind, mix, name]:
+            variant, _, seed = name.rpartition("-")
+            return games_of_cell(layout, params, settings.Cell(kind, mix, variant, int(seed) if seed.isdigit() else 0))
+        case _:
+            return []
