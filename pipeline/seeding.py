@@ -18,8 +18,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-EPISODE_SEEDS: Final = {"collect": 0, "evaluate": 100_000_000, "select": 200_000_000, "gate": 300_000_000, "train": 400_000_000}
-"""First environment seed of each purpose: data, scores, model selection and training never share an episode.
+EPISODE_SEEDS: Final = {
+    "collect": 0,
+    "evaluate": 100_000_000,
+    "select": 200_000_000,
+    "gate": 300_000_000,
+    "train": 400_000_000,
+    "follow": 500_000_000,
+}
+"""First environment seed of each purpose: data, scores, model selection, training and curves' scores never share an episode.
 
 Each purpose owns 100 million seeds, in blocks of one million per root seed."""
 

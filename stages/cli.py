@@ -195,6 +195,41 @@ def train_multitask(session: Session, baseline: str, seed: int, device: str) -> 
     click.echo(stage.run(layout, params, baseline, seed, device))
 
 
+@main.command("train-history")
+@click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
+@click.option("--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Weights, minibatches and episodes.")
+@device_option
+@click.pass_obj
+def train_history(session: Session, game: str, seed: int, device: str) -> None:
+    """Let a teacher learn and keep its snapshots, each with what it scored.
+
+    Killed or stopped, the same command goes on where it was.
+    """
+    from stages import history as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, game, seed, device))
+
+
+@main.command("distill-online")
+@click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
+@click.option(
+    "--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Of the teacher's run and the student's."
+)
+@click.option("--replay", is_flag=True, help="Follow the history that train-history recorded, not a teacher that learns now.")
+@device_option
+@click.pass_obj
+def distill_online(session: Session, game: str, seed: int, device: str, replay: bool) -> None:
+    """Train a student from the best policy so far of a teacher that is still learning.
+
+    Killed or stopped, the same command goes on after the last point: teacher, student and dataset together.
+    """
+    from stages import distill_online as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, game, seed, device, replay=replay))
+
+
 @main.command()
 @click.argument("agent")
 @click.option("--game", help="Which of its games, for an agent of several.")

@@ -88,7 +88,7 @@ def run(
     work, shared = _workplace(layout, target, how, beside=out is not None)
     if not (work / SETTINGS).is_file():  # else it may be our own upload that was killed
         check_target(target, MANIFEST, "a dataset")
-    with alone_in(work), _client(scheduler, count) as client:
+    with alone_in(work), cluster(scheduler, count) as client:
         collection = Collection(config, teacher_folder, teacher, work, shared, actor_folder)
         (work / SETTINGS).write_text(json.dumps(how, indent=2, sort_keys=True) + "\n")
         if there is not None:
@@ -230,7 +230,7 @@ def _held(dataset: Dataset, config: CollectConfig) -> float:
 
 
 @contextmanager
-def _client(scheduler: str | None, workers: int) -> Iterator[Client]:
+def cluster(scheduler: str | None, workers: int) -> Iterator[Client]:
     """A client of the cluster at `scheduler`, or of one on this machine. Tells where it can be watched."""
     with ExitStack() as stack:
         # Blocks dropped at the end, blocks that failed and lost connections are told by us, in one line.
@@ -239,10 +239,8 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Client]:
         if scheduler is None:
             quiet = {"distributed.admin.tick.limit": "1h", "logging.distributed": "critical"}
             stack.enter_context(dask.config.set(quiet))
-            cluster = LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
-            )
-            client = stack.enter_context(Client(stack.enter_context(cluster)))
+            local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL)
+            client = stack.enter_context(Client(stack.enter_context(local)))
         else:
             try:
                 client = stack.enter_context(Client(scheduler, timeout=CONNECT_SECONDS))

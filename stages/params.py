@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -125,6 +125,44 @@ class MultitaskParams(Section):
     recipe: int
 
 
+MOST_POINTS: Final = 100
+"""Of a history: each point's data has a root seed of its own."""
+
+
+class HistoryParams(Section):
+    """A learner whose snapshots are kept: every so many steps, with their mean return over `episodes` of two sets of seeds."""
+
+    preset: str
+    network: str
+    steps: int = Field(gt=0)
+    every: int = Field(gt=0)
+    episodes: int = Field(gt=0)
+    recipe: int
+
+    @property
+    def points(self) -> int:
+        """How many snapshots there will be; the last when the steps are spent."""
+        return -(-self.steps // self.every)
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> Self:
+        if self.points > MOST_POINTS:
+            raise ValueError(f"{self.points:,} snapshots are more than {MOST_POINTS}: raise every")
+        return self
+
+
+class OnlineParams(Section):
+    """A student, a variant of `students`, that follows a history: at each point so many `updates` of the variant on the last
+    `window` versions of a dataset, each of `states` played with `epsilon` by the best policy so far.
+    """
+
+    student: str
+    states: int = Field(gt=0)
+    epsilon: float = Field(ge=0, le=1)
+    window: int = Field(gt=0)
+    recipe: int
+
+
 class GridParams(Section):
     """What the report shows: of each of the mixes (by default the one it is named after) every student, and every baseline that
     learns from reward, under every seed.
@@ -181,6 +219,8 @@ class Params(Section):
     mixes: dict[str, list[str]]
     students: dict[str, StudentParams]
     multitask: dict[str, MultitaskParams] = {}
+    history: dict[str, HistoryParams] = {}
+    online: dict[str, OnlineParams] = {}
     presets: dict[str, DistillConfig]
     grid: dict[str, GridParams]
     evaluation: EvaluationParams

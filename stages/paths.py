@@ -39,13 +39,25 @@ class Layout:
     def multitask(self, name: str) -> Path:
         return self.data / "multitask" / name
 
+    def history(self, name: str) -> Path:
+        """Snapshots of a teacher as it learned, GAME-SEED."""
+        return self.data / "history" / name
+
+    def online(self, name: str) -> Path:
+        """The student that followed it."""
+        return self.data / "online" / name
+
+    def versions(self, name: str) -> Path:
+        """What that student learned from: a dataset a point of the history."""
+        return self.data / "versions" / name
+
     def agent(self, name: str) -> Path:
-        """The folder of `teachers/GAME`, `students/MIX/VARIANT-SEED` or `multitask/MIX/VARIANT-SEED`, or a folder that is no
-        agent's name.
+        """The folder of `teachers/GAME`, `students/MIX/VARIANT-SEED`, `multitask/MIX/VARIANT-SEED` or `online/GAME-SEED`, or a
+        folder that is no agent's name.
         """
         kind, _, which = name.partition("/")
-        folders = {"teachers": self.teacher(which), "students": self.student(which), "multitask": self.multitask(which)}
-        return folders[kind] if kind in folders and which else Path(name)
+        folders = {"teachers": self.teacher, "students": self.student, "multitask": self.multitask, "online": self.online}
+        return folders[kind](which) if kind in folders and which else Path(name)
 
     def episodes(self, agent: str) -> Path:
         return self.data / "episodes" / f"{agent}.parquet"

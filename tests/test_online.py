@@ -1,0 +1,154 @@
+"""A student follows a teacher that learns real Breakout: live, from its record, and interrupted, with one result."""
+
+import csv
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from distributed import Client
+
+from pipeline.datasets.reader import open_dataset
+from stages import collect, distill_online, history
+from stages.cli import main
+from tests.fakes import blocks_of_four, edited_params
+
+
+def invoke(project: Path, *arguments: str) -> Any:
+    return CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *arguments])
+
+
+def call(project: Path, *arguments: str) -> str:
+    result = invoke(project, *arguments)
+    assert result.exit_code == 0, result.output
+    return str(result.output)
+
+
+def rows(project: Path) -> list[dict[str, str]]:
+    with (project / "data/online/Breakout-0/curve.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(autouse=True)
+def one_cluster(one_worker: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The suite's worker serves every collection: to start one takes longer than all else here."""
+
+    @contextmanager
+    def cluster(scheduler: str | None, workers: int) -> Iterator[Client]:
+        del scheduler, workers
+        yield one_worker
+
+    monkeypatch.setattr(collect, "cluster", cluster)
+    with blocks_of_four():
+        yield
+
+
+def project(folder: Path) -> Path:
+    """params.yaml of a history of three points and a student of a few updates at each."""
+    with edited_params(folder) as raw:
+        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 4, "horizon": 16, "minibatch": 32}
+        raw["history"] = {
+            "Breakout": {"preset": "pqn-atari", "network": "net3", "steps": 192, "every": 64, "episodes": 2, "recipe": 1}
+        }
+        raw["online"] = {"Breakout": {"student": "kl", "states": 300, "epsilon": 0.05, "window": 2, "recipe": 1}}
+        raw["students"]["kl"] = (
+            raw["students"]["kl-net3"] | {"updates": 4}
+            if "kl-net3" in raw["students"]
+            else {"loss": "kl", "temperature": 0.01, "network": "net3", "preset": "fast", "updates": 4, "recipe": 1}
+        )
+        raw["presets"]["fast"] |= {
+            "batch": 32,
+            "validate_every": 4,
+            "validation_states": 64,
+            "warmup_updates": 0,
+            "schedule": "constant",
+        }
+        raw["evaluation"] |= {"epsilon": 0.5}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recorded history."""
+    folder = project(tmp_path_factory.mktemp("recorded"))
+    call(folder, "train-history", "--game", "breakout")
+    return folder
+
+
+def test_the_student_follows_the_record(recorded: Path) -> None:
+    points = json.loads((recorded / "data/history/Breakout-0/history.json").read_text())
+    assert [p["steps"] for p in points] == [64, 128, 192]
+    call(recorded, "distill-online", "--game", "Breakout", "--replay")
+    told = rows(recorded)
+    assert [int(row["steps"]) for row in told] == [64, 128, 192]
+    for number, row in enumerate(told):
+        best = max(points[: number + 1], key=lambda p: p["selected"])
+        assert (float(row["best_return"]), row["labelled_by"]) == (best["scored"], best["digest"])
+        assert float(row["teacher_return"]) == points[number]["scored"]
+        version = open_dataset(recorded / f"data/versions/Breakout-0/{number:03}", check_files=True).manifest
+        assert (version.digest, version.teacher["digest"], version.states) == (row["dataset"], row["labelled_by"], 300)
+    assert not list(recorded.glob(".work/*/*/checkpoint.pt"))
+    assert not (recorded / "data/versions/Breakout-0/.work").exists()
+    call(recorded, "evaluate", "online/Breakout-0")
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, *at: int) -> None:
+    """Ctrl-C in these evaluations, counted over everybody's."""
+    calls = itertools.count()
+    for module in (history, distill_online):
+
+        def played(*arguments: Any, real: Any = module.played) -> Any:
+            if next(calls) in at:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        monkeypatch.setattr(module, "played", played)
+
+
+def test_interrupted_it_comes_to_the_same(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (recorded / "data/online/Breakout-0").exists():
+        call(recorded, "distill-online", "--game", "Breakout", "--replay")
+    folder = project(tmp_path)
+    shutil.copytree(recorded / "data/history", folder / "data/history")
+    interrupt(monkeypatch, 1)  # the student's at the second point
+    assert invoke(folder, "distill-online", "--game", "Breakout", "--replay").exit_code == 130
+    call(folder, "distill-online", "--game", "Breakout", "--replay")
+    assert rows(folder) == rows(recorded)
+    ours, theirs = (json.loads((p / "data/online/Breakout-0/card.json").read_text())["digest"] for p in (folder, recorded))
+    assert ours == theirs
+
+
+def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = project(tmp_path)
+    interrupt(monkeypatch, 4, 7)  # the teacher's at the second point; then, two of its and the student's later, at the third
+    sittings = 0
+    while (result := invoke(folder, "distill-online", "--game", "Breakout")).exit_code == 130:
+        sittings += 1
+    assert result.exit_code == 0, result.output
+    assert sittings == 2
+    ours, theirs = (json.loads((p / "data/history/Breakout-0/history.json").read_text()) for p in (folder, recorded))
+    assert ours[0] == theirs[0]  # afterwards a resumed learner plays other episodes
+    assert [(int(row["steps"]), float(row["teacher_return"])) for row in rows(folder)] == [
+        (point["steps"], point["scored"]) for point in ours
+    ]
+    assert len(ours) == 3
+    assert not list(folder.glob(".work/*/*/checkpoint.pt"))
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    result = invoke(folder, "distill-online", "--game", "Breakout", "--replay")
+    assert result.exit_code == 1
+    assert "has no history: run `pd-pipeline train-history --game Breakout --seed 0`" in result.output
+    assert "params.yaml has no history 'Pong': it has Breakout" in invoke(folder, "train-history", "--game", "pong").output
+    damaged = folder / "data/history/Breakout-0/history.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("[1]")
+    result = invoke(folder, "distill-online", "--game", "Breakout", "--replay")
+    assert result.exit_code == 1
+    assert "is not a history" in result.output
