@@ -231,6 +231,21 @@ def distill_online(session: Session, game: str, seed: int, device: str, replay: 
 
 
 @main.command()
+@click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
+@click.option("--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Of the recorded run.")
+@click.option("--dataset", help="Path or URL of the dataset whose states are shown. [default: the student's last]")
+@click.option("--states", type=click.IntRange(1, 100), default=8, show_default=True, help="How many.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: data/history-GAME-SEED.html]")
+@click.pass_obj
+def history(session: Session, /, **options: Any) -> None:
+    """Show how a recorded policy came to be: which action each snapshot preferred, in states where that matters most."""
+    from stages import show_history as stage
+
+    layout, _ = session.load()
+    click.echo(stage.run(layout, **options))
+
+
+@main.command()
 @click.argument("agent")
 @click.option("--game", help="Which of its games, for an agent of several.")
 @device_option

@@ -72,6 +72,8 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
                 for point in points:
                     if point.number >= len(follower.rows):
                         follower.follow(point, scheduler)
+            if not replay:
+                history.finish()
             follower.publish(finished)
         moves = {work / "versions": layout.versions(name), finished: layout.online(name)}
         if not replay:
@@ -117,7 +119,7 @@ class Follower:
 
     def follow(self, point: Point, scheduler: str) -> None:
         """Collect, learn and be scored at a point of the history."""
-        best = max(self._history.points[: point.number + 1], key=lambda p: p.selected)
+        best = self._history.best(point.number)
         version = self._version(point.number)
         if not (version / MANIFEST).is_file():
             collect.run(

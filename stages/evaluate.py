@@ -119,10 +119,10 @@ def find_contestant(
         return Contestant(
             agent, found, EpsilonGreedy(uniform_random(actions), 1.0), {"role": "random", "network": "none", "parameters": 0}
         )
-    if kind not in ("teachers", "students", "multitask", "online") or not name:
+    if kind not in ("teachers", "students", "multitask", "online", "history") or not name:
         raise ValueError(
             f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, "
-            f"online/GAME-SEED or random/GAME"
+            f"online/GAME-SEED, history/GAME-SEED or random/GAME"
         )
     loaded = load_agent(layout.agent(agent), device)
     games = list(games_of(loaded.card))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -54,6 +55,14 @@ class History:
         """The folder of a snapshot."""
         return self.folder / f"{point.number:03}"
 
+    def best(self, number: int) -> Point:
+        """The best of the points up to this one, by the seeds that choose."""
+        return max(self.points[: number + 1], key=lambda p: p.selected)
+
+    def finish(self) -> None:
+        """Keep the best of all as `best`, an agent to evaluate."""
+        shutil.copytree(self.agent(self.best(len(self.points))), self.folder / "best", dirs_exist_ok=True)
+
     def add(self, point: Point) -> None:
         """Its agent is there already."""
         self.points.append(point)
@@ -66,13 +75,15 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     game = find_game(game).name
     work = work_folder(layout, params, game, seed)
     with alone_in(work):
-        for _ in live(params, game, seed, work, History(work / "history"), device_name):
+        history = History(work / "history")
+        for _ in live(params, game, seed, work, history, device_name):
             pass
+        history.finish()
         target = layout.history(f"{game}-{seed}")
         (work / "checkpoint.pt").unlink(missing_ok=True)  # first: without it, a whole history is only to be published
         replace_folder(work / "history", target)
-        best = max(History(target).points, key=lambda p: p.selected)
-        say(f"published {target}: {len(History(target).points)} snapshots, best {best.scored:.2f} at {best.steps:,} steps")
+        best = history.best(len(history.points))
+        say(f"published {target}: {len(history.points)} snapshots, best {best.scored:.2f} at {best.steps:,} steps")
         return target
 
 

@@ -153,13 +153,15 @@ class HistoryParams(Section):
 
 class OnlineParams(Section):
     """A student, a variant of `students`, that follows a history: at each point so many `updates` of the variant on the last
-    `window` versions of a dataset, each of `states` played with `epsilon` by the best policy so far.
+    `window` versions of a dataset, each of `states` played with `epsilon` by the best policy so far. `seeds` are what the
+    report shows.
     """
 
     student: str
     states: int = Field(gt=0)
     epsilon: float = Field(ge=0, le=1)
     window: int = Field(gt=0)
+    seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(min_length=1)
     recipe: int
 
 

@@ -52,11 +52,13 @@ class Layout:
         return self.data / "versions" / name
 
     def agent(self, name: str) -> Path:
-        """The folder of `teachers/GAME`, `students/MIX/VARIANT-SEED`, `multitask/MIX/VARIANT-SEED` or `online/GAME-SEED`, or a
-        folder that is no agent's name.
+        """The folder of `teachers/GAME`, `students/MIX/VARIANT-SEED`, `multitask/MIX/VARIANT-SEED`, `online/GAME-SEED` or
+        `history/GAME-SEED` (the best snapshot), or a folder that is no agent's name.
         """
         kind, _, which = name.partition("/")
         folders = {"teachers": self.teacher, "students": self.student, "multitask": self.multitask, "online": self.online}
+        if kind == "history" and which:
+            return self.history(which) / "best"
         return folders[kind](which) if kind in folders and which else Path(name)
 
     def episodes(self, agent: str) -> Path:

@@ -11,6 +11,8 @@ from typing import Any
 from pipeline.agents.checkpoints import games_of, load_card
 from pipeline.datasets.mix import read_mix
 from pipeline.report import reproduction, tables
+from pipeline.report.figures import read_curve
+from pipeline.report.online import Run
 from pipeline.report.page import Section, Several, render
 from pipeline.report.scores import Contestant, score
 from pipeline.report.summary import Game, summarise
@@ -28,11 +30,14 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
 
     `partial` leaves out, and names, what there is not yet; without it that is a ValueError. Returns the report's path.
     """
-    if not params.grid:
+    if not params.grid and not params.online:
         raise ValueError("the params' grid names nothing to report on: add a mix with its students and seeds")
     cells = params.cells()
+    runs = [(game, seed) for game, online in params.online.items() for seed in online.seeds]
     if partial:
-        cells = _finished(layout, params, cells)
+        runs = [run for run in runs if _followed(layout, *run)]
+        cells = _finished(layout, params, cells, others=bool(runs))
+    online = [_run(layout, *run) for run in runs]
     taught = dict.fromkeys(cell.mix for cell in cells if cell.kind == "students")
     mixes = {mix: read_mix(layout.mix(mix)) for mix in taught}
     players: dict[str, list[tuple[str, Path]]] = {}  # of each game: agents and their folders
@@ -71,16 +76,16 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
-        "ale-py": sections[0].who.teacher.card["environment"]["ale_py"],
+        **({"ale-py": sections[0].who.teacher.card["environment"]["ale_py"]} if sections else {}),
     }
-    page = render(sections, protocol, facts, summaries if len(games) > 1 else (), several)
+    page = render(sections, protocol, facts, summaries if len(games) > 1 else (), several, online)
     (folder / "index.html").write_text(page)
     replace_folder(folder, layout.report)
     if paper is not None:
         teachers = {game: who.teacher for game, who in games.items()}
         told = [found.summaries for found in several]
         with replaced_file(paper) as part:
-            part.write_text(reproduction.markdown(summaries, told, teachers, facts["protocol"], command))
+            part.write_text(reproduction.markdown(summaries, told, teachers, facts["protocol"], command, online))
     written = layout.report / "index.html"
     say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     return written
@@ -92,10 +97,44 @@ def _only(games: Mapping[str, Game], wanted: Callable[[Contestant], bool]) -> di
     return {name: game for name, game in kept.items() if game.students}
 
 
-def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.Cell]) -> list[settings.Cell]:
+def _followed(layout: Layout, game: str, seed: int) -> bool:
+    name = f"{game}-{seed}"
+    scored = all(layout.scores(f"{kind}/{name}").is_file() for kind in ("online", "history"))
+    return scored and (layout.online(name) / "curve.csv").is_file()
+
+
+def _run(layout: Layout, game: str, seed: int) -> Run:
+    """How a student followed a teacher, and what became of both."""
+    name = f"{game}-{seed}"
+    curve = layout.online(name) / "curve.csv"
+    if not curve.is_file():
+        raise ValueError(
+            f"the report lacks {curve}: run `pd-pipeline distill-online --game {game} --seed {seed}` or `dvc repro`"
+        )
+    rows = read_curve(curve)
+    facts = {}
+    for kind in ("online", "history"):
+        scores = layout.scores(f"{kind}/{name}")
+        if not scores.is_file():
+            raise ValueError(f"the report lacks {scores}: run `pd-pipeline evaluate {kind}/{name}` or `dvc repro`")
+        facts[kind] = json.loads(scores.read_text())
+    return Run(
+        game=game,
+        seed=seed,
+        frame_P=[float(row["frames"]) for row in rows],
+        teacher_P=[float(row["teacher_return"]) for row in rows],
+        best_P=[float(row["best_return"]) for row in rows],
+        student_P=[float(row["student_return"]) for row in rows],
+        student_score=facts["online"]["mean"],
+        best_score=facts["history"]["mean"],
+        episodes=facts["online"]["episodes"],
+    )
+
+
+def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.Cell], *, others: bool) -> list[settings.Cell]:
     """Those of the cells that have been evaluated, as have their teachers and the random agents; says which have not.
 
-    ValueError if none has.
+    ValueError if none has, and there is nothing else to report on.
     """
 
     def evaluated(agent: str) -> bool:
@@ -110,7 +149,7 @@ def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.
     done = [cell for cell in cells if finished(cell)]
     if missing := [cell.name for cell in cells if cell not in done]:
         say(f"left out, not evaluated yet: {', '.join(missing)}")
-    if not done:
+    if not done and not others:
         raise ValueError("no student of the params' grid has been evaluated yet: run `dvc repro`")
     return done
 

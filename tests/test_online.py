@@ -55,7 +55,7 @@ def project(folder: Path) -> Path:
         raw["history"] = {
             "Breakout": {"preset": "pqn-atari", "network": "net3", "steps": 192, "every": 64, "episodes": 2, "recipe": 1}
         }
-        raw["online"] = {"Breakout": {"student": "kl", "states": 300, "epsilon": 0.05, "window": 2, "recipe": 1}}
+        raw["online"] = {"Breakout": {"student": "kl", "states": 300, "epsilon": 0.05, "window": 2, "seeds": [0], "recipe": 1}}
         raw["students"]["kl"] = (
             raw["students"]["kl-net3"] | {"updates": 4}
             if "kl-net3" in raw["students"]
@@ -68,7 +68,8 @@ def project(folder: Path) -> Path:
             "warmup_updates": 0,
             "schedule": "constant",
         }
-        raw["evaluation"] |= {"epsilon": 0.5}
+        raw["evaluation"] |= {"epsilon": 0.5, "episodes": 2}
+        raw["grid"] = {}
     return folder
 
 
@@ -94,7 +95,17 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
         assert (version.digest, version.teacher["digest"], version.states) == (row["dataset"], row["labelled_by"], 300)
     assert not list(recorded.glob(".work/*/*/checkpoint.pt"))
     assert not (recorded / "data/versions/Breakout-0/.work").exists()
-    call(recorded, "evaluate", "online/Breakout-0")
+    assert "evaluate online/Breakout-0" in invoke(recorded, "report").output
+    assert "no student of the params' grid has been evaluated yet" in invoke(recorded, "report", "--partial").output
+    for agent in ("online/Breakout-0", "history/Breakout-0"):
+        call(recorded, "evaluate", agent)
+    call(recorded, "report", "--paper", str(recorded / "online.md"))
+    assert "Following a teacher that is still learning" in (recorded / "data/report/index.html").read_text()
+    assert "| Breakout | student | 1 | " in (recorded / "online.md").read_text()
+    call(recorded, "history", "--game", "breakout", "--states", "3")
+    page = (recorded / "data/history-Breakout-0.html").read_text()
+    assert page.count("<figure") == 3
+    assert "has been preferred since" in page
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *at: int) -> None:
@@ -146,6 +157,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "has no history: run `pd-pipeline train-history --game Breakout --seed 0`" in result.output
     assert "params.yaml has no history 'Pong': it has Breakout" in invoke(folder, "train-history", "--game", "pong").output
+    assert "has no history" in invoke(folder, "history", "--game", "breakout").output
     damaged = folder / "data/history/Breakout-0/history.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("[1]")

@@ -16,6 +16,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from pipeline.report.online import Run
 from pipeline.report.paper import LADDER
 from pipeline.report.scores import Contestant, Score, read_returns
 from pipeline.report.tables import short_name
@@ -152,6 +153,25 @@ def race(teacher: Contestant, several: Sequence[Contestant]) -> str:
         _line(axes, curve, x, y, color=next(colours), label=short_name(who.agent))
     axes.axhline(read_returns(teacher.episodes)[0].mean(), color="#444444", linewidth=1)
     axes.set_xlabel(f"million states of {teacher.game} learned from")
+    axes.set_ylabel("return")
+    axes.legend(fontsize=9)
+    return svg(figure)
+
+
+def following(runs: Sequence[Run]) -> str:
+    """Return against frames of the teacher as it learned, of the best so far, and of the student; a thin line per seed."""
+    figure, axes = plt.subplots(figsize=(7.5, 3.8))
+    for name, label, colour, style in (
+        ("teacher_P", "teacher as it learned", "#999999", "-"),
+        ("best_P", "best policy so far", "#444444", ":"),
+        ("student_P", "student", "#0b6e99", "-"),
+    ):
+        for number, run in enumerate(runs):
+            millions = [frame / 1e6 for frame in run.frame_P]
+            axes.plot(
+                *(millions, getattr(run, name), style), color=colour, linewidth=1.3, alpha=0.8, label="" if number else label
+            )
+    axes.set_xlabel("million frames of the teacher's learning")
     axes.set_ylabel("return")
     axes.legend(fontsize=9)
     return svg(figure)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.report import figures, tables
+from pipeline.report.online import Run
 from pipeline.report.scores import Contestant
 from pipeline.report.summary import Game, Summary, rank_correlation
 from pipeline.report.tables import Row, short_name
@@ -75,11 +76,12 @@ def render(
     provenance: Mapping[str, Any],
     summaries: Sequence[Summary] = (),
     several: Sequence[Several] = (),
+    online: Sequence[Run] = (),
 ) -> str:
     """The page as text. `protocol` says how episodes start, explore and end; `summaries` are of agents of one game, over
     several games.
     """
-    body = "".join(_several(games) for games in several) + _over_games(summaries)
+    body = _online(online) + "".join(_several(games) for games in several) + _over_games(summaries)
     body += "".join(_section(section) for section in sections) + _predictors(sections)
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
     return document(
@@ -145,6 +147,25 @@ def _several(several: Several) -> str:
         f"<div class='figures'>{''.join(races)}</div>"
         f"<h3>Interference</h3><div class='figures'>{''.join(inside)}</div></section>"
     )
+
+
+def _online(runs: Sequence[Run]) -> str:
+    """How students followed teachers that were still learning."""
+    if not runs:
+        return ""
+    drawn = [
+        figure(
+            figures.following([run for run in runs if run.game == game]),
+            f"{game}: mean returns at each point of the teacher's learning, on seeds that did not choose the best; a line per seed.",
+        )
+        for game in dict.fromkeys(run.game for run in runs)
+    ]
+    table = tables.online_html(
+        runs,
+        "Change: standard deviation of the changes from point to point. Worst drop: below the best so far. Where there are several "
+        f"seeds, their mean, least and greatest. At the end: {runs[0].episodes} episodes on seeds that nothing else has seen.",
+    )
+    return f"<section><h2>Following a teacher that is still learning</h2>{table}<div class='figures'>{''.join(drawn)}</div></section>"
 
 
 PREDICTORS: Final = {

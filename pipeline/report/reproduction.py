@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.report import tables
+from pipeline.report.online import Run
 from pipeline.report.scores import Contestant
 from pipeline.report.summary import Summary
 
@@ -15,8 +16,10 @@ def markdown(
     teachers: Mapping[str, Contestant],
     protocol: str,
     command: str,
+    online: Sequence[Run] = (),
 ) -> str:
-    """The page as text: `summaries` of agents of one game, and `several`, each of agents that play the same several ones.
+    """The page as text: `summaries` of agents of one game, and `several`, each of agents that play the same several ones;
+    `online` are students that followed a teacher which was still learning.
 
     `protocol` says how episodes start, explore and end, `command` what makes it again.
     """
@@ -63,4 +66,14 @@ mean of the random-normalised per cents, and the least of those. Intervals: 95 %
 """
         for found in several
     )
-    return head + (single if summaries else "") + many
+    following = f"""
+## Following a teacher that is still learning
+
+At each point of the teacher's learning the policy that did best on the seeds that choose labels a new version of the dataset,
+and the student goes on learning from the latest ones; teacher and student are scored on other seeds. Change is the standard
+deviation of the changes from point to point, worst drop that below the best so far; over several seeds, their mean, least and
+greatest.
+
+{tables.online_markdown(online)}
+"""
+    return head + (single if summaries else "") + many + (following if online else "")

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from pipeline.report.online import HEAD, Run, table
 from pipeline.report.paper import LADDER, MULTITASK, TABLE1, THREE_GAMES, published_percent
 from pipeline.report.scores import Contestant, Score, read_returns
 from pipeline.report.summary import FLOOR, Summary, geometric_mean
@@ -143,6 +144,17 @@ def several_html(summaries: Sequence[Summary], caption: str) -> str:
 def several_markdown(summaries: Sequence[Summary]) -> str:
     """The same as a GitHub table."""
     return _markdown(*_several(summaries))
+
+
+def online_html(runs: Sequence[Run], caption: str) -> str:
+    """How steadily students followed their teachers."""
+    cells = table(runs)
+    return _html(list(HEAD), cells, caption, [row[1] for row in cells])
+
+
+def online_markdown(runs: Sequence[Run]) -> str:
+    """The same as a GitHub table."""
+    return _markdown(list(HEAD), table(runs))
 
 
 def table1(summaries: Sequence[Summary], teachers: Mapping[str, Contestant]) -> str:
