@@ -31,8 +31,8 @@ def render(
     pictures = "".join(
         figure(
             _picture(frame_SHW[s], q_PSA[:, s], step_P, actions),
-            f"{titles[s]}. Left, what is seen; right, a column per snapshot: the darker, the more an action was valued above the "
-            f"others; the dot marks the one preferred. {_story(q_PSA[:, s], step_P, actions)}",
+            f"{titles[s]}. Left, what is seen; right, a column per snapshot: the darker, the more an action was valued above "
+            f"the others; the dot marks the one preferred. {_story(q_PSA[:, s], step_P, actions)}",
         )
         for s in range(len(titles))
     )
@@ -52,7 +52,7 @@ def _story(q_PA: npt.NDArray[np.float32], step_P: Sequence[int], actions: Sequen
     others = np.flatnonzero(preferred_P != last)
     since = int(others[-1]) + 1 if len(others) else 0
     changes = int(np.count_nonzero(np.diff(preferred_P)))
-    return f"{actions[last]} has been preferred since {step_P[since]:,} steps; the preference changed {changes} times."
+    return f"{actions[last]} has been preferred since step {step_P[since]:,}; the preference changed {changes} times."
 
 
 def _picture(
