@@ -251,8 +251,8 @@ def history(session: Session, /, **options: Any) -> None:
 @device_option
 @click.pass_obj
 def evaluate(session: Session, agent: str, game: str | None, device: str) -> None:
-    """Play whole episodes on fresh seeds with AGENT: teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED or
-    random/GAME.
+    """Play whole episodes on fresh seeds with AGENT: teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED,
+    online/GAME-SEED, history/GAME-SEED (the best snapshot) or random/GAME.
     """
     from stages import evaluate as stage
 

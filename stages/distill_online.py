@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.agents.checkpoints import CARD, save_agent
 from pipeline.agents.device import Compute, exact, keep_freed_memory, pick_device
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.games import find_game
+from pipeline.datasets.loader import Split, split_episodes
 from pipeline.datasets.mix import Joined
-from pipeline.datasets.reader import open_dataset
+from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
 from pipeline.distill.offline import MEASURES, DistillConfig, Student, train
 from stages import collect
 from stages import params as settings
+from stages.distill import RECIPE as DISTILL_RECIPE
 from stages.evaluate import Contestant, mean_return, played
 from stages.history import History, Point, live, work_folder
 from stages.paths import Layout
@@ -28,7 +32,7 @@ from stages.publish import alone_in, load_state, replace_folder, save_state, wri
 from stages.runlog import say, show
 
 RECIPE = 1
-"""Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
+"""Bump when what this stage does changes (ARCHITECTURE.md, recipes); its parts are pinned as collect's and distill's."""
 
 
 def run(layout: Layout, params: settings.Params, game: str, seed: int, device_name: str, *, replay: bool) -> Path:
@@ -40,18 +44,21 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     told: settings.OnlineParams = settings.pick(params.online, game, "online")
     settings.check_recipe(f"online.{game}", told.recipe, RECIPE)
     variant: settings.StudentParams = settings.pick(params.students, told.student, "student")
+    _check(variant, told.student, game)
     config = settings.pick(params.presets, variant.preset, "preset")
     name = f"{game}-{seed}"
     recorded = History(layout.history(name))
     making = work_folder(layout, params, game, seed)
-    if replay and not recorded.points:
-        raise ValueError(f"{layout.history(name)} has no history: run `pd-pipeline train-history --game {game} --seed {seed}`")
+    protocol = {"episodes": params.history[game].episodes, "epsilon": params.evaluation.epsilon}
+    if replay:
+        _check_recorded(recorded, protocol, f"train-history --game {game} --seed {seed}")
     decides = {
         "online": told.model_dump(),
         "variant": variant.model_dump(),
         "preset": asdict(config),
         "seed": seed,
-        "history": [p.digest for p in recorded.points] if replay else making.name,
+        "history": [p._asdict() for p in recorded.points] if replay else making.name,
+        "protocol": protocol,
     }
     work = layout.work("distill-online", name, decides)
     with ExitStack() as stack:
@@ -67,24 +74,52 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
             keep_freed_memory()
             follower = Follower(layout, params, game, seed, work, history, device_name)
             client = stack.enter_context(collect.cluster(None, os.cpu_count() or 1))
-            scheduler = str(client.scheduler_info()["address"])
             with closing(points):
                 for point in points:
-                    if point.number >= len(follower.rows):
-                        follower.follow(point, scheduler)
+                    follower.follow(point, str(client.scheduler_info()["address"]))
             if not replay:
                 history.finish()
             follower.publish(finished)
-        moves = {work / "versions": layout.versions(name), finished: layout.online(name)}
-        if not replay:
-            (making / "checkpoint.pt").unlink(missing_ok=True)
-            moves = {making / "history": layout.history(name), **moves}
-        for made, target in moves.items():  # the student last: while it is here, the others may have gone
-            if made.exists():
-                replace_folder(made, target)
-        (work / "checkpoint.pt").unlink(missing_ok=True)
+        _publish(layout, name, work, None if replay else making)
         say(f"published {layout.online(name) / CARD}")
         return layout.online(name)
+
+
+def _publish(layout: Layout, name: str, work: Path, making: Path | None) -> None:
+    """Move what is made to where it belongs, the student last: while it is in `work`, the others may have gone already."""
+    moves = {work / "versions": layout.versions(name), work / "publish": layout.online(name)}
+    (work / "checkpoint.pt").unlink(missing_ok=True)
+    if making is not None:
+        (making / "checkpoint.pt").unlink(missing_ok=True)
+        moves = {making / "history": layout.history(name), **moves}
+    for made, target in moves.items():
+        if made.exists():
+            replace_folder(made, target)
+        elif not target.exists():
+            raise ValueError(f"{target} was published and is gone: remove {work} to make it again")
+
+
+def _check(variant: settings.StudentParams, name: str, game: str) -> None:
+    """ValueError, before anything dear is done, where a variant cannot follow."""
+    settings.check_recipe(f"students.{name}", variant.recipe, DISTILL_RECIPE)
+    settings.network(variant.network)
+    if variant.feature_weight or variant.begins_with or variant.frozen or variant.play_episodes:
+        raise ValueError(
+            f"student {name} cannot follow: leave out feature_weight, begins_with, frozen and play_episodes, for distill"
+        )
+    if unknown := sorted(variant.temperatures.keys() - {game}):
+        raise ValueError(f"students.{name}.temperatures name {', '.join(unknown)}, the game is {game}")
+
+
+def _check_recorded(recorded: History, protocol: dict[str, Any], command: str) -> None:
+    """ValueError if there is no record, or one that was scored otherwise."""
+    if not recorded.points:
+        raise ValueError(f"{recorded.folder} has no history: run `pd-pipeline {command}`")
+    if recorded.protocol != protocol:
+        raise ValueError(
+            f"{recorded.folder} was scored with {recorded.protocol}, params.yaml says {protocol}: "
+            f"set that back, or record the history again"
+        )
 
 
 def _walk(history: History) -> Generator[Point, None, None]:
@@ -118,13 +153,17 @@ class Follower:
             say(f"resuming {game} after {len(self.rows)} points")
 
     def follow(self, point: Point, scheduler: str) -> None:
-        """Collect, learn and be scored at a point of the history."""
+        """Collect, learn and be scored at a point of the history, unless that has been done."""
+        if point.number < len(self.rows):
+            if self.rows[point.number]["snapshot"] != point.digest:
+                raise ValueError(f"{self._work} follows another history: remove it to start afresh")
+            return
         best = self._history.best(point.number)
         version = self._version(point.number)
         if not (version / MANIFEST).is_file():
             collect.run(
                 self._layout,
-                self._params,
+                self._params.model_copy(update={"datasets": {}}),  # whose actors and numbers are of other datasets
                 game=self._game,
                 dataset=None,
                 states=self._told.states,
@@ -141,11 +180,11 @@ class Follower:
             )
         first = max(0, point.number + 1 - self._told.window)
         latest = [open_dataset(self._version(number), check_files=True) for number in range(first, point.number + 1)]
-        measured = self._learn(Joined(latest), point.number)
+        measured = self._learn(latest, first, point.number)
         assert self._network is not None
         policy = EpsilonGreedy(q_function(self._network, exact(self._compute.device)), self._params.evaluation.epsilon)
         contestant = Contestant(f"student of {self._game}", self._game, policy, {})
-        episodes = self._params.history[self._game].episodes
+        episodes = self._history.protocol["episodes"]
         reached = mean_return(played(contestant, self._params, "follow", self._seed, episodes))
         self.rows.append(
             {
@@ -157,6 +196,7 @@ class Follower:
                 "student_return": reached,
                 "best_steps": best.steps,
                 **{key: measured[key] for key in MEASURES},
+                "snapshot": point.digest,
                 "labelled_by": best.digest,
                 "dataset": latest[-1].manifest.digest,
             }
@@ -173,8 +213,23 @@ class Follower:
     def _version(self, number: int) -> Path:
         return self._work / "versions" / f"{number:03}"
 
-    def _learn(self, source: Joined, number: int) -> dict[str, float]:
-        """Go on learning from `source`; returns what held-out episodes say."""
+    def _learn(self, versions: Sequence[Dataset], first: int, number: int) -> dict[str, float]:
+        """Go on learning from these versions, of which `first` is the first; returns what held-out episodes say.
+
+        A version's held-out episodes are the same at every point: what has been learned from once is never measured on.
+        """
+        source = Joined(versions)
+        begins = np.cumsum([0, *(len(version) for version in versions)])
+        splits = [
+            split_episodes(version, self._config.held_out, self._seed * settings.MOST_POINTS + first + index)
+            for index, version in enumerate(versions)
+        ]
+        split = Split(
+            *(
+                np.concatenate([part + begin for part, begin in zip(parts, begins, strict=False)])
+                for parts in zip(*splits, strict=True)
+            )
+        )
         student = Student(
             self._config,
             self._variant.objective(),
@@ -184,6 +239,7 @@ class Follower:
             self._compute,
             self._seed * settings.MOST_POINTS + number,
             start=self._network,
+            splits={self._game: split},
         )
         if self._optimizer is not None:
             student.optimizer.load_state_dict(self._optimizer)

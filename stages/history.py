@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,7 +27,7 @@ CHECKPOINT_EVERY_SECONDS = 120.0
 RECORD: Final = "history.json"
 
 RECIPE = 1
-"""Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
+"""Bump when what this stage does changes (ARCHITECTURE.md, recipes); its parts are pinned as train-teacher's."""
 
 
 class Point(NamedTuple):
@@ -41,14 +41,16 @@ class Point(NamedTuple):
 
 
 class History:
-    """Snapshots in a folder: `history.json`, and an agent per point."""
+    """Snapshots in a folder: `history.json`, and an agent per point. `protocol` is how they were scored, {} without any."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = folder / RECORD
         try:
-            self.points = [Point(**row) for row in json.loads(path.read_text())] if path.is_file() else []
-        except (ValueError, TypeError) as error:
+            told = json.loads(path.read_text()) if path.is_file() else {"protocol": {}, "points": []}
+            self.protocol: dict[str, Any] = dict(told["protocol"])
+            self.points = [Point(**row) for row in told["points"]]
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not a history ({error}): restore it with `dvc pull` or run train-history") from None
 
     def agent(self, point: Point) -> Path:
@@ -63,11 +65,17 @@ class History:
         """Keep the best of all as `best`, an agent to evaluate."""
         shutil.copytree(self.agent(self.best(len(self.points))), self.folder / "best", dirs_exist_ok=True)
 
-    def add(self, point: Point) -> None:
+    def add(self, point: Point, protocol: Mapping[str, Any]) -> None:
         """Its agent is there already."""
         self.points.append(point)
+        self.protocol = dict(protocol)
+        told = {"protocol": self.protocol, "points": [p._asdict() for p in self.points]}
         with replaced_file(self.folder / RECORD) as part:
-            part.write_text(json.dumps([p._asdict() for p in self.points], indent=1) + "\n")
+            part.write_text(json.dumps(told, indent=1) + "\n")
+
+    def whole(self, steps: int) -> bool:
+        """Whether the last snapshot was taken when so many steps were spent."""
+        return bool(self.points) and self.points[-1].steps >= steps
 
 
 def run(layout: Layout, params: settings.Params, game: str, seed: int, device_name: str) -> Path:
@@ -113,7 +121,7 @@ def live(
     yield from list(history.points)
     checkpoint = work / "checkpoint.pt"
     state = load_state(checkpoint)
-    if state is None and len(history.points) == told.points:
+    if state is None and history.whole(told.steps):
         return  # only to be published
     if state is None and history.points:
         raise ValueError(f"{history.folder} is unfinished and {checkpoint} is gone: remove {work} to start afresh")
@@ -154,8 +162,8 @@ def _learn(
 
 def _due(told: settings.HistoryParams, learner: Learner, history: History) -> bool:
     """Whether it is time for a snapshot: every so many steps, and when they are spent."""
-    made = len(history.points)
-    return made < told.points and learner.tally.steps >= min((made + 1) * told.every, told.steps)
+    last = history.points[-1].steps if history.points else 0
+    return last < told.steps and learner.tally.steps >= min((last // told.every + 1) * told.every, told.steps)
 
 
 def _point(params: settings.Params, game: str, seed: int, learner: Learner, history: History, checkpoint: Path) -> Point:
@@ -178,6 +186,6 @@ def _point(params: settings.Params, game: str, seed: int, learner: Learner, hist
     }
     digest = save_agent(history.folder / f"{number:03}", network, card)["digest"]
     point = Point(number, learner.tally.steps, selected, scored, digest)
-    history.add(point)
+    history.add(point, {"episodes": episodes, "epsilon": params.evaluation.epsilon})
     say(f"{game} at {point.steps:,} steps: mean return {scored:.2f} ({selected:.2f} on the seeds that choose)")
     return point

@@ -139,15 +139,13 @@ class HistoryParams(Section):
     episodes: int = Field(gt=0)
     recipe: int
 
-    @property
-    def points(self) -> int:
-        """How many snapshots there will be; the last when the steps are spent."""
-        return -(-self.steps // self.every)
-
     @model_validator(mode="after")
-    def _few_enough(self) -> Self:
-        if self.points > MOST_POINTS:
-            raise ValueError(f"{self.points:,} snapshots are more than {MOST_POINTS}: raise every")
+    def _some_and_few_enough(self) -> Self:
+        points = -(-self.steps // self.every)  # the last when the steps are spent
+        if not 2 <= points <= MOST_POINTS:
+            raise ValueError(
+                f"{points:,} snapshots are not 2 to {MOST_POINTS}: every is {self.every:,} of {self.steps:,} steps"
+            )
         return self
 
 

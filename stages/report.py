@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.agents.checkpoints import games_of, load_card
+from pipeline.atari.games import find_game
 from pipeline.datasets.mix import read_mix
 from pipeline.report import reproduction, tables
 from pipeline.report.figures import read_curve
@@ -35,6 +36,8 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     cells = params.cells()
     runs = [(game, seed) for game, online in params.online.items() for seed in online.seeds]
     if partial:
+        if missing := [f"{game}-{seed}" for game, seed in runs if not _followed(layout, game, seed)]:
+            say(f"left out, not followed or not evaluated yet: {', '.join(missing)}")
         runs = [run for run in runs if _followed(layout, *run)]
         cells = _finished(layout, params, cells, others=bool(runs))
     online = [_run(layout, *run) for run in runs]
@@ -127,6 +130,7 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
         student_P=[float(row["student_return"]) for row in rows],
         student_score=facts["online"]["mean"],
         best_score=facts["history"]["mean"],
+        zero=reference.random if (reference := find_game(game).reference) else 0.0,
         episodes=facts["online"]["episodes"],
     )
 

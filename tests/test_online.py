@@ -16,6 +16,7 @@ from distributed import Client
 from pipeline.datasets.reader import open_dataset
 from stages import collect, distill_online, history
 from stages.cli import main
+from stages.publish import replace_folder
 from tests.fakes import blocks_of_four, edited_params
 
 
@@ -82,7 +83,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_student_follows_the_record(recorded: Path) -> None:
-    points = json.loads((recorded / "data/history/Breakout-0/history.json").read_text())
+    points = json.loads((recorded / "data/history/Breakout-0/history.json").read_text())["points"]
     assert [p["steps"] for p in points] == [64, 128, 192]
     call(recorded, "distill-online", "--game", "Breakout", "--replay")
     told = rows(recorded)
@@ -134,6 +135,23 @@ def test_interrupted_it_comes_to_the_same(recorded: Path, tmp_path: Path, monkey
     assert ours == theirs
 
 
+def test_killed_while_it_publishes_it_publishes(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = project(tmp_path)
+    shutil.copytree(recorded / "data/history", folder / "data/history")
+    real, calls = replace_folder, itertools.count()
+
+    def killed(*arguments: Any) -> None:
+        if next(calls) < 2:  # before the versions are moved; then, before the student is
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr("stages.distill_online.replace_folder", killed)
+    assert [invoke(folder, "distill-online", "--game", "Breakout", "--replay").exit_code for _ in range(3)] == [130, 130, 0]
+    if (recorded / "data/online/Breakout-0").exists():
+        assert rows(folder) == rows(recorded)
+    assert open_dataset(folder / "data/versions/Breakout-0/002").manifest.states == 300
+
+
 def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = project(tmp_path)
     interrupt(monkeypatch, 4, 7)  # the teacher's at the second point; then, two of its and the student's later, at the third
@@ -142,7 +160,7 @@ def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, m
         sittings += 1
     assert result.exit_code == 0, result.output
     assert sittings == 2
-    ours, theirs = (json.loads((p / "data/history/Breakout-0/history.json").read_text()) for p in (folder, recorded))
+    ours, theirs = (json.loads((p / "data/history/Breakout-0/history.json").read_text())["points"] for p in (folder, recorded))
     assert ours[0] == theirs[0]  # afterwards a resumed learner plays other episodes
     assert [(int(row["steps"]), float(row["teacher_return"])) for row in rows(folder)] == [
         (point["steps"], point["scored"]) for point in ours
@@ -158,9 +176,18 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "has no history: run `pd-pipeline train-history --game Breakout --seed 0`" in result.output
     assert "params.yaml has no history 'Pong': it has Breakout" in invoke(folder, "train-history", "--game", "pong").output
     assert "has no history" in invoke(folder, "history", "--game", "breakout").output
+    lines = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(lines.replace("every: 64", "every: 192"))
+    assert "1 snapshots are not 2 to 100" in invoke(folder, "train-history", "--game", "breakout").output
+    (folder / "params.yaml").write_text(lines)
     damaged = folder / "data/history/Breakout-0/history.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("[1]")
     result = invoke(folder, "distill-online", "--game", "Breakout", "--replay")
     assert result.exit_code == 1
     assert "is not a history" in result.output
+    damaged.write_text(json.dumps({"protocol": {"episodes": 9}, "points": [[]]}))
+    assert "is not a history" in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
+    point = {"number": 0, "steps": 1, "selected": 0.0, "scored": 0.0, "digest": "d"}
+    damaged.write_text(json.dumps({"protocol": {"episodes": 9, "epsilon": 0.5}, "points": [point]}))
+    assert "was scored with" in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output

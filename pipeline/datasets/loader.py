@@ -100,6 +100,7 @@ class Loader:
     `order(n)` is the first n training states; `place(update)` tells where a minibatch lies; `frames(window)` brings its
     frames, from the background if they are the next ones. All Q-values stay in memory (`q_NA`). `checked_N` are up to
     `check` held-out states from all of their episodes: where the dataset does not fit, their stacks are kept (`states`).
+    `split` holds out other episodes than `seed` would.
     Several loaders, `sharing` in number, have `memory` together and one `background`, so that a block at a time is read.
     """
 
@@ -113,11 +114,12 @@ class Loader:
         memory: int,
         depth: int = 4,
         check: int = 0,
+        split: Split | None = None,
         sharing: int = 1,
         background: ThreadPoolExecutor | None = None,
     ) -> None:
         self._dataset, self._batch, self._seed, self._depth = dataset, batch, seed, depth
-        split = split_episodes(dataset, held_out, seed)
+        split = split or split_episodes(dataset, held_out, seed)
         self.train_N, self.held_out_N = split
         if batch > len(self.train_N):
             raise ValueError(

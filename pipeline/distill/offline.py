@@ -21,7 +21,7 @@ from pipeline.agents.device import Compute, Precision
 from pipeline.agents.gradients import trunk_cosines
 from pipeline.agents.initialise import standardise
 from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
-from pipeline.datasets.loader import Loader, Source
+from pipeline.datasets.loader import Loader, Source, Split
 from pipeline.distill import losses
 from pipeline.distill.lesson import Batch, Interleave, Lesson, Turns
 from pipeline.distill.losses import LossName
@@ -97,7 +97,7 @@ class Student:
 
     It may begin with the weights of an agent, `start`, whose other games it keeps; with `frozen` these stay as they are and
     only the heads of new games learn. `teacher` is the network that labelled the dataset; only feature regression wants it.
-    ValueError where that does not go together.
+    `splits` hold out other episodes of a game than `seed` would. ValueError where that does not go together.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class Student:
         start: QNetwork | None = None,
         frozen: bool = False,
         teacher: QNetwork | None = None,
+        splits: Mapping[str, Split] | None = None,
     ) -> None:
         self.config, self.objective, self.compute, self.seed, self.frozen = config, objective, compute, seed, frozen
         self.budget = updates
@@ -130,6 +131,7 @@ class Student:
                     memory=int(config.memory_gb * 1e9),
                     depth=spec.stack,
                     check=max(1, config.validation_states // len(sources)),
+                    split=(splits or {}).get(source.game),
                     sharing=len(sources),
                     background=background,
                 ),

@@ -162,8 +162,9 @@ def _online(runs: Sequence[Run]) -> str:
     ]
     table = tables.online_html(
         runs,
-        "Change: standard deviation of the changes from point to point. Worst drop: below the best so far. Where there are several "
-        f"seeds, their mean, least and greatest. At the end: {runs[0].episodes} episodes on seeds that nothing else has seen.",
+        "Change: root mean square of the changes from point to point. Worst drop: below the best so far. Where there are several "
+        f"seeds, their mean, least and greatest. At the end: {runs[0].episodes} episodes on seeds that nothing else has seen; normalised: "
+        "(student - random) / (best snapshot - random).",
     )
     return f"<section><h2>Following a teacher that is still learning</h2>{table}<div class='figures'>{''.join(drawn)}</div></section>"
 

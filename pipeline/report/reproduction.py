@@ -32,13 +32,19 @@ def markdown(
         if runs
         else "they do not include the variance of training: every student has one run"
     )
+    teaching = (
+        f"""
+
+The paper distils from plain DQN teachers; ours are of that size, with LayerNorm, trained by PQN ({sizes} parameters)."""
+        if teachers
+        else ""
+    )
     head = f"""# Reproducing the paper
 
 Written by `{command}`; edit nothing here. Policy Distillation, [Rusu et al. 2015](https://arxiv.org/abs/1511.06295).
 
 Our protocol: {protocol}, raw full-game return, the same seeds for teacher and students. The paper starts episodes from human
-play, which is not public, and distils from plain DQN teachers; ours are of that size, with LayerNorm, trained by PQN ({sizes}
-parameters). Compare levels, not decimals.
+play, which is not public. Compare levels, not decimals.{teaching}
 """
     single = f"""
 ## Table 1: students of the teacher's size
@@ -70,9 +76,9 @@ mean of the random-normalised per cents, and the least of those. Intervals: 95 %
 ## Following a teacher that is still learning
 
 At each point of the teacher's learning the policy that did best on the seeds that choose labels a new version of the dataset,
-and the student goes on learning from the latest ones; teacher and student are scored on other seeds. Change is the standard
-deviation of the changes from point to point, worst drop that below the best so far; over several seeds, their mean, least and
-greatest.
+and the student goes on learning from the latest ones; teacher, best so far and student are scored on other seeds. Change is the
+root mean square of the changes from point to point, worst drop that below the best so far; over several seeds, their mean,
+least and greatest. At the end: on seeds that nothing else has seen, and of these (student - random) / (best snapshot - random).
 
 {tables.online_markdown(online)}
 """

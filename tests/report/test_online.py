@@ -1,6 +1,7 @@
 """Steadiness by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +12,7 @@ def test_by_hand() -> None:
     found = steadiness([0.0, 10.0, 4.0, 12.0])
     assert found.drop == 6.0
     assert found.area == 6.5
-    mean = (10 - 6 + 8) / 3
-    assert found.change == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in (10, -6, 8)) / 3))
+    assert found.change == pytest.approx(math.sqrt((10**2 + 6**2 + 8**2) / 3))
     with pytest.raises(ValueError, match="two at least"):
         steadiness([1.0])
 
@@ -28,10 +28,13 @@ def test_the_table_is_over_seeds() -> None:
             student_P=[8.0, 9.0],
             student_score=9.0,
             best_score=10.0,
+            zero=0.0,
             episodes=2,
         )
 
-    teacher, student = table([run(0, 4.0), run(1, 8.0)])
-    assert teacher[:5] == ["Pong", "teacher", "2", "0.00 (0.00 to 0.00)", "6.00 (4.00 to 8.00)"]
-    assert student[4] == "0.00 (0.00 to 0.00)"
-    assert run(0, 1.0).kept == 90.0
+    teacher, best, student = table([run(0, 4.0), run(1, 8.0)])
+    assert teacher[:5] == ["Pong", "teacher", "2", "6.00 (4.00 to 8.00)", "6.00 (4.00 to 8.00)"]
+    assert best[3:7] == ["0.00 (0.00 to 0.00)", "0.00 (0.00 to 0.00)", "10.00 (10.00 to 10.00)", "10.00 (10.00 to 10.00)"]
+    assert student[3:5] == ["1.00 (1.00 to 1.00)", "0.00 (0.00 to 0.00)"]
+    assert student[-1] == "90.00 (90.00 to 90.00)"
+    assert replace(run(0, 1.0), best_score=0.0).kept is None
