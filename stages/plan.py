@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.agents.checkpoints import CARD, load_card
-from pipeline.agents.device import Compute
+from pipeline.agents.device import Compute, Precision
 from pipeline.agents.networks import new_network
 from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import EnvConfig, SlotWorld
@@ -20,6 +20,7 @@ from pipeline.atari.rollout import rollout
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
 from stages.grid import games_of_cell, games_of_mix
+from stages.history import RECORD
 from stages.paths import Layout
 
 PROBE_SECONDS = 1.5
@@ -38,85 +39,111 @@ class Job(NamedTuple):
     seconds: float | None
 
 
-def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
-    """Everything that the grid asks for; rates are measured, a second or two each, as far as something is left."""
-    cells = params.cells()
-    games = {name: dataset.game or name for name, dataset in params.datasets.items()}
-    names = dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix"))
-    compute = {"float32": Compute(torch.device("cpu"), "float32"), "bfloat16": Compute(torch.device("cpu"), "bfloat16")}
+class Machine:
+    """How fast this machine is: each rate is measured when it is first asked for, a second or two."""
 
-    @cache
-    def forward(network: str, precision: str, batch: int) -> float:
+    def __init__(self, params: settings.Params) -> None:
+        self._params = params
+        self.forward = cache(self._forward)
+        self.emulate = cache(lambda game: _emulation(game, params.environment))
+
+    def _forward(self, network: str, precision: Precision, batch: int) -> float:
         """States per second."""
         net = new_network(settings.network(network), {"game": 18}, torch.device("cpu"), 0).eval()
-        values = q_function(net, compute[precision])
+        values = q_function(net, Compute(torch.device("cpu"), precision))
         obs_BCHW = np.zeros((batch, 4, 84, 84), dtype=np.uint8)
         return _rate(lambda: len(values(obs_BCHW)))
 
-    @cache
-    def emulate(game: str) -> float:
-        return _emulation(game, params.environment)
-
-    def play(game: str, *networks: str) -> float:
+    def play(self, game: str, *networks: str) -> float:
         """Seconds per step."""
-        return 1 / emulate(game) + sum(1 / forward(network, "float32", 16) for network in networks)
+        return float(1 / self.emulate(game) + sum(1 / self.forward(network, "float32", 16) for network in networks))
 
-    def evaluation(agent: str, game: str, network: str | None) -> Job:
-        done = layout.scores(agent).is_file()
-        seconds = (
-            0.0 if done else params.evaluation.episodes * _steps(layout, game) * play(game, *([network] if network else []))
-        )
-        return Job("evaluate", agent, done, seconds)
+    def learn(self, preset_name: str, network: str, game: str) -> float:
+        """Seconds per step of learning from reward."""
+        preset: settings.TeacherPreset = settings.pick(self._params.teacher_presets, preset_name, "teacher preset")
+        if preset.pqn is not None:
+            passes = 1 + BACKWARD * preset.pqn.epochs
+        else:
+            assert preset.dqn is not None
+            passes = 1 + (BACKWARD + 1) * preset.dqn.minibatch / preset.dqn.steps_per_update
+        return float(1 / self.emulate(game) + passes / self.forward(network, "bfloat16", 64))
 
+    def distil(self, variant: settings.StudentParams) -> float:
+        """Seconds of all updates of a variant."""
+        preset = settings.pick(self._params.presets, variant.preset, "preset")
+        samples = variant.updates * preset.batch
+        return float(BACKWARD * samples / self.forward(variant.network, preset.precision, preset.batch))
+
+
+def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
+    """Everything that the grid asks for; rates are measured as far as something is left."""
+    machine = Machine(params)
+    cells = params.cells()
     labelling = {}
     for game in dict.fromkeys(game for cell in cells for game in games_of_cell(layout, params, cell)):
         trained = (layout.teacher(game) / CARD).is_file()
         labelling[game] = str(load_card(layout.teacher(game))["network"]) if trained else "pqn"
         yield Job("train-teacher", game, trained, 0.0 if trained else None)
-        yield evaluation(f"random/{game}", game, None)
-        yield evaluation(f"teachers/{game}", game, labelling[game])
-    for name in (name for name in names if name in params.datasets):
-        dataset, game = params.datasets[name], games[name]
-        actor = params.students.get(_variant(dataset.actor or ""))
-        acting = (actor.network,) if actor else ()
-        done = (layout.dataset(name) / MANIFEST).is_file()
-        yield Job("collect", name, done, 0.0 if done else dataset.states * play(game, labelling[game], *acting))
+        yield _evaluation(layout, params, machine, f"random/{game}", game)
+        yield _evaluation(layout, params, machine, f"teachers/{game}", game, labelling[game])
+    for name in dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix")):
+        if name in params.datasets:
+            dataset = params.datasets[name]
+            game = dataset.game or name
+            actor = params.students.get(_variant(dataset.actor or ""))
+            acting = (actor.network,) if actor else ()
+            done = (layout.dataset(name) / MANIFEST).is_file()
+            yield Job("collect", name, done, 0.0 if done else dataset.states * machine.play(game, labelling[game], *acting))
     for cell in cells:
-        if cell.kind == "multitask":
-            baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")
-            network = baseline.network
-            done = (layout.multitask(cell.name) / CARD).is_file()
-            learned = games_of_mix(layout, params, cell.mix)
-            seconds = 0.0 if done else _learning(params, learned, baseline, emulate, forward)
-            yield Job("train-multitask", cell.name, done, seconds)
-        else:
-            variant: settings.StudentParams = settings.pick(params.students, cell.variant, "student")
-            preset, network = settings.pick(params.presets, variant.preset, "preset"), variant.network
-            done = (layout.student(cell.name) / CARD).is_file()
-            samples = variant.updates * preset.batch
-            seconds = 0.0 if done else BACKWARD * samples / forward(network, preset.precision, preset.batch)
-            yield Job("distill", cell.name, done, seconds)
-        played = games_of_cell(layout, params, cell)
-        for game in played:
-            yield evaluation(f"{cell.agent}/{game}" if len(played) > 1 else cell.agent, game, network)
+        yield from _cell(layout, params, machine, cell)
+    for game, online in params.online.items():
+        for seed in online.seeds:
+            yield from _followed(layout, params, machine, game, seed)
 
 
-def _learning(
-    params: settings.Params,
-    games: Sequence[str],
-    baseline: settings.MultitaskParams,
-    emulate: Callable[[str], float],
-    forward: Callable[[str, str, int], float],
-) -> float:
-    """Seconds of a baseline's training."""
-    preset: settings.TeacherPreset = settings.pick(params.teacher_presets, baseline.preset, "teacher preset")
-    rate = forward(baseline.network, "bfloat16", 64)
-    if preset.pqn is not None:
-        passes = 1 + BACKWARD * preset.pqn.epochs
+def _evaluation(layout: Layout, params: settings.Params, machine: Machine, agent: str, game: str, *networks: str) -> Job:
+    done = layout.scores(agent).is_file()
+    steps = params.evaluation.episodes * _steps(layout, game)
+    return Job("evaluate", agent, done, 0.0 if done else steps * machine.play(game, *networks))
+
+
+def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: settings.Cell) -> Iterator[Job]:
+    """A student or a baseline, and its evaluations."""
+    done = (layout.agent(cell.agent) / CARD).is_file()
+    if cell.kind == "multitask":
+        baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")
+        network, stage, seconds = baseline.network, "train-multitask", 0.0
+        if not done:
+            for game in games_of_mix(layout, params, cell.mix):
+                preset = baseline.presets.get(game, baseline.preset)
+                seconds += baseline.steps * machine.learn(preset, network, game)
     else:
-        assert preset.dqn is not None
-        passes = 1 + (BACKWARD + 1) * preset.dqn.minibatch / preset.dqn.steps_per_update
-    return sum(baseline.steps * (1 / emulate(game) + passes / rate) for game in games)
+        variant: settings.StudentParams = settings.pick(params.students, cell.variant, "student")
+        network, stage, seconds = variant.network, "distill", 0.0 if done else machine.distil(variant)
+    yield Job(stage, cell.name, done, seconds)
+    played = games_of_cell(layout, params, cell)
+    for game in played:
+        yield _evaluation(layout, params, machine, f"{cell.agent}/{game}" if len(played) > 1 else cell.agent, game, network)
+
+
+def _followed(layout: Layout, params: settings.Params, machine: Machine, game: str, seed: int) -> Iterator[Job]:
+    """A history, the student that follows it, and their evaluations."""
+    name, online = f"{game}-{seed}", params.online[game]
+    told: settings.HistoryParams = settings.pick(params.history, game, "history")
+    variant: settings.StudentParams = settings.pick(params.students, online.student, "student")
+    points, steps = -(-told.steps // told.every), told.episodes * _steps(layout, game)
+    done = (layout.history(name) / RECORD).is_file()
+    learning = 0.0 if done else told.steps * machine.learn(told.preset, told.network, game)
+    scoring = 0.0 if done else points * 2 * steps * machine.play(game, told.network)
+    yield Job("train-history", name, done, learning + scoring)
+    done = (layout.online(name) / CARD).is_file()
+    seconds = 0.0
+    if not done:
+        seconds = online.states * machine.play(game, told.network) + machine.distil(variant)
+        seconds = points * (seconds + steps * machine.play(game, variant.network))
+    yield Job("distill-online", name, done, seconds)
+    yield _evaluation(layout, params, machine, f"history/{name}", game, told.network)
+    yield _evaluation(layout, params, machine, f"online/{name}", game, variant.network)
 
 
 def _variant(actor: str) -> str:

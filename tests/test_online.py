@@ -103,6 +103,13 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     call(recorded, "report", "--paper", str(recorded / "online.md"))
     assert "Following a teacher that is still learning" in (recorded / "data/report/index.html").read_text()
     assert "| Breakout | student | 1 | " in (recorded / "online.md").read_text()
+    plan = json.loads(call(recorded, "plan", "--json"))
+    assert [(job["stage"], job["name"], job["done"]) for job in plan["jobs"]] == [
+        ("train-history", "Breakout-0", True),
+        ("distill-online", "Breakout-0", True),
+        ("evaluate", "history/Breakout-0", True),
+        ("evaluate", "online/Breakout-0", True),
+    ]
     call(recorded, "history", "--game", "breakout", "--states", "3")
     page = (recorded / "data/history-Breakout-0.html").read_text()
     assert page.count("<figure") == 3
