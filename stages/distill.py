@@ -30,9 +30,7 @@ RECIPE = 1
 
 def run(layout: Layout, params: settings.Params, name: str, seed: int, device_name: str) -> Path:
     """Train or go on training student `MIX/VARIANT`; returns its folder."""
-    mix_name, _, variant_name = name.partition("/")
-    if not variant_name:
-        raise ValueError(f"student {name!r} names no mix: write MIX/VARIANT, for example {next(iter(params.mixes))}/{name}")
+    mix_name, variant_name = params.mix_and_variant(name, "student")
     variant: settings.StudentParams = settings.pick(params.students, variant_name, "student")
     settings.check_recipe(f"students.{variant_name}", variant.recipe, RECIPE)
     config = settings.pick(params.presets, variant.preset, "preset")

@@ -26,6 +26,7 @@ from pipeline.progress import Progress
 from pipeline.report.bootstrap import interval
 from pipeline.seeding import episode_seeds
 from stages import params as settings
+from stages.grid import scored_as
 from stages.paths import Layout
 from stages.publish import alone_in, replaced_file
 from stages.runlog import say, show
@@ -139,7 +140,7 @@ def find_contestant(
             f"(or the versions in constraints.txt) that its card names, or make the agent again"
         )
     policy = EpsilonGreedy(q_function(loaded.network, exact(device), game), params.evaluation.epsilon)
-    return Contestant(f"{agent}/{game}" if len(games) > 1 else agent, game, policy, loaded.card)
+    return Contestant(scored_as(agent, games, game), game, policy, loaded.card)
 
 
 class Notes:

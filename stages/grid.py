@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.agents.checkpoints import CARD, games_of, load_card
 from pipeline.atari.games import find_game
 from pipeline.datasets.mix import read_mix
@@ -35,6 +37,11 @@ def games_of_cell(layout: Layout, params: settings.Params, cell: settings.Cell) 
     variant = params.students.get(cell.variant) if cell.kind == "students" else None
     begun = _games_of_agent(layout, params, variant.begins_with) if variant and variant.begins_with else []
     return list(dict.fromkeys([*begun, *games_of_mix(layout, params, cell.mix)]))
+
+
+def scored_as(agent: str, games: Sequence[str], game: str) -> str:
+    """What an agent's episodes and scores of a game are called: AGENT, or AGENT/GAME where it plays several."""
+    return f"{agent}/{game}" if len(games) > 1 else agent
 
 
 def _games_of_agent(layout: Layout, params: settings.Params, agent: str) -> list[str]:

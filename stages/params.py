@@ -233,6 +233,13 @@ class Params(Section):
             )
         return self
 
+    def mix_and_variant(self, name: str, what: str) -> tuple[str, str]:
+        """The two parts of MIX/VARIANT. ValueError where one is missing."""
+        mix, _, variant = name.partition("/")
+        if not variant:
+            raise ValueError(f"{what} {name!r} names no mix: write MIX/VARIANT, for example {next(iter(self.mixes))}/{name}")
+        return mix, variant
+
     def cells(self) -> list[Cell]:
         """Every student and baseline of the grid, once, in its order."""
         kinds: tuple[Literal["students", "multitask"], ...] = ("students", "multitask")

@@ -56,10 +56,14 @@ class Layout:
         `history/GAME-SEED` (the best snapshot), or a folder that is no agent's name.
         """
         kind, _, which = name.partition("/")
-        folders = {"teachers": self.teacher, "students": self.student, "multitask": self.multitask, "online": self.online}
-        if kind == "history" and which:
-            return self.history(which) / "best"
-        return folders[kind](which) if kind in folders and which else Path(name)
+        folders = {
+            "teachers": self.teacher(which),
+            "students": self.student(which),
+            "multitask": self.multitask(which),
+            "online": self.online(which),
+            "history": self.history(which) / "best",
+        }
+        return folders[kind] if kind in folders and which else Path(name)
 
     def episodes(self, agent: str) -> Path:
         return self.data / "episodes" / f"{agent}.parquet"

@@ -19,7 +19,7 @@ from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
-from stages.grid import games_of_cell, games_of_mix
+from stages.grid import games_of_cell, games_of_mix, scored_as
 from stages.history import RECORD
 from stages.paths import Layout
 
@@ -123,7 +123,7 @@ def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: setti
     yield Job(stage, cell.name, done, seconds)
     played = games_of_cell(layout, params, cell)
     for game in played:
-        yield _evaluation(layout, params, machine, f"{cell.agent}/{game}" if len(played) > 1 else cell.agent, game, network)
+        yield _evaluation(layout, params, machine, scored_as(cell.agent, played, game), game, network)
 
 
 def _followed(layout: Layout, params: settings.Params, machine: Machine, game: str, seed: int) -> Iterator[Job]:

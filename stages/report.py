@@ -19,7 +19,7 @@ from pipeline.report.scores import Contestant, score
 from pipeline.report.summary import Game, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
-from stages.grid import games_of_cell
+from stages.grid import games_of_cell, scored_as
 from stages.paths import Layout
 from stages.publish import replace_folder, replaced_file
 from stages.runlog import say
@@ -36,9 +36,10 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     cells = params.cells()
     runs = [(game, seed) for game, online in params.online.items() for seed in online.seeds]
     if partial:
-        if missing := [f"{game}-{seed}" for game, seed in runs if not _followed(layout, game, seed)]:
+        followed = [run for run in runs if _followed(layout, *run)]
+        if missing := [f"{game}-{seed}" for game, seed in runs if (game, seed) not in followed]:
             say(f"left out, not followed or not evaluated yet: {', '.join(missing)}")
-        runs = [run for run in runs if _followed(layout, *run)]
+        runs = followed
         cells = _finished(layout, params, cells, others=bool(runs))
     online = [_run(layout, *run) for run in runs]
     taught = dict.fromkeys(cell.mix for cell in cells if cell.kind == "students")
@@ -48,8 +49,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     for cell in cells:
         played = games_of_cell(layout, params, cell)
         for game in played:
-            name = f"{cell.agent}/{game}" if len(played) > 1 else cell.agent
-            players.setdefault(game, []).append((name, layout.agent(cell.agent)))
+            players.setdefault(game, []).append((scored_as(cell.agent, played, game), layout.agent(cell.agent)))
             if len(played) == 1 and (other := mix_of.setdefault((game, cell.variant), cell.mix)) != cell.mix:
                 raise ValueError(
                     f"{cell.variant} learns from mixes {other} and {cell.mix} of {game}: give it another name in one of them, "
@@ -148,7 +148,7 @@ def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.
         games = games_of_cell(layout, params, cell)
         mixed = cell.kind == "multitask" or layout.mix(cell.mix).is_file()
         measured = all(evaluated(f"{kind}/{game}") for game in games for kind in ("teachers", "random"))
-        return mixed and measured and all(evaluated(f"{cell.agent}/{g}" if len(games) > 1 else cell.agent) for g in games)
+        return mixed and measured and all(evaluated(scored_as(cell.agent, games, game)) for game in games)
 
     done = [cell for cell in cells if finished(cell)]
     if missing := [cell.name for cell in cells if cell not in done]:

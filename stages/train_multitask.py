@@ -40,9 +40,7 @@ RECIPE = 1
 
 def run(layout: Layout, params: settings.Params, name: str, seed: int, device_name: str) -> Path:
     """Train or go on training baseline `MIX/VARIANT`; returns its folder."""
-    mix_name, _, variant_name = name.partition("/")
-    if not variant_name:
-        raise ValueError(f"baseline {name!r} names no mix: write MIX/VARIANT, for example {next(iter(params.mixes))}/{name}")
+    mix_name, variant_name = params.mix_and_variant(name, "baseline")
     variant: settings.MultitaskParams = settings.pick(params.multitask, variant_name, "baseline")
     settings.check_recipe(f"multitask.{variant_name}", variant.recipe, RECIPE)
     games = games_of_mix(layout, params, mix_name)
