@@ -129,7 +129,7 @@ class DqnWeights:
         self.network.load_state_dict(state["network"])
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.updates = state["updates"] if "updates" in state else state["tally"]["updates"]
+        self.updates = state["updates"]
 
 
 class DqnLearner:
