@@ -261,6 +261,33 @@ def evaluate(session: Session, agent: str, game: str | None, device: str) -> Non
 
 
 @main.command()
+@click.argument("agents", nargs=-1, required=True, metavar="AGENT...")
+@click.option("--game", help="Which of their games, for agents of several.")
+@click.option("--episode", type=click.IntRange(min=0), default=0, show_default=True, help="Which of the evaluation's episodes.")
+@click.option("--seed", type=click.IntRange(min=0), help="The episode of this environment seed instead.")
+@click.option("--epsilon", type=click.FloatRange(0, 1), help="Random-action probability. [default: the evaluation's]")
+@click.option(
+    "--video", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.mp4", help="Film it; several side by side."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Only so many; 15 are a second. [default: the whole episode]")
+@click.option(
+    "--scale", type=click.IntRange(1, 8), default=3, show_default=True, help="Pixels of the video per pixel of the game."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@device_option
+@click.pass_obj
+def play(session: Session, /, device: str, agents: tuple[str, ...], **options: Any) -> None:
+    """Watch AGENTs play an episode: what they see, what they think of each action, what they do.
+
+    It is the very episode that `evaluate` scored.
+    """
+    from stages import play as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, agents, device_name=device, **options))
+
+
+@main.command()
 @click.argument("agent")
 @click.option("--game", required=True, help="Which of its games.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The new agent's folder.")

@@ -11,7 +11,7 @@ LAYERS = [
     {"pipeline.seeding", "pipeline.progress"},
     {"pipeline.atari", "pipeline.agents", "pipeline.datasets"},
     {"pipeline.rl"},
-    {"pipeline.report", "pipeline.collect", "pipeline.rederive", "pipeline.evaluate", "pipeline.distill"},
+    {"pipeline.report", "pipeline.collect", "pipeline.rederive", "pipeline.evaluate", "pipeline.watch", "pipeline.distill"},
     {"stages"},
 ]
 APART = [{"pipeline.atari", "pipeline.agents", "pipeline.datasets"}]
@@ -28,7 +28,8 @@ OWNERS = {
     "torch": {"pipeline.agents", "pipeline.rl", "pipeline.distill", "pipeline.collect", "stages"},
     "pyarrow": {"pipeline.datasets", "pipeline.report", "stages"},
     "matplotlib": {"pipeline.report"},
-    "imageio": {"stages"},
+    "imageio_ffmpeg": {"stages"},
+    "PIL": {"pipeline.report"},
     "click": {"stages"},
     "pydantic": {"stages"},
     "ruamel": {"stages", "pipeline.datasets"},  # the latter for the .dvc files of strangers
