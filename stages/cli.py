@@ -301,6 +301,31 @@ def cut(session: Session, agent: str, game: str, out: Path) -> None:
 
 
 @main.command()
+@click.argument("agent")
+@click.option("--to", type=click.Choice(["onnx", "torchscript"]), required=True, help="The file's format.")
+@click.option("--game", help="Which of its games, for an agent of several.")
+@click.option(
+    "--dataset",
+    metavar="PATH_OR_URL",
+    help="Whose states the file and AGENT are compared on. [default: those that it learned from, or the game's]",
+)
+@click.option("--states", type=click.IntRange(1, 65_536), default=4096, show_default=True, help="How many.")
+@click.option("--out", type=click.Path(path_type=Path), help="The file. [default: data/exports/AGENT.onnx or .pt]")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def export(session: Session, /, agent: str, **options: Any) -> None:
+    """Write AGENT as one file that runs without pd-pipeline, once it is seen to choose as AGENT does; time both and the teacher.
+
+    AGENT is teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, online/GAME-SEED, history/GAME-SEED (the
+    best snapshot) or a folder. Exit code 1 and no file where fewer than 99.9 % of its actions are the same.
+    """
+    from stages import export as stage
+
+    layout, _ = session.load()
+    click.echo(stage.run(layout, agent, **options))
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def plan(session: Session, as_json: bool) -> None:

@@ -1,8 +1,10 @@
 """Exported files: the network's values in other runtimes, one game alone, quietly, and bad input refused in one line."""
 
 import json
+import logging
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,24 @@ STATES = np.random.default_rng(0).integers(0, 256, (300, 4, 84, 84), dtype=np.ui
 
 
 def network(spec: NetworkSpec) -> QNetwork:
-    return new_network(spec, {"Breakout": 4, "Qbert": 6}, CPU, seed=1).eval()
+    return new_network(spec, {"Breakout": 4, "Qbert": 6}, CPU, seed=1)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What torch's exporter logs; its own handler writes past pytest's capture."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("torch.onnx").addHandler(handler)
+    yield lines
+    logging.getLogger("torch.onnx").removeHandler(handler)
 
 
 @pytest.mark.parametrize("spec", [SMALL, SMALL_NORM, CONTROLLER], ids=["plain", "norm", "controller"])
 @pytest.mark.parametrize("to", FORMS)
 def test_a_file_repeats_the_network_of_one_game(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], to: Form, spec: NetworkSpec
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], logged: list[str], to: Form, spec: NetworkSpec
 ) -> None:
     whole = network(spec)
     path = tmp_path / f"agent{SUFFIXES[to]}"
@@ -44,14 +57,15 @@ def test_a_file_repeats_the_network_of_one_game(
     assert found.max_abs_dq < 1e-5
     for size in (1, 2, 7):
         q_BA = exported.q_values(STATES[:size])
-        assert (q_BA.dtype, q_BA.shape) == (np.float32, (size, 6))
+        assert q_BA.dtype == np.float32
+        assert q_BA.shape == (size, 6)
     held = path.read_bytes()
     for game, here in (("Qbert", True), ("Breakout", False)):
         last = whole.heads[game][-1].weight.detach().numpy().tobytes()  # type: ignore[index]
         assert (last in held) is here
     assert list(tmp_path.iterdir()) == [path]
-    assert capfd.readouterr() == ("", "")
-    assert whole(torch.from_numpy(STATES[:1]), "Breakout").shape == (1, 4)  # the network is as it was
+    assert (capfd.readouterr(), logged) == (("", ""), [])
+    assert all(part.training for part in whole.modules())  # as it was
 
 
 def test_onnx_says_what_it_takes_and_gives_and_nothing_of_this_machine(tmp_path: Path) -> None:
@@ -121,7 +135,7 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, to: Form, damage: s
         onnx.save(model, path)
     elif damage == "no record":
         export(network(SMALL), "Qbert", to, path, {})
-        path.write_bytes(path.read_bytes().replace(METADATA.encode(), METADATA.upper().encode()))
+        path.write_bytes(path.read_bytes().replace(METADATA.encode(), b"x" * len(METADATA)))
     with pytest.raises(ValueError, match=f"is not an agent exported to {to}") as refused:
         load_exported(path, to)
     assert "\n" not in str(refused.value)
@@ -147,20 +161,20 @@ def test_latencies_are_medians_of_turns_on_one_thread() -> None:
     def player(name: str, milliseconds: float) -> QFunction:
         def q_values(obs_BCHW: Any) -> Any:
             calls.append((name, len(obs_BCHW), torch.get_num_threads()))
-            # Once in a while, and before it counts, it is slow.
-            time.sleep((50 if len(calls) in (1, 50, 60) else milliseconds) / 1e3)
+            warm = sum(called == name for called, _, _ in calls) > 24  # after a turn of 22 calls and two of the next
+            time.sleep((milliseconds if warm else 10) / 1e3)
 
         return q_values
 
     torch.set_num_threads(2)
     try:
-        taken = latencies({"slow": player("slow", 3), "fast": player("fast", 1)}, STATES[:5], rounds=2)
+        taken = latencies({"slow": player("slow", 3), "fast": player("fast", 1)}, STATES[:5], rounds=1)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert 1 <= taken["fast"] < 3 <= taken["slow"] < 20
+    assert 1 <= taken["fast"] < 3 <= taken["slow"] < 8
     turns = [name for name, _, _ in calls[::22]]
-    assert turns == ["slow", "fast"] * 3
+    assert turns == ["slow", "fast"] * 2
     assert {(size, threads) for _, size, threads in calls} == {(1, 1)}
 
 
