@@ -72,9 +72,9 @@ def _filmed(reels: Sequence[Reel], video: Path, steps: int | None, scale: int) -
 
 
 def _played(reels: Sequence[Reel], steps: int | None) -> Iterator[Progress]:
-    for reel in reels:
-        for number, _ in enumerate(reel.sights(), start=1):
-            yield _progress(number, [reel], steps)
+    for one in reels:
+        for number, _ in enumerate(one.sights(), start=1):
+            yield _progress(number, [one], steps)
             if number == steps:
                 break
 
@@ -84,20 +84,21 @@ def _progress(number: int, reels: Sequence[Reel], steps: int | None) -> Progress
     return Progress(done=number, total=steps or number + 1, unit="steps", metrics={"return": reels[0].returned})
 
 
-def _told(layout: Layout, contestant: Contestant, reel: Reel, *, whole: bool, own: bool) -> dict[str, Any]:
+def _told(layout: Layout, contestant: Contestant, played: Reel, *, whole: bool, own: bool) -> dict[str, Any]:
     """What happened, and what the evaluation wrote down of the same episode, if it did."""
     found = {
         "agent": contestant.agent,
         "game": contestant.game,
-        "seed": reel.seed,
-        "return": reel.returned,
-        "steps": reel.steps,
-        "stalled": reel.stalled,
+        "seed": played.seed,
+        "return": played.returned,
+        "steps": played.steps,
+        "stalled": played.stalled,
     }
     stored = layout.episodes(contestant.agent)
     if whole and not own and stored.is_file():
-        rows = pq.read_table(stored, filters=[("seed", "=", reel.seed)]).to_pylist()
-        found |= {"scored": float(row["episode_return"]) for row in rows[:1]}
+        scored = pq.read_table(stored, filters=[("seed", "=", played.seed)])["episode_return"].to_pylist()
+        if scored:
+            found["scored"] = float(scored[0])
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.agents.policies import EpsilonGreedy, uniform_random
-from pipeline.atari.envs import SlotWorld, Staggered, VectorWorld, action_meanings, fingerprint, replay
+from pipeline.atari.envs import SlotWorld, Staggered, VectorWorld, action_meanings, fingerprint
 from pipeline.atari.rollout import World, rollout
 from pipeline.evaluate import play
 from pipeline.rl.learner import Tally
@@ -63,7 +63,7 @@ def test_the_policy_is_asked_only_about_playing_slots() -> None:
         return np.tile(np.array([0.0, 1.0], dtype=np.float32), (len(obs), 1))
 
     episodes = list(play(Corridor(LENGTH), EpsilonGreedy(q_values, 0.0), range(LENGTH)))
-    assert [e.steps for e in sorted(episodes) if isinstance(e, Episode)] == [4, 3, 2, 1]
+    assert [e.steps for e in sorted(episodes)] == [4, 3, 2, 1]
     assert asked == [4, 3, 2, 1]
 
 
