@@ -314,7 +314,7 @@ def cut(session: Session, agent: str, game: str, out: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def export(session: Session, /, agent: str, **options: Any) -> None:
-    """Write AGENT as one file that runs without pd-pipeline, once it is seen to choose as AGENT does; time both and the teacher.
+    """Write AGENT as one file that runs without pd-pipeline, once it is seen to choose as AGENT does; time both and teacher.
 
     AGENT is teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, online/GAME-SEED, history/GAME-SEED (the
     best snapshot) or a folder. Exit code 1 and no file where fewer than 99.9 % of its actions are the same.

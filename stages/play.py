@@ -98,7 +98,7 @@ def _told(layout: Layout, contestant: Contestant, played: Reel, *, whole: bool, 
     if whole and not own and stored.is_file():
         scored = pq.read_table(stored, filters=[("seed", "=", played.seed)])["episode_return"].to_pylist()
         if scored:
-            found["scored"] = float(scored[0])
+            found["scored"] = scored[0]
     return found
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pipeline.report.bootstrap import RESAMPLES, Values, percentiles
 from pipeline.report.scores import Contestant, read_returns
-from pipeline.report.summary import Game, geometric_mean
+from pipeline.report.summary import Game
 from pipeline.seeding import stream
 
 Scores = Mapping[str, Sequence[Values]]
@@ -42,26 +42,27 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimates:
-    """A score set in five numbers, all in per cent.
+    """A score set in four numbers, all in per cent.
 
-    `iqm`: mean of the middle half of all scores. `median`, `mean`, `geometric_mean`: of the games' means, the last with
-    each at least 1 %. `optimality_gap`: how far scores fall short of 100 on average, those above it not counting for more.
+    `iqm`: mean of the middle half of all scores. `median`, `mean`: of the games' means. `optimality_gap`: how far scores fall
+    short of 100 on average, those above it counting as 100; of single episodes it counts their noise as well.
     """
 
     iqm: Estimate
     median: Estimate
     mean: Estimate
     optimality_gap: Estimate
-    geometric_mean: Estimate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Aggregate:
-    """One kind of student over all games. `improvement`: per cent of chances that an episode of its returns more than one of
-    the teacher's, 50 if they are as good as each other.
+    """One kind of student over all games. `episodes` are those of all its runs and games.
+
+    `improvement`: per cent of chances that an episode of it returns more than one of its teacher; 50 is equal.
     """
 
     variant: str
+    episodes: int
     scores: Estimates
     improvement: Estimate
 
@@ -79,7 +80,12 @@ def aggregates(games: Mapping[str, Game]) -> list[Aggregate]:
     """A row per variant that has played every game, in the order of their first appearance."""
     teachers = {name: [_normalized(game.teacher, game)] for name, game in games.items()}
     return [
-        Aggregate(variant=variant, scores=estimates(scores), improvement=improvement(scores, teachers))
+        Aggregate(
+            variant=variant,
+            episodes=sum(len(run_N) for runs in scores.values() for run_N in runs),
+            scores=estimates(scores),
+            improvement=improvement(scores, teachers),
+        )
         for variant, scores in scores_by_variant(games).items()
         if scores.keys() == games.keys()
     ]
@@ -103,7 +109,8 @@ def _normalized(who: Contestant, game: Game) -> Values:
     best, zero = best_N.mean(), zero_N.mean()
     if not best > zero:
         raise ValueError(
-            f"the teacher of {who.game} scores {best:.2f}, no better than random ({zero:.2f}): train it for longer, or leave it out"
+            f"the teacher of {who.game} scores {best:.2f}, no better than random ({zero:.2f}): "
+            "train it for longer, or leave the game out"
         )
     return np.asarray(100.0 * (own_N - zero) / (best - zero))
 
@@ -140,7 +147,7 @@ def improvement(own: Scores, other: Scores) -> Estimate:
         )
     ours = [_counted(game, runs, [*runs, *other[game]]) for game, runs in own.items()]
     theirs = [_counted(game, other[game], [*runs, *other[game]]) for game, runs in own.items()]
-    point = _superiority([_shares(of, of.index_N[None]) for of in ours], [_shares(of, of.index_N[None]) for of in theirs])
+    point = _superiority(*([_shares(of, of.index_N[None]) for of in side] for side in (ours, theirs)))
     pairs = zip(_resampled(ours, "episodes"), _resampled(theirs, "other's episodes"), strict=True)
     return _estimate(point, [_superiority(*pair) for pair in pairs])
 
@@ -168,7 +175,7 @@ def _shares(of: _Counted, index_CN: npt.NDArray[np.int64]) -> Values:
 
 
 def _resampled(counted: Sequence[_Counted], whose: str) -> Iterator[list[Values]]:
-    """Shares (C, K) of every game, a chunk of resamples at a time. Equal lengths resample the same positions, whoever played."""
+    """Shares (C, K) of every game, a chunk of resamples at a time. A game's stream is its own: the others do not matter."""
     rngs = [stream(0, "bootstrap", f"{of.game} {whose}, by run") for of in counted]
     assert RESAMPLES % CHUNK == 0
     for _ in range(RESAMPLES // CHUNK):
@@ -197,7 +204,6 @@ def _statistics(counted: Sequence[_Counted], shares: Sequence[Values], cut: floa
         "median": np.asarray(np.median(mean_GC, axis=0)),
         "mean": np.asarray(np.mean(mean_GC, axis=0)),
         "optimality_gap": np.asarray(TARGET - np.mean(reached_GC, axis=0)),
-        "geometric_mean": geometric_mean(mean_GC),
     }
 
 
@@ -212,5 +218,8 @@ def _trimmed_mean(value_K: Values, weight_CK: Values, cut: float) -> Values:
 
 def _superiority(ours: Sequence[Values], theirs: Sequence[Values]) -> Values:
     """Per cent (C,) that a score of ours is above one of theirs, on the same distinct values, ties a half; mean over games."""
-    won_GC = [np.sum(own_CK * (np.cumsum(other_CK, axis=1) - other_CK / 2), axis=1) for own_CK, other_CK in zip(ours, theirs)]
+    won_GC = [
+        np.sum(own_CK * (np.cumsum(other_CK, axis=1) - other_CK / 2), axis=1)
+        for own_CK, other_CK in zip(ours, theirs, strict=True)
+    ]
     return np.asarray(100.0 * np.mean(won_GC, axis=0))

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 
 from pipeline.agents.checkpoints import load_card, save_agent
 from pipeline.agents.export import Exported, Form, load_exported
@@ -20,8 +21,9 @@ from pipeline.atari.envs import SlotWorld, action_meanings, fingerprint
 from pipeline.datasets.mix import make_mix, write_mix
 from pipeline.datasets.reader import open_dataset
 from stages import export
+from stages.cli import main
 from stages.paths import Layout
-from tests.fakes import ENVIRONMENT, SMALL, SMALL_NORM, write_dataset
+from tests.fakes import ENVIRONMENT, SMALL, SMALL_NORM, edited_params, write_dataset
 from tests.test_several_games import episode
 
 CPU = torch.device("cpu")
@@ -94,6 +96,20 @@ def test_for_people_it_prints_a_table(layout: Layout) -> None:
     assert text[3].endswith("100.00%")
     assert "ms a state on one core, " in text[5]
     assert text[5].endswith("% of its teacher's")
+
+
+def test_from_the_command_line(tmp_path: Path, breakout_teacher: Path) -> None:
+    with edited_params(tmp_path) as raw:
+        raw["zoo"] = str(breakout_teacher.parent)
+    dataset(tmp_path / "data/datasets/Breakout")
+    command = ["--params", str(tmp_path / "params.yaml"), "export", "teachers/Breakout", "--states", "20"]
+    done = CliRunner().invoke(main, [*command, "--to", "torchscript", "--json"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert Path(facts["file"]) == tmp_path / "data/exports/teachers/Breakout.pt"
+    assert facts["parity"]["states"] == 20
+    refused = CliRunner().invoke(main, [*command, "--to", "onnx", "--dataset", str(tmp_path / "nowhere")])
+    assert (refused.exit_code, len(refused.stderr.splitlines()) <= 2) == (1, True)
 
 
 def test_one_game_of_several(layout: Layout) -> None:
