@@ -261,6 +261,33 @@ def evaluate(session: Session, agent: str, game: str | None, device: str) -> Non
 
 
 @main.command()
+@click.argument("agents", nargs=-1, required=True, metavar="AGENT...")
+@click.option("--game", help="Which of their games, for agents of several.")
+@click.option("--episode", type=click.IntRange(min=0), default=0, show_default=True, help="Which of the evaluation's episodes.")
+@click.option("--seed", type=click.IntRange(min=0), help="The episode of this environment seed instead.")
+@click.option("--epsilon", type=click.FloatRange(0, 1), help="Random-action probability. [default: the evaluation's]")
+@click.option(
+    "--video", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.mp4", help="Film it; several side by side."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Only so many; 15 are a second. [default: the whole episode]")
+@click.option(
+    "--scale", type=click.IntRange(1, 8), default=3, show_default=True, help="Pixels of the video per pixel of the game."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@device_option
+@click.pass_obj
+def play(session: Session, /, device: str, agents: tuple[str, ...], **options: Any) -> None:
+    """Watch AGENTs play an episode: what they see, what they think of each action, what they do.
+
+    It is the very episode that `evaluate` scored.
+    """
+    from stages import play as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, agents, device_name=device, **options))
+
+
+@main.command()
 @click.argument("agent")
 @click.option("--game", required=True, help="Which of its games.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The new agent's folder.")
@@ -271,6 +298,31 @@ def cut(session: Session, agent: str, game: str, out: Path) -> None:
 
     layout, _ = session.load()
     click.echo(stage.run(layout, agent, game, out))
+
+
+@main.command()
+@click.argument("agent")
+@click.option("--to", type=click.Choice(["onnx", "torchscript"]), required=True, help="The file's format.")
+@click.option("--game", help="Which of its games, for an agent of several.")
+@click.option(
+    "--dataset",
+    metavar="PATH_OR_URL",
+    help="Whose states the file and AGENT are compared on. [default: those that it learned from, or the game's]",
+)
+@click.option("--states", type=click.IntRange(1, 65_536), default=4096, show_default=True, help="How many.")
+@click.option("--out", type=click.Path(path_type=Path), help="The file. [default: data/exports/AGENT.onnx or .pt]")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def export(session: Session, /, agent: str, **options: Any) -> None:
+    """Write AGENT as one file that runs without pd-pipeline, once it is seen to choose as AGENT does; time both and teacher.
+
+    AGENT is teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, online/GAME-SEED, history/GAME-SEED (the
+    best snapshot) or a folder. Exit code 1 and no file where fewer than 99.9 % of its actions are the same.
+    """
+    from stages import export as stage
+
+    layout, _ = session.load()
+    click.echo(stage.run(layout, agent, **options))
 
 
 @main.command()

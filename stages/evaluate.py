@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,9 +17,9 @@ import torch
 from pipeline.agents.checkpoints import games_of, load_agent
 from pipeline.agents.device import exact, pick_device
 from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
-from pipeline.atari.envs import EnvConfig, SlotWorld, action_meanings, fingerprint, replay
+from pipeline.atari.envs import SlotWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
-from pipeline.evaluate import Episode, Trace, play
+from pipeline.evaluate import Episode, play
 from pipeline.progress import Progress
 from pipeline.report.bootstrap import interval
 from pipeline.seeding import episode_seeds
@@ -30,9 +28,7 @@ from stages.grid import scored_as
 from stages.paths import Layout
 from stages.publish import alone_in, replaced_file
 from stages.runlog import say, show
-
-CLIP_STEPS = 450
-"""Agent steps of a clip: half a minute at 15 per second."""
+from stages.video import CLIP_STEPS, Reel, write_video
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +93,9 @@ def run(layout: Layout, params: settings.Params, agent: str, device_name: str, g
         )
         with replaced_file(layout.episodes(agent)) as part:
             pq.write_table(table, part, compression="zstd")
-        write_clip(layout.clip(agent), contestant.game, params.environment, notes.trace)
+        with replaced_file(layout.clip(agent)) as part:
+            for _ in write_video(part, [reel(contestant, params, episodes[0].seed)], steps=CLIP_STEPS):
+                pass
         with replaced_file(layout.scores(agent)) as part:
             part.write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
         shutil.rmtree(work)
@@ -149,35 +147,23 @@ class Notes:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.finished: list[Episode] = []
-        self.trace: Trace | None = None
         if path.exists():
             whole, newline, _ = path.read_text().rpartition("\n")  # a kill may tear the last line
             path.write_text(whole + newline)
-            for line in whole.splitlines():
-                self._take(json.loads(line))
+            self.finished = [Episode(**json.loads(line)) for line in whole.splitlines()]
 
-    def _take(self, note: dict[str, Any]) -> None:
-        if "actions" in note:
-            self.trace = Trace(note["seed"], np.array(note["actions"]))
-        else:
-            self.finished.append(Episode(**note))
-
-    def add(self, event: Episode | Trace) -> None:
+    def add(self, episode: Episode) -> None:
         """Remember what has just been played."""
-        note = {"seed": event.seed, "actions": event.action_T.tolist()} if isinstance(event, Trace) else dict(event._asdict())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps(note) + "\n")
-        self._take(note)
+            file.write(json.dumps(episode._asdict()) + "\n")
+        self.finished.append(episode)
 
 
 def played(
     contestant: Contestant, params: settings.Params, purpose: str, seed: int, episodes: int, notes: Notes | None = None
 ) -> list[Episode]:
-    """`episodes` whole episodes on the seeds of `purpose`, in seed order; what `notes` hold is not played again.
-
-    Notes also keep the trace of the first episode.
-    """
+    """`episodes` whole episodes on the seeds of `purpose`, in seed order; what `notes` hold is not played again."""
     first = episode_seeds(purpose, seed)
     seeds = range(first, first + episodes)
     finished = [e for e in notes.finished if e.seed in seeds] if notes else []
@@ -185,18 +171,21 @@ def played(
 
     def progress() -> Iterator[Progress]:
         world = SlotWorld(contestant.game, params.environment, width=min(len(ahead), params.evaluation.width))
-        for event in play(world, contestant.policy, ahead, CLIP_STEPS if notes and ahead[0] == first else 0):
+        for episode in play(world, contestant.policy, ahead):
             if notes:
-                notes.add(event)
-            if isinstance(event, Trace):
-                continue
-            finished.append(event)
+                notes.add(episode)
+            finished.append(episode)
             yield Progress(done=len(finished), total=episodes, unit="episodes", metrics={"return": mean_return(finished)})
 
     if ahead:
         for _ in show(progress(), f"{purpose} {contestant.agent}", ("return",)):
             pass
     return sorted(finished)
+
+
+def reel(contestant: Contestant, params: settings.Params, seed: int, title: str = "") -> Reel:
+    """The episode of `seed`, to be looked at."""
+    return Reel(contestant.game, params.environment, contestant.policy, contestant.card, seed, title)
 
 
 def record(returns: list[float], params: settings.Params) -> dict[str, Any]:
@@ -217,22 +206,3 @@ def mean_return(episodes: list[Episode]) -> float:
 
 def _epsilon(policy: EpsilonGreedy) -> float:
     return float(np.max(policy.epsilon))
-
-
-def write_clip(path: Path, game: str, environment: EnvConfig, trace: Trace | None) -> None:
-    """An MP4 of the traced steps, replayed in colour, one video frame per agent step."""
-    assert trace is not None
-    # Without this ffmpeg is started by a plain fork, and the child of a process with many threads may crash before it runs.
-    os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
-    frames = np.stack([frame for frame, _ in replay(game, environment, trace.seed, trace.action_T)])
-    with replaced_file(path) as part:
-        data = iio.imwrite(
-            "<bytes>",
-            frames,
-            extension=".mp4",
-            fps=15,
-            codec="libx264",
-            macro_block_size=2,
-            output_params=["-crf", "28", "-threads", "1"],
-        )
-        part.write_bytes(data)

@@ -12,6 +12,7 @@ from pipeline.agents.checkpoints import games_of, load_card
 from pipeline.atari.games import find_game
 from pipeline.datasets.mix import read_mix
 from pipeline.report import reproduction, tables
+from pipeline.report.aggregate import aggregates
 from pipeline.report.figures import read_curve
 from pipeline.report.online import Run
 from pipeline.report.page import Section, Several, render
@@ -57,7 +58,9 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
                 )
     sections = [_section(layout, game, found) for game, found in players.items()]
     games = {s.game: s.who for s in sections}
-    summaries = summarise(_only(games, lambda who: len(games_of(who.card)) == 1))
+    alone = _only(games, lambda who: len(games_of(who.card)) == 1)
+    summaries = summarise(alone)
+    typical = aggregates(alone) if len(alone) > 1 else []
     several = []
     plays = (tuple(sorted(games_of_cell(layout, params, cell))) for cell in cells)
     for names in dict.fromkeys(names for names in plays if len(names) > 1):
@@ -81,14 +84,14 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
         **({"ale-py": sections[0].who.teacher.card["environment"]["ale_py"]} if sections else {}),
     }
-    page = render(sections, protocol, facts, summaries if len(games) > 1 else (), several, online)
+    page = render(sections, protocol, facts, summaries if len(games) > 1 else (), several, online, typical)
     (folder / "index.html").write_text(page)
     replace_folder(folder, layout.report)
     if paper is not None:
         teachers = {game: who.teacher for game, who in games.items()}
         told = [found.summaries for found in several]
         with replaced_file(paper) as part:
-            part.write_text(reproduction.markdown(summaries, told, teachers, facts["protocol"], command, online))
+            part.write_text(reproduction.markdown(summaries, told, teachers, facts["protocol"], command, online, typical))
     written = layout.report / "index.html"
     say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     return written

@@ -4,10 +4,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 
 def look(page: Path, folder: Path) -> npt.NDArray[np.uint8]:
@@ -29,5 +29,5 @@ def look(page: Path, folder: Path) -> npt.NDArray[np.uint8]:
     )
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr, done.stderr
-    seen: npt.NDArray[np.uint8] = iio.imread(picture)[..., :3]
-    return seen
+    with Image.open(picture) as seen:
+        return np.asarray(seen.convert("RGB"), dtype=np.uint8)

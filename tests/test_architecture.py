@@ -11,7 +11,7 @@ LAYERS = [
     {"pipeline.seeding", "pipeline.progress"},
     {"pipeline.atari", "pipeline.agents", "pipeline.datasets"},
     {"pipeline.rl"},
-    {"pipeline.report", "pipeline.collect", "pipeline.rederive", "pipeline.evaluate", "pipeline.distill"},
+    {"pipeline.report", "pipeline.collect", "pipeline.rederive", "pipeline.evaluate", "pipeline.watch", "pipeline.distill"},
     {"stages"},
 ]
 APART = [{"pipeline.atari", "pipeline.agents", "pipeline.datasets"}]
@@ -27,8 +27,12 @@ OWNERS = {
     "dask": {"pipeline.collect", "stages"},
     "torch": {"pipeline.agents", "pipeline.rl", "pipeline.distill", "pipeline.collect", "stages"},
     "pyarrow": {"pipeline.datasets", "pipeline.report", "stages"},
+    "onnx": {"pipeline.agents"},
+    "onnxscript": {"pipeline.agents"},
+    "onnxruntime": {"pipeline.agents"},
     "matplotlib": {"pipeline.report"},
-    "imageio": {"stages"},
+    "imageio_ffmpeg": {"stages"},
+    "PIL": {"pipeline.report"},
     "click": {"stages"},
     "pydantic": {"stages"},
     "ruamel": {"stages", "pipeline.datasets"},  # the latter for the .dvc files of strangers

@@ -29,7 +29,7 @@ from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import open_dataset
 from pipeline.distill import offline
 from pipeline.distill.losses import LossName
-from pipeline.evaluate import Episode, play
+from pipeline.evaluate import play
 from pipeline.rl import multitask
 from pipeline.rl.learner import Learner
 from pipeline.seeding import episode_seeds
@@ -118,7 +118,7 @@ def run_evaluate() -> list[float]:
     policy = EpsilonGreedy(q_function(network, exact(torch.device("cpu"))), 0.5)
     first = episode_seeds("evaluate", 0)
     played = sorted(play(SlotWorld("Breakout", ENVIRONMENT, width=3), policy, range(first, first + 4)))
-    return [float(x) for e in played if isinstance(e, Episode) for x in (e.episode_return, e.steps)]
+    return [float(x) for e in played for x in (e.episode_return, e.steps)]
 
 
 STAGES: Final[dict[str, tuple[Any, Any]]] = {

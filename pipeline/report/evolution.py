@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.report.figures import svg
+from pipeline.report.film import standing
 from pipeline.report.page import document, figure
 
 
@@ -37,12 +38,6 @@ def render(
         for s in range(len(titles))
     )
     return document(title, f"<h1>{escape(title)}</h1><dl>{told}</dl><section class='wide'>{pictures}</section>")
-
-
-def standing(q_PA: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Each snapshot's Q-values between 0, its least valued action, and 1, its most valued."""
-    low, high = q_PA.min(axis=1, keepdims=True), q_PA.max(axis=1, keepdims=True)
-    return np.asarray((q_PA - low) / np.maximum(high - low, 1e-12), dtype=np.float64)
 
 
 def _story(q_PA: npt.NDArray[np.float32], step_P: Sequence[int], actions: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.report import figures, tables
+from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import Run
 from pipeline.report.scores import Contestant
 from pipeline.report.summary import Game, Summary, rank_correlation
@@ -77,11 +78,12 @@ def render(
     summaries: Sequence[Summary] = (),
     several: Sequence[Several] = (),
     online: Sequence[Run] = (),
+    aggregates: Sequence[Aggregate] = (),
 ) -> str:
-    """The page as text. `protocol` says how episodes start, explore and end; `summaries` are of agents of one game, over
-    several games.
+    """The page as text. `protocol` says how episodes start, explore and end; `summaries` and `aggregates` are of agents of
+    one game, over several games.
     """
-    body = _online(online) + "".join(_several(games) for games in several) + _over_games(summaries)
+    body = _online(online) + "".join(_several(games) for games in several) + _over_games(summaries, aggregates)
     body += "".join(_section(section) for section in sections) + _predictors(sections)
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
     return document(
@@ -104,7 +106,7 @@ def document(title: str, body: str) -> str:
     )
 
 
-def _over_games(summaries: Sequence[Summary]) -> str:
+def _over_games(summaries: Sequence[Summary], aggregates: Sequence[Aggregate]) -> str:
     if not summaries:
         return ""
     table = tables.over_games_html(
@@ -112,6 +114,15 @@ def _over_games(summaries: Sequence[Summary]) -> str:
         "Random-normalised per cent of the teacher. Intervals: 95 % bootstrap over episodes, paired with the teacher by seed; with "
         "several runs also over training runs, else without the variance of training. * a game below 1 % counts as 1 %.",
     )
+    if aggregates:
+        table += tables.aggregates_html(
+            aggregates,
+            "Students of every game by their single episodes, random-normalised per cents, games weighing alike (Agarwal et al. 2021). IQM: "
+            "mean of the middle half; median and mean of the games' means; optimality gap: how far episodes fall short of 100 %, their own "
+            "noise included; better than teacher: per cent of chances that an episode beats one of the teacher's, ties a half, 50 is equal. "
+            "Intervals: 95 % bootstrap over the runs of each game, where there are several, and over their episodes; what teacher and "
+            "random score is taken as it is.",
+        )
     return f"<section><h2>Over all games</h2>{table}</section>"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.report import tables
+from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import Run
 from pipeline.report.scores import Contestant
 from pipeline.report.summary import Summary
@@ -17,9 +18,10 @@ def markdown(
     protocol: str,
     command: str,
     online: Sequence[Run] = (),
+    aggregates: Sequence[Aggregate] = (),
 ) -> str:
     """The page as text: `summaries` of agents of one game, and `several`, each of agents that play the same several ones;
-    `online` are students that followed a teacher which was still learning.
+    `online` are students that followed a teacher which was still learning, `aggregates` of agents of one game, over all games.
 
     `protocol` says how episodes start, explore and end, `command` what makes it again.
     """
@@ -60,6 +62,17 @@ A star: a game below 1 % counts as 1 %.
 
 {tables.over_games_markdown(summaries)}
 """
+    typical = f"""
+### Over all games, by episodes
+
+Students of every game by their single episodes, random-normalised per cents, games weighing alike
+([Agarwal et al. 2021](https://arxiv.org/abs/2108.13264)). IQM is the mean of the middle half, median and mean are of the games'
+means, the optimality gap is how far episodes fall short of 100 % on average, their own noise included, and the last column the
+chance in per cent that an episode beats one of the teacher's, ties counting a half: 50 is equal. Intervals: 95 % over the
+training runs of each game, where there are several, and their episodes; what teacher and random score is taken as it is.
+
+{tables.aggregates_markdown(aggregates)}
+"""
     many = "".join(
         f"""
 ## One network for {", ".join(dict.fromkeys(game for s in found for game in s.games))}
@@ -82,4 +95,4 @@ least and greatest. At the end: on seeds that nothing else has seen, and of thes
 
 {tables.online_markdown(online)}
 """
-    return head + (single if summaries else "") + many + (following if online else "")
+    return head + (single if summaries else "") + (typical if aggregates else "") + many + (following if online else "")

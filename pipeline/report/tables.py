@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import HEAD, Run, table
 from pipeline.report.paper import LADDER, MULTITASK, TABLE1, THREE_GAMES, published_percent
 from pipeline.report.scores import Contestant, Score, read_returns
@@ -107,6 +108,34 @@ def over_games_html(summaries: Sequence[Summary], caption: str) -> str:
 def over_games_markdown(summaries: Sequence[Summary]) -> str:
     """The same as a GitHub table."""
     return _markdown(*_over_games(summaries))
+
+
+def _aggregates(found: Sequence[Aggregate]) -> tuple[list[str], list[list[str]]]:
+    head = [
+        "student",
+        "episodes",
+        "IQM [95 %]",
+        "median [95 %]",
+        "mean [95 %]",
+        "optimality gap [95 %]",
+        "% better than teacher [95 %]",
+    ]
+    cells = []
+    for a in found:
+        numbers = (a.scores.iqm, a.scores.median, a.scores.mean, a.scores.optimality_gap, a.improvement)
+        cells.append([a.variant, f"{a.episodes:,}", *(_with_interval(n.value, (n.low, n.high), 1) for n in numbers)])
+    return head, cells
+
+
+def aggregates_html(found: Sequence[Aggregate], caption: str) -> str:
+    """One row per kind of student, a column per aggregate."""
+    head, cells = _aggregates(found)
+    return _html(head, cells, caption, ["student"] * len(cells))
+
+
+def aggregates_markdown(found: Sequence[Aggregate]) -> str:
+    """The same as a GitHub table."""
+    return _markdown(*_aggregates(found))
 
 
 def _several(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.agents.policies import EpsilonGreedy, uniform_random
-from pipeline.atari.envs import SlotWorld, Staggered, VectorWorld, action_meanings, fingerprint, replay
+from pipeline.atari.envs import SlotWorld, Staggered, VectorWorld, action_meanings, fingerprint
 from pipeline.atari.rollout import World, rollout
-from pipeline.evaluate import Episode, Trace, play
+from pipeline.evaluate import play
 from pipeline.rl.learner import Tally
 from tests.fakes import CAP, ENVIRONMENT, LENGTH, Corridor
 
@@ -63,7 +63,7 @@ def test_the_policy_is_asked_only_about_playing_slots() -> None:
         return np.tile(np.array([0.0, 1.0], dtype=np.float32), (len(obs), 1))
 
     episodes = list(play(Corridor(LENGTH), EpsilonGreedy(q_values, 0.0), range(LENGTH)))
-    assert [e.steps for e in sorted(episodes) if isinstance(e, Episode)] == [4, 3, 2, 1]
+    assert [e.steps for e in sorted(episodes)] == [4, 3, 2, 1]
     assert asked == [4, 3, 2, 1]
 
 
@@ -123,17 +123,6 @@ def test_breakout_lives_are_flagged_and_the_game_goes_on() -> None:
     steps = list(rollout(SlotWorld("Breakout", ENVIRONMENT, width=1), policy, iter([3])))
     assert sum(int(s.life_lost_B[0]) for s in steps) == 5
     assert [bool(s.terminated_B[0]) for s in steps].index(True) == len(steps) - 1
-
-
-def test_a_replay_in_colour_is_the_same_episode() -> None:
-    policy = EpsilonGreedy(uniform_random(4), 1.0)
-    trace, episode = play(SlotWorld("Breakout", ENVIRONMENT, width=1), policy, [8], trace_steps=10_000)
-    assert isinstance(trace, Trace)
-    assert isinstance(episode, Episode)
-    shown = list(replay("Breakout", ENVIRONMENT, 8, trace.action_T))
-    assert sum(reward for _, reward in shown) == episode.episode_return
-    assert len(shown) == episode.steps
-    assert shown[0][0].shape == (210, 160, 3)
 
 
 def test_the_fingerprint_names_every_argument() -> None:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pipeline.report.evolution import render, standing
+from pipeline.report.evolution import render
+from pipeline.report.film import standing
 
 
 def test_standing_is_between_the_least_and_the_most_valued() -> None:

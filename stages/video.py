@@ -1,0 +1,95 @@
+"""Agents at play as videos: in colour, with what they think of each action."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any, Final
+
+import imageio_ffmpeg
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.atari.envs import EnvConfig, action_meanings
+from pipeline.atari.rollout import Policy
+from pipeline.report.film import drawn
+from pipeline.watch import Sight, watch
+
+CLIP_STEPS: Final = 450
+"""Agent steps of a clip: half a minute at 15 per second."""
+FPS: Final = 15
+Q_LOSSES: Final = ("mse", "normalised-mse")
+"""Losses whose students' outputs are Q-values, as a teacher's are; those of the others are a policy's logits."""
+
+
+@dataclass(slots=True)
+class Reel:
+    """One agent in one episode, frame by frame. `returned`, `steps` and `stalled` are of what has been seen so far."""
+
+    game: str
+    environment: EnvConfig
+    policy: Policy
+    card: dict[str, Any]
+    seed: int
+    title: str = ""
+    returned: float = 0.0
+    steps: int = 0
+    stalled: bool = False
+
+    def sights(self) -> Iterator[Sight]:
+        """The episode to its end."""
+        for sight in watch(self.game, self.environment, self.policy, self.seed):
+            yield sight
+            self.returned += sight.reward
+            self.steps += 1
+            self.stalled = sight.stalled
+
+    def frames(self, scale: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """Pictures (H, W, 3), one per agent step."""
+        actions = action_meanings(self.game, self.environment)
+        logits = self.card.get("objective", {}).get("loss", "mse") not in Q_LOSSES
+        for sight in self.sights():
+            title = f"{self.title}step {self.steps:,}  return {self.returned:g}"
+            yield drawn(
+                *(sight.frame_HW3, sight.value_A, actions),
+                chosen=sight.action,
+                random=sight.random,
+                title=title,
+                policy=logits,
+                scale=scale,
+            )
+
+
+def write_video(path: Path, reels: Sequence[Reel], *, steps: int | None = None, scale: int = 1) -> Iterator[int]:
+    """An MP4 of the reels side by side, at most so many steps; one that ends before the others keeps its last frame.
+
+    Yields how many steps have been written.
+    """
+    # Without this ffmpeg is started by a plain fork, and the child of a process with many threads may crash before it runs.
+    os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
+    rows = islice(zip_longest(*(reel.frames(scale) for reel in reels)), steps)
+    last: list[npt.NDArray[np.uint8]] = []
+    writer = None
+    try:
+        for number, row in enumerate(rows, start=1):
+            last = [frame if frame is not None else last[i] for i, frame in enumerate(row)]
+            picture_HW3 = np.concatenate(last, axis=1)
+            if writer is None:
+                height, width, _ = picture_HW3.shape
+                writer = imageio_ffmpeg.write_frames(
+                    str(path),
+                    (width, height),
+                    fps=FPS,
+                    codec="libx264",
+                    macro_block_size=2,
+                    output_params=["-crf", "28", "-threads", "1", "-f", "mp4"],
+                )
+                writer.send(None)
+            writer.send(np.ascontiguousarray(picture_HW3))
+            yield number
+    finally:
+        if writer is not None:
+            writer.close()
