@@ -12,7 +12,6 @@ import functools
 import math
 import platform
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from distributed import Client, Future
 
-from pipeline.agents.checkpoints import CARD, WEIGHTS, Agent, load_agent
+from pipeline.agents.checkpoints import CARD, WEIGHTS, Agent, load_files, read_files
 from pipeline.agents.device import exact
 from pipeline.agents.policies import EpsilonGreedy, Labelled, q_function
 from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
@@ -101,21 +100,19 @@ UNDERWAY: Final = f"teacher/{CARD}"
 
 def send_agent(agent: Path, folder: Folder, role: str) -> None:
     """Put the agent that is "teacher" or "actor" beside the blocks, where every worker finds it."""
-    for name in (WEIGHTS, CARD):
-        folder.write(f"{role}/{name}", (agent / name).read_bytes())
+    for name, data in read_files(agent).items():
+        folder.write(f"{role}/{name}", data)
 
 
 @functools.lru_cache(maxsize=2)
 def _agent(url: str, role: str, digest: str) -> Agent:
     torch.set_num_threads(1)  # one worker, one core
     folder = Folder(url)
-    with tempfile.TemporaryDirectory() as name:
-        for file in (WEIGHTS, CARD):
-            try:
-                (Path(name) / file).write_bytes(folder.read(f"{role}/{file}"))
-            except FileNotFoundError:
-                raise ValueError(f"a worker on {platform.node()} does not see {folder}: {_SHARE}") from None
-        agent = load_agent(Path(name), torch.device("cpu"))
+    try:
+        files = {name: folder.read(f"{role}/{name}") for name in (WEIGHTS, CARD)}
+    except FileNotFoundError:
+        raise ValueError(f"a worker on {platform.node()} does not see {folder}: {_SHARE}") from None
+    agent = load_files(files, torch.device("cpu"))
     if agent.digest != digest:
         raise ValueError(
             f"the {role} in {folder} changed during the collection: it is {agent.digest[:12]}, expected {digest[:12]}"

@@ -245,19 +245,37 @@ def history(session: Session, /, **options: Any) -> None:
     click.echo(stage.run(layout, **options))
 
 
+protocol_option = click.option(
+    "--protocol",
+    type=click.Choice(["paper", "greedy", "sticky"]),
+    help="Starts, epsilon and limit by name; results are those of AGENT@PROTOCOL. [default: params.yaml's]",
+)
+
+
 @main.command()
-@click.argument("agent")
-@click.option("--game", help="Which of its games, for an agent of several.")
+@click.argument("agents", nargs=-1, required=True, metavar="AGENT...")
+@click.option("--game", help="Which of their games, for agents of several.")
+@protocol_option
+@click.option(
+    "--other-environment", is_flag=True, help="Let agents play that were made in another environment; their scores are marked."
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Play on so many worker processes, one core each. [default: in this]"
+)
+@click.option("--scheduler", help="Play on an existing Dask cluster, tcp://HOST:PORT.")
 @device_option
 @click.pass_obj
-def evaluate(session: Session, agent: str, game: str | None, device: str) -> None:
-    """Play whole episodes on fresh seeds with AGENT: teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED,
+def evaluate(session: Session, /, device: str, agents: tuple[str, ...], **options: Any) -> None:
+    """Play whole episodes on fresh seeds with AGENTs: teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED,
     online/GAME-SEED, history/GAME-SEED (the best snapshot) or random/GAME.
+
+    Killed or stopped, the same command goes on where it was. Where and how many play at once does not change the scores.
     """
     from stages import evaluate as stage
 
     layout, params = session.load()
-    click.echo(stage.run(layout, params, agent, device, game))
+    for path in stage.run(layout, params, agents, device_name=device, **options):
+        click.echo(path)
 
 
 @main.command()
@@ -265,7 +283,8 @@ def evaluate(session: Session, agent: str, game: str | None, device: str) -> Non
 @click.option("--game", help="Which of their games, for agents of several.")
 @click.option("--episode", type=click.IntRange(min=0), default=0, show_default=True, help="Which of the evaluation's episodes.")
 @click.option("--seed", type=click.IntRange(min=0), help="The episode of this environment seed instead.")
-@click.option("--epsilon", type=click.FloatRange(0, 1), help="Random-action probability. [default: the evaluation's]")
+@click.option("--epsilon", type=click.FloatRange(0, 1), help="Random-action probability. [default: the protocol's]")
+@protocol_option
 @click.option(
     "--video", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.mp4", help="Film it; several side by side."
 )

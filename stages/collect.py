@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import dask
 import torch
-from distributed import CancelledError, Client, KilledWorker, LocalCluster
-from distributed.comm.core import CommClosedError
 
 from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.atari.envs import fingerprint
@@ -27,6 +21,7 @@ from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset, open_dataset, read_manifest
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
+from stages.cluster import cluster
 from stages.paths import Layout
 from stages.publish import alone_in, check_target, replace_folder, upload_folder
 from stages.runlog import duration, say, show
@@ -34,7 +29,6 @@ from stages.runlog import duration, say, show
 RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
 
-CONNECT_SECONDS = 30.0
 SETTINGS: Final = "settings.json"
 ACTOR: Final = ("digest", "network", "parameters")
 """What a dataset says of the agent that acted in its teacher's place."""
@@ -94,7 +88,8 @@ def run(
         if there is not None:
             collection.extend(there)
             say(f"going on from the {len(there):,} states in {target}")
-        _play(collection, client, scheduler)
+        for _ in show(collection.run(client), f"collect {config.game}", ("blocks", "return")):
+            pass
         manifest = collection.finish(licence or (licence_of([there]) if there is not None else UNTOLD))
         if target.local is None:
             for _ in show(upload_folder(collection.dataset, target, MANIFEST), f"upload {target}"):
@@ -129,18 +124,6 @@ def _workplace(layout: Layout, target: Folder, how: dict[str, Any], *, beside: b
                 f"an unfinished collection of {name} has other settings ({told}): finish it with those, or remove {other}"
             )
     return work, shared
-
-
-def _play(collection: Collection, client: Client, scheduler: str | None) -> None:
-    """Play what is missing. ValueError where the cluster fails."""
-    try:
-        for _ in show(collection.run(client), f"collect {collection.config.game}", ("blocks", "return")):
-            pass
-    except KilledWorker:
-        raise ValueError("a worker died again and again, most likely for want of memory: use fewer --workers") from None
-    except (CancelledError, CommClosedError):
-        where = scheduler or "on this machine"
-        raise ValueError(f"the Dask scheduler {where} went away: start it again, the same command goes on") from None
 
 
 def _config(
@@ -227,29 +210,6 @@ def _held(dataset: Dataset, config: CollectConfig) -> float:
         return len(dataset)
     whole = [row for row in dataset.episodes if row.complete]
     return len(whole) + 0.5 * (len(whole) < len(dataset.episodes))  # with a cut one it is no number of whole episodes
-
-
-@contextmanager
-def cluster(scheduler: str | None, workers: int) -> Iterator[Client]:
-    """A client of the cluster at `scheduler`, or of one on this machine. Tells where it can be watched."""
-    with ExitStack() as stack:
-        # Blocks dropped at the end, blocks that failed and lost connections are told by us, in one line.
-        for name in ("distributed", "distributed.client", "distributed.core"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        if scheduler is None:
-            quiet = {"distributed.admin.tick.limit": "1h", "logging.distributed": "critical"}
-            stack.enter_context(dask.config.set(quiet))
-            local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL)
-            client = stack.enter_context(Client(stack.enter_context(local)))
-        else:
-            try:
-                client = stack.enter_context(Client(scheduler, timeout=CONNECT_SECONDS))
-            except (OSError, ValueError) as error:
-                remedy = "start one with `dask scheduler`"
-                raise ValueError(f"no Dask scheduler answers at {scheduler} ({error}): {remedy}") from None
-        threads = sum(client.nthreads().values())
-        say(f"{threads or 'no'} workers{'' if threads else ' yet'}, dashboard {client.dashboard_link}")
-        yield client
 
 
 def _tell(config: CollectConfig, teacher: Agent, actor: Agent | None, target: Folder, workers: int) -> None:

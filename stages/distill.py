@@ -16,7 +16,7 @@ from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.datasets.mix import Joined, open_ingredients, read_mix
 from pipeline.distill.offline import MEASURES, Student, train
 from stages import params as settings
-from stages.evaluate import Contestant, mean_return, played
+from stages.contest import Contestant, mean_return, played
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
 from stages.runlog import say, show
@@ -150,7 +150,7 @@ def _play(params: settings.Params, student: Student, episodes: int) -> None:
     """Add to the curve's last point what the student reaches in each game by now. It chooses nothing."""
     for game in student.lessons:
         policy = EpsilonGreedy(q_function(student.network, student.compute, game), params.evaluation.epsilon)
-        contestant = Contestant(f"student of {game}", game, policy, {})
+        contestant = Contestant(f"student of {game}", game, params.environment, policy)
         reached = mean_return(played(contestant, params, "select", student.seed, episodes))
         student.curve[-1][f"return_{game}"] = round(reached, 3)
 

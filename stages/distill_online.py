@@ -24,8 +24,9 @@ from pipeline.datasets.schema import MANIFEST
 from pipeline.distill.offline import MEASURES, DistillConfig, Student, train
 from stages import collect
 from stages import params as settings
+from stages.cluster import cluster
+from stages.contest import Contestant, mean_return, played
 from stages.distill import RECIPE as DISTILL_RECIPE
-from stages.evaluate import Contestant, mean_return, played
 from stages.history import History, Point, live, work_folder
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
@@ -73,7 +74,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         if not (finished / CARD).is_file():
             keep_freed_memory()
             follower = Follower(layout, params, game, seed, work, history, device_name)
-            client = stack.enter_context(collect.cluster(None, os.cpu_count() or 1))
+            client = stack.enter_context(cluster(None, os.cpu_count() or 1))
             with closing(points):
                 for point in points:
                     follower.follow(point, str(client.scheduler_info()["address"]))
@@ -183,7 +184,7 @@ class Follower:
         measured = self._learn(latest, first, point.number)
         assert self._network is not None
         policy = EpsilonGreedy(q_function(self._network, exact(self._compute.device)), self._params.evaluation.epsilon)
-        contestant = Contestant(f"student of {self._game}", self._game, policy, {})
+        contestant = Contestant(f"student of {self._game}", self._game, self._params.environment, policy)
         episodes = self._history.protocol["episodes"]
         reached = mean_return(played(contestant, self._params, "follow", self._seed, episodes))
         self.rows.append(

@@ -1,208 +1,213 @@
-"""evaluate: an agent plays whole episodes on fresh seeds; one row per episode is kept, and a clip of the first."""
+"""evaluate: agents play whole episodes on fresh seeds; one row per episode is kept, and a clip of the first."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from distributed import Client, wait
 
-from pipeline.agents.checkpoints import games_of, load_agent
-from pipeline.agents.device import exact, pick_device
-from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
-from pipeline.atari.envs import SlotWorld, action_meanings, fingerprint
-from pipeline.atari.games import find_game
-from pipeline.evaluate import Episode, play
+from pipeline.agents.checkpoints import load_files, read_files
+from pipeline.agents.device import pick_device
+from pipeline.atari.envs import SlotWorld, fingerprint
+from pipeline.evaluate import Episode, Protocol, play
 from pipeline.progress import Progress
 from pipeline.report.bootstrap import interval
 from pipeline.seeding import episode_seeds
 from stages import params as settings
-from stages.grid import scored_as
+from stages.cluster import cluster
+from stages.contest import Contestant, Notes, find_contestant, new_policy, played
 from stages.paths import Layout
 from stages.publish import alone_in, replaced_file
 from stages.runlog import say, show
 from stages.video import CLIP_STEPS, Reel, write_video
 
-
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    """Who plays what, how, and what its card says."""
-
-    agent: str
-    game: str
-    policy: EpsilonGreedy
-    card: dict[str, Any]
-
-
 RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
+PART_EPISODES: Final = 32
+"""What a worker plays at once, and what is lost of it when it is killed."""
+LOOK_SECONDS: Final = 1.0
+"""How often one looks whether workers have finished something."""
 
 
-def run(layout: Layout, params: settings.Params, agent: str, device_name: str, game: str | None = None) -> Path:
-    """Evaluate `teachers/GAME`, `random/GAME`, `students/MIX/VARIANT-SEED` or `multitask/MIX/VARIANT-SEED`; returns the scores.
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One evaluation: who, from which folder, under which protocol, and where it notes what has been played."""
 
-    `game` says which one where the agent plays several; the scores are then those of AGENT/GAME.
+    folder: Path | None
+    contestant: Contestant
+    protocol: Protocol
+    work: Path
+
+
+def run(
+    layout: Layout,
+    params: settings.Params,
+    agents: Sequence[str],
+    *,
+    game: str | None = None,
+    protocol: str | None = None,
+    other_environment: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    device_name: str = "auto",
+) -> list[Path]:
+    """Evaluate `teachers/GAME`, `random/GAME`, `students/MIX/VARIANT-SEED`, `multitask/MIX/VARIANT-SEED`, ...; returns their
+    scores.
+
+    `game` says which one where agents play several; the scores are then those of AGENT/GAME. `protocol` is a name in
+    `pipeline.evaluate.PROTOCOLS`, or None for that of the params. With `workers`, or at the Dask cluster of `scheduler`,
+    several episodes and agents are played at once, with the same result.
     """
-    contestant = find_contestant(layout, params, agent, pick_device(device_name), game)
-    agent = contestant.agent
-    protocol = params.evaluation
-    settings.check_recipe("evaluation", protocol.recipe, RECIPE)
+    settings.check_recipe("evaluation", params.evaluation.recipe, RECIPE)
+    spread = workers is not None or scheduler is not None
+    if spread and device_name not in ("auto", "cpu"):
+        raise ValueError(f"workers play on the CPU: leave --device {device_name} out, or --workers and --scheduler")
+    device = torch.device("cpu") if spread else pick_device(device_name)
+    rules = params.protocol(protocol)
+    trials = [
+        _trial(
+            layout,
+            params,
+            find_contestant(layout, params, agent, device, game, rules, elsewhere=other_environment),
+            agent,
+            rules,
+        )
+        for agent in dict.fromkeys(agents)
+    ]
+    with ExitStack() as stack:
+        for trial in trials:
+            stack.enter_context(alone_in(trial.work))
+        if spread:
+            client = stack.enter_context(cluster(scheduler, workers or os.cpu_count() or 1))
+            return _spread(layout, params, trials, client)
+        sizes = params.evaluation
+        return [
+            _publish(
+                layout,
+                trial,
+                played(trial.contestant, params, "evaluate", sizes.seed, sizes.episodes, Notes(trial.work / NOTES)),
+            )
+            for trial in trials
+        ]
+
+
+NOTES: Final = "episodes.jsonl"
+
+
+def _trial(layout: Layout, params: settings.Params, contestant: Contestant, agent: str, protocol: Protocol) -> Trial:
     decides = {
         "agent": contestant.card.get("digest"),
-        "environment": fingerprint(contestant.game, params.environment),
-        "epsilon": _epsilon(contestant.policy),
-        "seed": protocol.seed,
+        "environment": fingerprint(contestant.game, contestant.environment),
+        "epsilon": contestant.epsilon,
+        "seed": params.evaluation.seed,
         "recipe": RECIPE,
     }
-    work = layout.work("evaluate", agent, decides)
-    with alone_in(work):
-        notes = Notes(work / "episodes.jsonl")
-        episodes = played(contestant, params, "evaluate", protocol.seed, protocol.episodes, notes)
-        returns = [e.episode_return for e in episodes]
-        low, high = interval(returns)
-        scores = {
-            "agent": agent,
-            "role": contestant.card["role"],
-            "game": contestant.game,
-            "network": contestant.card.get("network"),
-            "parameters": contestant.card.get("parameters"),
-            "episodes": len(episodes),
-            "mean": float(np.mean(returns)),
-            "median": float(np.median(returns)),
-            "min": min(returns),
-            "max": max(returns),
-            "ci95": [low, high],
-            "stalled": sum(e.stalled for e in episodes),
-            "epsilon": _epsilon(contestant.policy),
-        }
-        table = pa.table(
-            {
-                "game": [contestant.game] * len(episodes),
-                "seed": [e.seed for e in episodes],
-                "episode_return": returns,
-                "steps": [e.steps for e in episodes],
-                "stalled": [e.stalled for e in episodes],
-            }
-        )
-        with replaced_file(layout.episodes(agent)) as part:
-            pq.write_table(table, part, compression="zstd")
-        with replaced_file(layout.clip(agent)) as part:
-            for _ in write_video(part, [reel(contestant, params, episodes[0].seed)], steps=CLIP_STEPS):
-                pass
-        with replaced_file(layout.scores(agent)) as part:
-            part.write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
-        shutil.rmtree(work)
-        reached = f"mean return {scores['mean']:.2f} [{low:.2f}, {high:.2f}], min {scores['min']:g}"
-        say(f"{agent}: {reached}, {len(episodes)} episodes")
-        return layout.scores(agent)
+    folder = None if contestant.card["role"] == "random" else layout.agent(agent)
+    return Trial(folder, contestant, protocol, layout.work("evaluate", contestant.agent, decides))
 
 
-def find_contestant(
-    layout: Layout, params: settings.Params, agent: str, device: torch.device, game: str | None = None
-) -> Contestant:
-    """The agent by name, in the environment that it was made for. ValueError where it is unknown or its world differs."""
-    kind, _, name = agent.partition("/")
-    game = find_game(game).name if game else None
-    if kind == "random" and name:
-        found = find_game(name).name
-        if game not in (None, found):
-            raise ValueError(f"agent {agent} plays {found}, not {game}")
-        actions = len(action_meanings(found, params.environment))
-        return Contestant(
-            agent, found, EpsilonGreedy(uniform_random(actions), 1.0), {"role": "random", "network": "none", "parameters": 0}
-        )
-    if kind not in ("teachers", "students", "multitask", "online", "history") or not name:
-        raise ValueError(
-            f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, "
-            f"online/GAME-SEED, history/GAME-SEED or random/GAME"
-        )
-    loaded = load_agent(layout.agent(agent), device)
-    games = list(games_of(loaded.card))
-    if not games or not set(games) <= loaded.network.actions.keys():
-        raise ValueError(f"the card of agent {agent} names no game that its network plays: restore it")
-    if game is None and len(games) > 1:
-        raise ValueError(f"agent {agent} plays {', '.join(games)}: choose one with --game")
-    game = game or games[0]
-    if game not in games:
-        raise ValueError(f"agent {agent} plays {', '.join(games)}, not {game}")
-    if loaded.world(game) != fingerprint(game, params.environment):
-        raise ValueError(
-            f"agent {agent} was made in another environment than params.yaml's: restore the environment section "
-            f"(or the versions in constraints.txt) that its card names, or make the agent again"
-        )
-    policy = EpsilonGreedy(q_function(loaded.network, exact(device), game), params.evaluation.epsilon)
-    return Contestant(scored_as(agent, games, game), game, policy, loaded.card)
+class Part(NamedTuple):
+    """Episodes that a worker plays: those of `seeds`, by the agent sent beside it."""
+
+    game: str
+    protocol: Protocol
+    seeds: list[int]
 
 
-class Notes:
-    """The episodes that an evaluation has finished, a line each, so that a killed one goes on where it was."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.finished: list[Episode] = []
-        if path.exists():
-            whole, newline, _ = path.read_text().rpartition("\n")  # a kill may tear the last line
-            path.write_text(whole + newline)
-            self.finished = [Episode(**json.loads(line)) for line in whole.splitlines()]
-
-    def add(self, episode: Episode) -> None:
-        """Remember what has just been played."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(episode._asdict()) + "\n")
-        self.finished.append(episode)
+def play_part(part: Part, files: Mapping[str, bytes] | None) -> list[Episode]:
+    """What a worker does; `files` are those of the agent, None the random one."""
+    torch.set_num_threads(1)  # one worker, one core
+    device = torch.device("cpu")
+    network = load_files(files, device).network if files else None
+    world = SlotWorld(part.game, part.protocol.environment, width=len(part.seeds))
+    return list(play(world, new_policy(network, part.game, part.protocol, device), part.seeds))
 
 
-def played(
-    contestant: Contestant, params: settings.Params, purpose: str, seed: int, episodes: int, notes: Notes | None = None
-) -> list[Episode]:
-    """`episodes` whole episodes on the seeds of `purpose`, in seed order; what `notes` hold is not played again."""
-    first = episode_seeds(purpose, seed)
-    seeds = range(first, first + episodes)
-    finished = [e for e in notes.finished if e.seed in seeds] if notes else []
-    ahead = sorted(set(seeds) - {e.seed for e in finished})
+def _spread(layout: Layout, params: settings.Params, trials: Sequence[Trial], client: Client) -> list[Path]:
+    """Play all the trials on a cluster, one after another, and publish each as it is complete."""
+    sizes = params.evaluation
+    first = episode_seeds("evaluate", sizes.seed)
+    notes = {trial.contestant.agent: Notes(trial.work / NOTES) for trial in trials}
+    pending: dict[Any, str] = {}
+    for trial in trials:
+        there = {episode.seed for episode in notes[trial.contestant.agent].finished}
+        ahead = [seed for seed in range(first, first + sizes.episodes) if seed not in there]
+        files = client.scatter(read_files(trial.folder), hash=False) if trial.folder and ahead else None
+        for start in range(0, len(ahead), PART_EPISODES):
+            part = Part(trial.contestant.game, trial.protocol, ahead[start : start + PART_EPISODES])
+            pending[client.submit(play_part, part, files, pure=False)] = trial.contestant.agent
+    written: dict[str, Path] = {}
 
     def progress() -> Iterator[Progress]:
-        world = SlotWorld(contestant.game, params.environment, width=min(len(ahead), params.evaluation.width))
-        for episode in play(world, contestant.policy, ahead):
-            if notes:
-                notes.add(episode)
-            finished.append(episode)
-            yield Progress(done=len(finished), total=episodes, unit="episodes", metrics={"return": mean_return(finished)})
+        while len(written) < len(trials):
+            for future in [future for future in pending if future.done()]:
+                name = pending.pop(future)
+                for episode in future.result():
+                    notes[name].add(episode)
+            for trial in trials:
+                episodes = sorted(e for e in notes[trial.contestant.agent].finished if first <= e.seed < first + sizes.episodes)
+                if trial.contestant.agent not in written and len(episodes) == sizes.episodes:
+                    written[trial.contestant.agent] = _publish(layout, trial, episodes)
+            done = sum(len(noted.finished) for noted in notes.values())
+            yield Progress(done=done, total=sizes.episodes * len(trials), unit="episodes", metrics={})
+            with suppress(TimeoutError):
+                wait(list(pending), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED")
 
-    if ahead:
-        for _ in show(progress(), f"{purpose} {contestant.agent}", ("return",)):
-            pass
-    return sorted(finished)
+    for _ in show(progress(), f"evaluate {len(trials)} agents"):
+        pass
+    return [written[trial.contestant.agent] for trial in trials]
 
 
-def reel(contestant: Contestant, params: settings.Params, seed: int, title: str = "") -> Reel:
-    """The episode of `seed`, to be looked at."""
-    return Reel(contestant.game, params.environment, contestant.policy, contestant.card, seed, title)
-
-
-def record(returns: list[float], params: settings.Params) -> dict[str, Any]:
-    """What a teacher's card says of the evaluation that accepted it."""
-    return {
-        "mean_return": float(np.mean(returns)),
-        "ci95": list(interval(returns)),
-        "min_return": min(returns),
-        "episodes": len(returns),
-        "epsilon": params.evaluation.epsilon,
-        "protocol": f"up to {params.environment.noop_max} null-ops, raw full-game return, fresh seeds",
+def _publish(layout: Layout, trial: Trial, episodes: Sequence[Episode]) -> Path:
+    """Write episodes, clip and, last, scores; returns where these are."""
+    contestant, name = trial.contestant, trial.contestant.agent
+    returns = [e.episode_return for e in episodes]
+    low, high = interval(returns)
+    scores: dict[str, Any] = {
+        "agent": name,
+        "role": contestant.card["role"],
+        "game": contestant.game,
+        "network": contestant.card.get("network"),
+        "parameters": contestant.card.get("parameters"),
+        "episodes": len(episodes),
+        "mean": float(np.mean(returns)),
+        "median": float(np.median(returns)),
+        "min": min(returns),
+        "max": max(returns),
+        "ci95": [low, high],
+        "stalled": sum(e.stalled for e in episodes),
+        "epsilon": contestant.epsilon,
+        "protocol": {"name": trial.protocol.name, "digest": trial.protocol.digest(contestant.game)},
     }
-
-
-def mean_return(episodes: list[Episode]) -> float:
-    return float(np.mean([e.episode_return for e in episodes]))
-
-
-def _epsilon(policy: EpsilonGreedy) -> float:
-    return float(np.max(policy.epsilon))
+    if contestant.elsewhere:
+        scores["made_elsewhere"] = {key: {"there": there, "here": here} for key, (there, here) in contestant.elsewhere.items()}
+    table = pa.table(
+        {
+            "game": [contestant.game] * len(episodes),
+            "seed": [e.seed for e in episodes],
+            "episode_return": returns,
+            "steps": [e.steps for e in episodes],
+            "stalled": [e.stalled for e in episodes],
+        }
+    )
+    with replaced_file(layout.episodes(name)) as part:
+        pq.write_table(table, part, compression="zstd")
+    with replaced_file(layout.clip(name)) as part:
+        for _ in write_video(part, [Reel(contestant, episodes[0].seed)], steps=CLIP_STEPS):
+            pass
+    with replaced_file(layout.scores(name)) as part:
+        part.write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
+    shutil.rmtree(trial.work)
+    say(f"{name}: mean return {scores['mean']:.2f} [{low:.2f}, {high:.2f}], min {scores['min']:g}, {len(episodes)} episodes")
+    return layout.scores(name)

@@ -18,7 +18,7 @@ from pipeline.atari.games import find_game
 from pipeline.atari.rollout import World
 from pipeline.rl.learner import Learner
 from stages import params as settings
-from stages.evaluate import Contestant, mean_return, played
+from stages.contest import Contestant, mean_return, played
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, save_state
 from stages.runlog import say, show
@@ -171,7 +171,7 @@ def _point(params: settings.Params, game: str, seed: int, learner: Learner, hist
     save_state(checkpoint, learner.state_dict())
     network = learner.result
     policy = EpsilonGreedy(q_function(network, exact(learner.compute.device)), params.evaluation.epsilon)
-    contestant = Contestant(f"{game} at {learner.tally.steps:,}", game, policy, {})
+    contestant = Contestant(f"{game} at {learner.tally.steps:,}", game, params.environment, policy)
     episodes = params.history[game].episodes
     selected, scored = (mean_return(played(contestant, params, purpose, seed, episodes)) for purpose in ("select", "follow"))
     number = len(history.points)

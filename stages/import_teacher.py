@@ -14,7 +14,7 @@ from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import action_meanings, fingerprint
 from pipeline.atari.games import find_game
 from stages import params as settings
-from stages.evaluate import Contestant, Notes, played, record
+from stages.contest import Contestant, Notes, played, record
 from stages.paths import Layout
 from stages.publish import replace_folder
 from stages.runlog import say
@@ -51,7 +51,7 @@ def run(
 
     def play(agent: str, policy: EpsilonGreedy) -> list[float]:
         notes = Notes(work / f"{agent}.jsonl")
-        contestant = Contestant(f"{agent}/{game}", game, policy, {})
+        contestant = Contestant(f"{agent}/{game}", game, params.environment, policy)
         return [e.episode_return for e in played(contestant, params, "gate", 0, episodes, notes)]
 
     returns = play("teachers", EpsilonGreedy(q_function(network, exact(device)), params.evaluation.epsilon))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
@@ -16,6 +17,7 @@ from pipeline.agents.networks import NETWORKS, NetworkSpec
 from pipeline.atari.envs import EnvConfig
 from pipeline.distill.losses import LossName
 from pipeline.distill.offline import DistillConfig, Objective
+from pipeline.evaluate import PROTOCOLS, Protocol
 from pipeline.rl.dqn import DqnConfig, DqnLearner
 from pipeline.rl.learner import Learner
 from pipeline.rl.pqn import PqnConfig, PqnLearner
@@ -232,6 +234,15 @@ class Params(Section):
                 f"{', '.join(both)} is a student and a baseline: the report would take them for one, rename either"
             )
         return self
+
+    def protocol(self, name: str | None = None) -> Protocol:
+        """That of `environment` and `evaluation.epsilon`, or one of `PROTOCOLS` by name, with the rest of `environment`."""
+        if name is not None:
+            epsilon, changes = PROTOCOLS[name]
+            return Protocol(name=name, epsilon=epsilon, environment=replace(self.environment, **changes))
+        own = Protocol(name="own", epsilon=self.evaluation.epsilon, environment=self.environment)
+        known = (self.protocol(name) for name in PROTOCOLS)
+        return next((p for p in known if (p.epsilon, p.environment) == (own.epsilon, own.environment)), own)
 
     def mix_and_variant(self, name: str, what: str) -> tuple[str, str]:
         """The two parts of MIX/VARIANT. ValueError where one is missing."""

@@ -14,7 +14,7 @@ from pipeline.progress import Progress
 from pipeline.report.tables import short_name
 from pipeline.seeding import episode_seeds
 from stages import params as settings
-from stages.evaluate import Contestant, find_contestant, reel
+from stages.contest import Contestant, find_contestant
 from stages.paths import Layout
 from stages.publish import replaced_file
 from stages.runlog import say, show
@@ -33,6 +33,7 @@ def run(
     episode: int,
     seed: int | None,
     epsilon: float | None,
+    protocol: str | None,
     video: Path | None,
     steps: int | None,
     scale: int,
@@ -42,7 +43,8 @@ def run(
     """Play `episode` of params.yaml's evaluation, or the one of `seed`, at its epsilon or another, to the end or for so many
     `steps`. Returns what became of it, a line or a JSON object per agent.
     """
-    contestants = [find_contestant(layout, params, agent, pick_device(device_name), game) for agent in agents]
+    rules, device = params.protocol(protocol), pick_device(device_name)
+    contestants = [find_contestant(layout, params, agent, device, game, rules) for agent in agents]
     games = list(dict.fromkeys(c.game for c in contestants))
     if len(games) > 1:
         raise ValueError(f"{', '.join(agents)} play different games, {', '.join(games)}: side by side they must play one")
@@ -55,7 +57,7 @@ def run(
         if epsilon is not None and not contestant.agent.startswith("random/"):
             contestant.policy.epsilon = epsilon
         name = short_name(contestant.agent)[:WIDEST_TITLE]
-        reels.append(reel(contestant, params, seed, f"{name} " if len(agents) > 1 else ""))
+        reels.append(Reel(contestant, seed, f"{name} " if len(agents) > 1 else ""))
     played = _filmed(reels, video, steps, scale) if video is not None else _played(reels, steps)
     for _ in show(played, f"play {games[0]}", ("return",)):
         pass

@@ -22,7 +22,7 @@ from pipeline.rl.dqn import DqnLearner, DqnWeights
 from pipeline.rl.multitask import MultitaskLearner, train
 from pipeline.rl.pqn import PqnLearner, PqnWeights
 from stages import params as settings
-from stages.evaluate import Contestant, mean_return, played
+from stages.contest import Contestant, mean_return, played
 from stages.grid import games_of_mix
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
@@ -251,7 +251,7 @@ class _Run:
         result, learner = self._learner.result, self._learner
         for game, (zero, best) in self._references.items():
             policy = EpsilonGreedy(q_function(result, learner.learners[game].compute, game), self._params.evaluation.epsilon)
-            contestant = Contestant(f"baseline of {game}", game, policy, {})
+            contestant = Contestant(f"baseline of {game}", game, self._params.environment, policy)
             returns[game] = mean_return(played(contestant, self._params, "select", self._seed, self._variant.select_episodes))
             worth += (returns[game] - zero) / ((best - zero) or 1.0) / len(self._references)
         self._add_point({f"eval_return_{game}": round(value, 3) for game, value in returns.items()} | learner.cosines())

@@ -22,7 +22,7 @@ from pipeline.datasets.folders import Folder
 from pipeline.progress import Progress
 from pipeline.rl.learner import Learner
 from stages import params as settings
-from stages.evaluate import Contestant, Notes, mean_return, played, record
+from stages.contest import Contestant, Notes, mean_return, played, record
 from stages.paths import Layout
 from stages.publish import alone_in, check_target, load_state, replace_folder, save_state, write_csv
 from stages.runlog import duration, say, show
@@ -147,7 +147,7 @@ def _learn(params: settings.Params, game: str, state: _Run, *, seed_once: bool) 
     """Spend the budget of steps or of time, evaluating and checkpointing on the way and at the end."""
     learner = state.learner
     policy = EpsilonGreedy(q_function(learner.result, learner.compute), params.evaluation.epsilon)
-    contestant = Contestant(f"teachers/{game}", game, policy, {})
+    contestant = Contestant(f"teachers/{game}", game, params.environment, policy)
 
     def select() -> None:
         evaluated = mean_return(played(contestant, params, "select", state.teacher.seed, state.teacher.select_episodes))
@@ -186,7 +186,7 @@ def _pass_gate(params: settings.Params, game: str, state: _Run, work: Path) -> t
     best = place(best, device).eval()
     policy = EpsilonGreedy(q_function(best, exact(device)), params.evaluation.epsilon)
     say(f"gate: {teacher.gate_episodes} fresh episodes of the best snapshot ({state.best_steps:,} steps)")
-    contestant = Contestant(f"teachers/{game}", game, policy, {})
+    contestant = Contestant(f"teachers/{game}", game, params.environment, policy)
     notes = Notes(work / f"gate-{digest(best)[:12]}.jsonl")
     episodes = played(contestant, params, "gate", teacher.seed, teacher.gate_episodes, notes)
     reached = mean_return(episodes)

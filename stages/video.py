@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.atari.envs import EnvConfig, action_meanings
-from pipeline.atari.rollout import Policy
+from pipeline.atari.envs import action_meanings
 from pipeline.report.film import drawn
 from pipeline.watch import Sight, watch
+from stages.contest import Contestant
 
 CLIP_STEPS: Final = 450
 """Agent steps of a clip: half a minute at 15 per second."""
@@ -29,10 +29,7 @@ Q_LOSSES: Final = ("mse", "normalised-mse")
 class Reel:
     """One agent in one episode, frame by frame. `returned`, `steps` and `stalled` are of what has been seen so far."""
 
-    game: str
-    environment: EnvConfig
-    policy: Policy
-    card: dict[str, Any]
+    contestant: Contestant
     seed: int
     title: str = ""
     returned: float = 0.0
@@ -41,7 +38,8 @@ class Reel:
 
     def sights(self) -> Iterator[Sight]:
         """The episode to its end."""
-        for sight in watch(self.game, self.environment, self.policy, self.seed):
+        who = self.contestant
+        for sight in watch(who.game, who.environment, who.policy, self.seed):
             yield sight
             self.returned += sight.reward
             self.steps += 1
@@ -49,8 +47,8 @@ class Reel:
 
     def frames(self, scale: int) -> Iterator[npt.NDArray[np.uint8]]:
         """Pictures (H, W, 3), one per agent step."""
-        actions = action_meanings(self.game, self.environment)
-        logits = self.card.get("objective", {}).get("loss", "mse") not in Q_LOSSES
+        actions = action_meanings(self.contestant.game, self.contestant.environment)
+        logits = self.contestant.card.get("objective", {}).get("loss", "mse") not in Q_LOSSES
         for sight in self.sights():
             title = f"{self.title}step {self.steps:,}  return {self.returned:g}"
             yield drawn(

@@ -44,7 +44,8 @@ def one_cluster(one_worker: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator
         del scheduler, workers
         yield one_worker
 
-    monkeypatch.setattr(collect, "cluster", cluster)
+    for stage in (collect, distill_online):
+        monkeypatch.setattr(stage, "cluster", cluster)
     with blocks_of_four():
         yield
 

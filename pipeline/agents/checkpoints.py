@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,3 +113,16 @@ def load_agent(folder: Path, device: torch.device) -> Agent:
     if digest(network) != card["digest"]:
         raise ValueError(f"{folder / WEIGHTS} does not match the digest in its card: restore both from one source")
     return Agent(place(network, device).eval(), card)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The agent in `folder` as bytes, to be sent elsewhere."""
+    return {name: (folder / name).read_bytes() for name in (WEIGHTS, CARD)}
+
+
+def load_files(files: Mapping[str, bytes], device: torch.device) -> Agent:
+    """The agent that `read_files` read, as `load_agent` gives it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        return load_agent(Path(folder), device)

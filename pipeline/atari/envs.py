@@ -12,6 +12,7 @@ Dimensions: B slots, C stacked frames, H W pixels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -202,8 +203,13 @@ def replay(game: str, config: EnvConfig, seed: int, actions: Iterable[int]) -> I
 
 def action_meanings(game: str, config: EnvConfig) -> list[str]:
     """What each action index means, e.g. ["NOOP", "FIRE", "RIGHT", ...]; its length is the number of actions."""
-    env = AtariVectorEnv(**_arguments(find_game(game), config), num_envs=1, batch_size=0, num_threads=1)
-    return [action.name for action in env.ale.get_action_set()]
+    return list(_action_meanings(find_game(game), config))
+
+
+@functools.lru_cache(maxsize=256)
+def _action_meanings(game: GameSpec, config: EnvConfig) -> tuple[str, ...]:
+    env = AtariVectorEnv(**_arguments(game, config), num_envs=1, batch_size=0, num_threads=1)  # loads the game: 0.1 s
+    return tuple(action.name for action in env.ale.get_action_set())
 
 
 def fingerprint(game: str, config: EnvConfig) -> dict[str, Any]:

@@ -1,19 +1,22 @@
-"""evaluate on a real ROM: an evaluation that was killed goes on where it was and ends with the same scores and clip."""
+"""evaluate on real ROMs: killed or not, one agent or several, here or on workers, it ends with the same scores and clips."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.evaluate import PROTOCOLS, Episode
 from pipeline.evaluate import play as play_episodes
-from stages import evaluate
+from stages import contest, evaluate
 from stages.cli import main
+from stages.params import load
 from tests.fakes import edited_params
 
-SCORES = "data/scores/random/Pong.json"
+SCORES = "data/scores/random/Breakout.json"
 
 
 def project(folder: Path) -> Path:
@@ -22,8 +25,13 @@ def project(folder: Path) -> Path:
     return folder
 
 
-def call(folder: Path) -> Result:
-    return CliRunner().invoke(main, ["--params", str(folder / "params.yaml"), "evaluate", "random/Pong"])
+def call(folder: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["--params", str(folder / "params.yaml"), "evaluate", *(arguments or ["random/Breakout"])])
+
+
+@pytest.fixture(autouse=True)
+def _short_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "CLIP_STEPS", 20)
 
 
 def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +51,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
         return play
 
-    monkeypatch.setattr(evaluate, "play", killed_after(3))
+    monkeypatch.setattr(contest, "play", killed_after(3))
     assert call(cut).exit_code == 130
     (notes,) = (cut / ".work/evaluate").rglob("episodes.jsonl")
     with notes.open("a") as file:
@@ -52,11 +60,99 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (cut / SCORES).exists()
 
     played.clear()
-    monkeypatch.setattr(evaluate, "play", killed_after(10**9))
+    monkeypatch.setattr(contest, "play", killed_after(10**9))
     assert call(cut).exit_code == 0
     assert 0 < len(played) < 5  # of five
     assert before > 1
     assert json.loads((cut / SCORES).read_text()) == json.loads((whole / SCORES).read_text())
-    for made in ("data/clips/random/Pong.mp4", "data/episodes/random/Pong.parquet"):
+    for made in ("data/clips/random/Breakout.mp4", "data/episodes/random/Breakout.parquet"):
         assert (cut / made).read_bytes() == (whole / made).read_bytes()
     assert not notes.parent.exists()
+
+
+@pytest.fixture
+def breakout(tmp_path: Path, breakout_teacher: Path) -> Path:
+    folder = tmp_path / "breakout"
+    with edited_params(folder) as raw:
+        raw["zoo"] = str(breakout_teacher.parent)
+        raw["evaluation"] |= {"episodes": 3, "width": 2, "epsilon": 0.5}
+    return folder
+
+
+def scores(folder: Path, agent: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((folder / f"data/scores/{agent}.json").read_text())
+    return told
+
+
+def test_workers_come_to_the_same(breakout: Path, on_one_worker: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    agents = ("teachers/Breakout", "random/Breakout")
+    done = call(breakout, *agents)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == [str(breakout / f"data/scores/{agent}.json") for agent in agents]
+    made = {path: path.read_bytes() for path in (breakout / "data").rglob("*.*")}
+    assert len(made) == 6
+    for path in made:
+        path.unlink()
+    monkeypatch.setattr(evaluate, "PART_EPISODES", 2)
+    done = call(breakout, *agents, *on_one_worker)
+    assert done.exit_code == 0, done.output
+    assert {path: path.read_bytes() for path in (breakout / "data").rglob("*.*")} == made
+    assert not list((breakout / ".work/evaluate").iterdir())
+
+
+def test_what_one_worker_played_is_not_played_again(
+    breakout: Path, on_one_worker: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(notes: contest.Notes, episode: Episode) -> None:
+        add(notes, episode)
+        if len(notes.finished) == 2:
+            raise KeyboardInterrupt
+
+    def counted(notes: contest.Notes, episode: Episode) -> None:
+        seeds.append(episode.seed)
+        add(notes, episode)
+
+    add = contest.Notes.add
+    seeds: list[int] = []
+    monkeypatch.setattr(evaluate, "PART_EPISODES", 2)
+    monkeypatch.setattr(contest.Notes, "add", interrupted)
+    assert call(breakout, "random/Breakout", *on_one_worker).exit_code == 130
+    monkeypatch.setattr(contest.Notes, "add", counted)
+    assert call(breakout, "random/Breakout", *on_one_worker).exit_code == 0
+    assert len(seeds) == 1
+
+
+def test_protocols_are_results_of_their_own(breakout: Path) -> None:
+    assert call(breakout, "random/Breakout").exit_code == 0
+    own = scores(breakout, "random/Breakout")
+    assert own["protocol"]["name"] == "own"  # epsilon is 0.5
+    for name in ("sticky", "paper"):
+        assert call(breakout, "random/Breakout", "--protocol", name).exit_code == 0
+    assert scores(breakout, "random/Breakout") == own
+    sticky = scores(breakout, "random/Breakout@sticky")
+    assert sticky["protocol"]["name"] == "sticky"
+    assert sticky["protocol"]["digest"] != own["protocol"]["digest"]
+    assert (breakout / "data/clips/random/Breakout@sticky.mp4").is_file()
+    standard = load(Path("params.yaml"))
+    assert standard.protocol().name == "paper"
+    world = standard.protocol("sticky").environment
+    assert (world.sticky, world.noop_max, world.max_episode_frames, world.frame_skip) == (0.25, 0, 18_000, 4)
+    (option,) = [p for p in main.commands["evaluate"].params if p.name == "protocol"]
+    assert isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == list(PROTOCOLS)
+
+
+def test_an_agent_of_another_environment_is_refused_or_marked(breakout: Path) -> None:
+    zoo = load(breakout / "params.yaml").zoo
+    with edited_params(breakout) as raw:
+        raw["zoo"] = zoo
+        raw["environment"]["noop_max"] = 10
+        raw["evaluation"] |= {"episodes": 1, "epsilon": 0.5}
+    refused = call(breakout, "teachers/Breakout")
+    assert refused.exit_code == 1
+    told = " ".join(refused.output.split())
+    assert "another environment than params.yaml's (config.noop_max: 30 there, 10 here" in told
+    assert "--other-environment" in told
+    assert call(breakout, "teachers/Breakout", "--other-environment").exit_code == 0
+    assert scores(breakout, "teachers/Breakout")["made_elsewhere"]["config.noop_max"] == {"there": 30, "here": 10}
+    assert scores(breakout, "teachers/Breakout")["protocol"]["name"] == "own"
