@@ -373,13 +373,14 @@ def plan(session: Session, as_json: bool) -> None:
     "--paper", type=click.Path(dir_okay=False, path_type=Path), help="Also write the paper's tables beside ours there."
 )
 @click.option("--partial", is_flag=True, help="Leave out what has not been evaluated yet.")
+@click.option("--latency", is_flag=True, help="Time the networks on this machine, and draw scores against it too.")
 @click.pass_obj
-def report(session: Session, paper: Path | None, partial: bool) -> None:
+def report(session: Session, paper: Path | None, partial: bool, latency: bool) -> None:
     """Score every agent of params.yaml's grid and write data/report/index.html."""
     from stages import report as stage
 
     layout, params = session.load()
-    click.echo(stage.run(layout, params, paper, partial=partial))
+    click.echo(stage.run(layout, params, paper, partial=partial, latency=latency))
 
 
 @main.command()

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.agents.checkpoints import games_of, load_card
+import numpy as np
+import torch
+
+from pipeline.agents.checkpoints import games_of, load_agent, load_card
+from pipeline.agents.cost import cost
+from pipeline.agents.export import in_torch, latencies
+from pipeline.agents.networks import NetworkSpec
 from pipeline.atari.games import find_game
-from pipeline.datasets.mix import read_mix
+from pipeline.datasets.describe import info
+from pipeline.datasets.mix import Ingredient, read_mix
+from pipeline.datasets.reader import open_dataset
+from pipeline.datasets.schema import MANIFEST
+from pipeline.evaluate import PROTOCOLS
 from pipeline.report import reproduction, tables
 from pipeline.report.aggregate import aggregates
 from pipeline.report.figures import read_curve
@@ -20,17 +32,19 @@ from pipeline.report.scores import Contestant, score
 from pipeline.report.summary import Game, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
+from stages.disputes import disputes
 from stages.grid import games_of_cell, scored_as
 from stages.paths import Layout
 from stages.publish import replace_folder, replaced_file
 from stages.runlog import say
-from stages.versions import code_version
+from stages.versions import code_version, processor
 
 
-def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial: bool) -> Path:
+def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial: bool = False, latency: bool = False) -> Path:
     """Write data/report: index.html, scores.json, table.md, and at `paper` the page that stands beside the paper's tables.
 
-    `partial` leaves out, and names, what there is not yet; without it that is a ValueError. Returns the report's path.
+    `partial` leaves out, and names, what there is not yet; without it that is a ValueError. With `latency` the networks are
+    timed on this machine. Returns the report's path.
     """
     if not params.grid and not params.online:
         raise ValueError("the params' grid names nothing to report on: add a mix with its students and seeds")
@@ -56,7 +70,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
                     f"{cell.variant} learns from mixes {other} and {cell.mix} of {game}: give it another name in one of them, "
                     f"or the report would take them for two runs of one student"
                 )
-    sections = [_section(layout, game, found) for game, found in players.items()]
+    sections = [_section(layout, params, game, found, latency=latency) for game, found in players.items()]
     games = {s.game: s.who for s in sections}
     alone = _only(games, lambda who: len(games_of(who.card)) == 1)
     summaries = summarise(alone)
@@ -76,15 +90,17 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     command = f"dvc repro experiments/{root.name}/dvc.yaml" if root.parent.name == "experiments" else "dvc repro"
     protocol = f"epsilon {params.evaluation.epsilon:g}, up to {params.environment.noop_max} null-ops at the start"
     facts = {
-        "package": code_version()["version"],
+        "package": "{version}, revision {revision}".format(**code_version()),
         "command": command,
         "protocol": f"{params.evaluation.episodes} episodes per agent, {protocol}",
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
         **({"ale-py": sections[0].who.teacher.card["environment"]["ale_py"]} if sections else {}),
+        **({"latency": f"median of 500 calls in torch, one state, one core of {processor()}"} if latency else {}),
     }
-    page = render(sections, protocol, facts, summaries if len(games) > 1 else (), several, online, typical)
+    datasets = _datasets(layout, mixes, [who for game in games.values() for who in game.students])
+    page = render(sections, protocol, facts, summaries if len(games) > 1 else (), several, online, typical, datasets)
     (folder / "index.html").write_text(page)
     replace_folder(folder, layout.report)
     if paper is not None:
@@ -161,12 +177,92 @@ def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.
     return done
 
 
-def _section(layout: Layout, game: str, players: Sequence[tuple[str, Path]]) -> Section:
+def _section(
+    layout: Layout, params: settings.Params, game: str, players: Sequence[tuple[str, Path]], *, latency: bool
+) -> Section:
     teacher = _contestant(layout, f"teachers/{game}", layout.teacher(game))
     chance = _contestant(layout, f"random/{game}", None)
     students = [_contestant(layout, name, folder) for name, folder in players]
+    if latency:
+        teacher, *students = _timed(
+            game, [(teacher, layout.teacher(game)), *zip(students, (f for _, f in players), strict=True)]
+        )
     rows = [Row(score(who, teacher, chance), who, teacher.parameters) for who in (teacher, chance, *students)]
-    return Section(game=game, rows=rows, who=Game(teacher, chance, students))
+    alone = [who for who in students if len(games_of(who.card)) == 1 and who.role == "student"]
+    smallest = min(alone, key=lambda who: (who.loss != "kl", who.parameters, who.agent), default=None)
+    return Section(
+        game=game,
+        rows=rows,
+        who=Game(teacher, chance, students),
+        actions=teacher.card["environment"]["actions"],
+        disputed=smallest,
+        disputes=disputes(layout, params, game, smallest.agent) if smallest else (),
+        protocols=[row for who in (teacher, chance, *students) for row in _elsewise(layout, who)],
+    )
+
+
+def _timed(game: str, players: Sequence[tuple[Contestant, Path]]) -> list[Contestant]:
+    """The same agents with what one state takes each network on one core; those of one network take turns as one."""
+    folders = {who.network: folder for who, folder in reversed(players)}
+    say(f"timing {len(folders)} networks of {game} ...")
+    cpu = torch.device("cpu")
+    networks = {name: load_agent(folder, cpu).network for name, folder in folders.items()}
+    states = np.random.default_rng(0).integers(0, 256, (64, 4, 84, 84), dtype=np.uint8)
+    took = latencies({name: in_torch(functools.partial(network, game=game)) for name, network in networks.items()}, states)
+    return [replace(who, latency_ms=took[who.network]) for who, _ in players]
+
+
+def _elsewise(layout: Layout, who: Contestant) -> list[dict[str, str]]:
+    """What an agent scored under other protocols."""
+    found = []
+    for name in PROTOCOLS:
+        path = layout.scores(f"{who.agent}@{name}")
+        if path.is_file():
+            told = json.loads(path.read_text())
+            low, high = told["ci95"]
+            found.append(
+                {
+                    "agent": tables.short_name(who.agent),
+                    "protocol": name,
+                    "mean return [95 %]": f"{told['mean']:.2f} [{low:.1f}, {high:.1f}]",
+                    "episodes": str(told["episodes"]),
+                    "digest": told["protocol"]["digest"],
+                }
+            )
+    return found
+
+
+def _datasets(
+    layout: Layout, mixes: Mapping[str, Mapping[str, Sequence[Ingredient]]], students: Sequence[Contestant]
+) -> list[dict[str, str]]:
+    """A row per dataset of the mixes; what only the dataset itself can tell is there where it is at hand."""
+    states = {told["digest"]: told["states"] for who in students for told in who.card.get("datasets", [])}
+    learned = Counter(told["digest"] for who in students for told in who.card.get("datasets", []))
+    rows = []
+    for digest, (name, game, teacher) in {
+        one.digest: (one.dataset, game, one.teacher) for mix in mixes.values() for game, of in mix.items() for one in of
+    }.items():
+        row = {
+            "dataset": name,
+            "game": game,
+            "states": f"{states[digest]:,}" if digest in states else "",
+            "students": str(learned[digest]),
+            "digest": digest[:12],
+            "teacher": teacher[:12],
+            "behaviour": "",
+            "episodes": "",
+            "bytes a state": "",
+        }
+        if (layout.dataset(name) / MANIFEST).is_file() and (
+            opened := open_dataset(layout.dataset(name))
+        ).manifest.digest == digest:
+            told = info(opened)
+            how = opened.manifest.collection
+            actor = how.get("actor")
+            row["behaviour"] = f"{'student' if actor else 'teacher'}, epsilon {how.get('epsilon', '?')}"
+            row |= {"episodes": f"{told['episodes']:,}", "bytes a state": f"{told['bytes_per_state']:.1f}"}
+        rows.append(row)
+    return rows
 
 
 def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
@@ -196,4 +292,6 @@ def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
         loss=card.get("objective", {}).get("loss"),
         algorithm=card.get("algorithm"),
         seed=card.get("seed") if facts["role"] in ("student", "multitask") else None,
+        flops=cost(NetworkSpec.from_json(card["architecture"]), card["heads"][facts["game"]]).flops if card else None,
+        elsewhere=", ".join(f"{k} {v['there']}, here {v['here']}" for k, v in facts.get("made_elsewhere", {}).items()),
     )

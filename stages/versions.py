@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -17,3 +18,14 @@ def code_version() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         revision = "unknown"
     return {"version": version("pd-pipeline"), "revision": revision}
+
+
+def processor() -> str:
+    """The make of this machine's CPU, as far as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = (
+        [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.is_file()
+        else []
+    )
+    return named[0] if named else platform.processor() or platform.machine()

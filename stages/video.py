@@ -14,15 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.atari.envs import action_meanings
-from pipeline.report.film import drawn
+from pipeline.report.film import Q_LOSSES, drawn
 from pipeline.watch import Sight, watch
 from stages.contest import Contestant
 
 CLIP_STEPS: Final = 450
 """Agent steps of a clip: half a minute at 15 per second."""
 FPS: Final = 15
-Q_LOSSES: Final = ("mse", "normalised-mse")
-"""Losses whose students' outputs are Q-values, as a teacher's are; those of the others are a policy's logits."""
 
 
 @dataclass(slots=True)

@@ -95,8 +95,33 @@ def test_the_report(travelled: Path, tmp_path: Path) -> None:
     page = (travelled / "data/report/index.html").read_text()
     assert "epsilon 0.5, up to 30 null-ops" in page
     assert page.count("data:video/mp4") == 3
+    assert page.count("data:image/png") >= 1  # an untrained student is of another mind somewhere
+    assert "Where they disagree most" in page
+    digest = json.loads((travelled / "data/datasets/Breakout/manifest.json").read_text())["digest"]
+    assert f">{digest[:12]}<" in page
+    assert "teacher, epsilon 0.05" in page
+    assert "milliseconds a state" not in page
     seen = look(travelled / "data/report/index.html", tmp_path)
     assert len({tuple(colour) for colour in seen[::7, ::7].reshape(-1, 3).tolist()}) > 20
+
+
+def test_the_report_with_other_protocols_marks_and_latency(travelled: Path) -> None:
+    """What an evaluation of an agent of another environment and under another protocol writes, is shown."""
+    scores = travelled / "data/scores/students/small/kl-0.json"
+    before = scores.read_bytes()
+    told = json.loads(before)
+    scores.write_text(json.dumps(told | {"made_elsewhere": {"ale_py": {"there": "0.1", "here": "0.2"}}}))
+    sticky = scores.with_name("kl-0@sticky.json")
+    sticky.write_text(json.dumps(told | {"protocol": {"name": "sticky", "digest": "0123456789ab"}}))
+    call(travelled, "report", "--latency")
+    page = (travelled / "data/report/index.html").read_text()
+    assert ">kl-0†<" in page
+    assert "ale_py 0.1, here 0.2" in page
+    assert "<td>kl-0</td>" in page
+    assert ">0123456789ab<" in page
+    assert "ms a state, one core" in page
+    scores.write_bytes(before)
+    sticky.unlink()
 
 
 def test_teaching_again_is_training_again(travelled: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 mpl.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from pipeline.report.online import Run
 from pipeline.report.paper import LADDER
@@ -54,44 +55,63 @@ def _points(curve: list[dict[str, str]], x: str, y: str) -> tuple[list[float], l
     return [a for a, _ in rows], [b for _, b in rows]
 
 
-def compression(scores: Sequence[Score], students: Sequence[Contestant], teacher_parameters: int) -> str:
-    """Random-normalised score against size, with intervals, and the paper's ladder.
+def compression(scores: Sequence[Score], teacher: Contestant, students: Sequence[Contestant]) -> str:
+    """Random-normalised score against what a student costs, with intervals, and against size the paper's ladder.
 
-    Of each loss and network the first variant is drawn, every run of it, and a line through the means of the runs.
+    Costs: parameters and bytes, multiply-adds, and, where it was measured, latency. Of each loss and network the first variant
+    is drawn, every run of it, and a line through the means of the runs.
     """
-    figure, axes = plt.subplots(figsize=(7.5, 4.2))
-    losses = {who.agent: who.loss for who in students}
-    for loss, colour in LOSS_COLOURS.items():
-        alike = [s for s in scores if losses.get(s.agent) == loss]
-        first = {s.network: s.variant for s in reversed(alike)}
-        rows = sorted((s for s in alike if s.variant == first[s.network]), key=lambda s: s.parameters)
-        if not rows:
+    costs: dict[str, Callable[[Contestant], float | None]] = {
+        "parameters, 4 bytes each": lambda who: who.parameters,
+        "floating-point operations a state": lambda who: who.flops,
+        "milliseconds a state, one core": lambda who: who.latency_ms,
+    }
+    shown = {label: cost for label, cost in costs.items() if all(cost(who) for who in (teacher, *students))}
+    figure, axes = plt.subplots(1, len(shown), figsize=(5.2 * len(shown), 4.2), sharey=True, squeeze=False)
+    by_name = {who.agent: who for who in students}
+    size = axes[0, 0]
+    published = [{"net1": 427_874, "net2": 113_346, "net3": 61_954}[name] for name in LADDER]
+    for panel, (label, cost) in zip(axes[0], shown.items(), strict=True):
+        for loss, colour in LOSS_COLOURS.items():
+            alike = [s for s in scores if s.agent in by_name and by_name[s.agent].loss == loss]
+            first = {s.network: s.variant for s in reversed(alike)}
+            points = sorted((float(cost(by_name[s.agent]) or 0), s) for s in alike if s.variant == first[s.network])
+            if points:
+                _ladder(panel, points, color=colour, label=f"{loss.upper()} (ours)")
+        panel.axhline(100.0, color="#444444", linewidth=1)
+        panel.axvline(cost(teacher), color="#444444", linewidth=1, linestyle=":")
+        panel.set_xlabel(label)
+        if label.startswith("milliseconds"):
+            panel.set_xlim(left=0.0)
             continue
-        sizes_of = sorted({row.parameters for row in rows})
-        means = [float(np.mean([row.normalized for row in rows if row.parameters == size])) for size in sizes_of]
-        axes.plot(sizes_of, means, "-", color=colour)
-        x = [row.parameters for row in rows]
-        y = [row.normalized for row in rows]
-        errors = [
-            [row.normalized - row.normalized_ci95[0] for row in rows],
-            [row.normalized_ci95[1] - row.normalized for row in rows],
-        ]
-        axes.errorbar(x, y, yerr=errors, fmt="o", capsize=3, color=colour, label=f"{loss.upper()} (ours)")
-    sizes = {"net1": 427_874, "net2": 113_346, "net3": 61_954}
-    axes.plot(
-        [sizes[n] for n in LADDER],
+        every = [cost(who) or 1.0 for who in (teacher, *students)] + (list(published) if panel is size else [])
+        panel.set_xlim(min(every) / 1.3, max(every) * 1.3)
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    size.plot(
+        published,
         list(LADDER.values()),
         "s--",
         color="#888888",
-        label="KL, ten-game mean, % of teacher\n(as published in the paper)",
+        label="KL, ten-game mean, % of teacher (as published in the paper)",
     )
-    axes.axhline(100.0, color="#444444", linewidth=1)
-    axes.axvline(teacher_parameters, color="#444444", linewidth=1, linestyle=":")
-    axes.set_xscale("log")
-    axes.set_xlabel("parameters (dotted: the teacher's)")
-    axes.set_ylabel("random-normalised score, % of teacher")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
+    size.set_ylabel("random-normalised score, % of teacher")
+    figure.legend(*size.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, fontsize=9)
     return svg(figure)
+
+
+def _ladder(panel: Any, points: Sequence[tuple[float, Score]], **style: Any) -> None:
+    """Scores with their intervals at what they cost, and a line through the mean of each cost."""
+    x = [at for at, _ in points]
+    y = [score.normalized for _, score in points]
+    errors = np.array([[s.normalized - s.normalized_ci95[0], s.normalized_ci95[1] - s.normalized] for _, s in points]).T
+    panel.errorbar(x, y, yerr=errors, fmt="o", capsize=3, **style)
+    at = sorted(set(x))
+    panel.plot(
+        at, [np.mean([value for where, value in zip(x, y, strict=True) if where == a]) for a in at], "-", color=style["color"]
+    )
 
 
 def predictor(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> str:

@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 LINE: Final = 12
 """Pixels of a line of text at scale 1."""
+Q_LOSSES: Final = ("mse", "normalised-mse")
+"""Losses whose students' outputs are Q-values, as a teacher's are; those of the others are a policy's logits."""
 INK, SOFT, BAR, CHOSEN, CHANCE = "#e6e9ec", "#a3acb5", "#3f6f86", "#2fa4d7", "#e08a3c"
 
 

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from pipeline.report import figures, tables
 from pipeline.report.aggregate import Aggregate
+from pipeline.report.disputes import Dispute, picture
+from pipeline.report.film import Q_LOSSES
 from pipeline.report.online import Run
 from pipeline.report.scores import Contestant
 from pipeline.report.summary import Game, Summary, rank_correlation
@@ -23,12 +25,13 @@ STYLE = """
 body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper) }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem } h2 { margin: 2.2rem 0 .6rem; font-size: 1.25rem } p, li { max-width: 46rem }
 .soft { color: var(--soft) } .scroll { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; font-size: .85rem } caption { text-align: left; color: var(--soft); padding-bottom: .4rem; white-space: normal; max-width: 46rem }
+table { border-collapse: collapse; width: 100%; font-size: .85rem } caption { text-align: left; padding-top: 1rem; color: var(--soft); padding-bottom: .4rem; white-space: normal; max-width: 46rem }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap } .number { text-align: right; font-variant-numeric: tabular-nums }
 th button { all: unset; cursor: pointer; font-weight: 600 } th button:focus-visible { outline: 2px solid var(--accent) } th[aria-sort] button { color: var(--accent) }
 tr.teacher, tr.random { background: var(--band) }
 figure { margin: 1rem 0 } figure svg { width: 100%; max-width: 46rem; height: auto; background: #fff; border-radius: 6px; padding: .5rem } figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem } .wide svg { max-width: none }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1.5rem }
+.frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)); gap: 1rem } .frames figure { margin: 0 } .frames img { width: 100%; image-rendering: pixelated; border-radius: 6px }
 .clips { display: flex; flex-wrap: wrap; gap: 1rem } .clips figure { margin: 0; width: 11rem } video { width: 100%; border-radius: 6px; background: #000; image-rendering: pixelated }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 @media print { video, .clips { display: none } body { max-width: none } }
@@ -56,11 +59,18 @@ for (const button of document.querySelectorAll('[data-play]')) button.addEventLi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """One game's part of the report: score rows (teacher and random first) and the agents behind them."""
+    """One game's part of the report: score rows (teacher and random first) and the agents behind them.
+
+    `actions` are what they mean; `disputes` are of `disputed`, a student, worst first; `protocols` are rows of other protocols.
+    """
 
     game: str
     rows: Sequence[Row]
     who: Game
+    actions: Sequence[str] = ()
+    disputed: Contestant | None = None
+    disputes: Sequence[Dispute] = ()
+    protocols: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +89,10 @@ def render(
     several: Sequence[Several] = (),
     online: Sequence[Run] = (),
     aggregates: Sequence[Aggregate] = (),
+    datasets: Sequence[Mapping[str, str]] = (),
 ) -> str:
     """The page as text. `protocol` says how episodes start, explore and end; `summaries` and `aggregates` are of agents of
-    one game, over several games.
+    one game, over several games; `datasets` are the facts of what students learned from.
     """
     body = _online(online) + "".join(_several(games) for games in several) + _over_games(summaries, aggregates)
     body += "".join(_section(section) for section in sections) + _predictors(sections)
@@ -93,7 +104,7 @@ def render(
         f"{', and baselines of several games that learn from reward,' if several else ','} measured on whole episodes "
         f"with fresh seeds, raw returns, {escape(protocol)}. The paper's numbers "
         "(Rusu et al. 2015) stand beside ours; its protocol starts from human play, so compare levels, not decimals.</p>"
-        f"{body}<h2>Provenance</h2><dl>{facts}</dl>",
+        f"{body}{_datasets(datasets)}<h2>Provenance</h2><dl>{facts}</dl>",
     )
 
 
@@ -104,6 +115,16 @@ def document(title: str, body: str) -> str:
         f"<title>{escape(title)}</title><link rel='icon' href='data:,'><style>{STYLE}</style></head><body><main>"
         f"{body}</main><script>{SCRIPT}</script></body></html>\n"
     )
+
+
+def _datasets(datasets: Sequence[Mapping[str, str]]) -> str:
+    if not datasets:
+        return ""
+    caption = (
+        "What the students learned from. The digest names exactly these records and where they come from; what is not at hand here, its "
+        "repository's `dvc pull` fetches. Bytes a state: with Q-values; raw stacks of four frames take 28,224."
+    )
+    return f"<section><h2>Datasets</h2>{tables.facts_html(datasets, caption)}</section>"
 
 
 def _over_games(summaries: Sequence[Summary], aggregates: Sequence[Aggregate]) -> str:
@@ -223,11 +244,18 @@ def _section(section: Section) -> str:
             "Normalised: (mean - random) / (teacher - random). Intervals: 95 % bootstrap over episodes, paired with the teacher by seed; "
             "they do not include the variance between training runs.",
         ),
+        _marks(section),
         figure(
-            figures.compression([r.score for r in section.rows], section.who.students, section.who.teacher.parameters),
-            "Compression against return. Every point is one student; bars are 95 % intervals over episodes.",
+            figures.compression([r.score for r in section.rows], section.who.teacher, section.who.students),
+            "Compression against return. Every point is one student; bars are 95 % intervals over episodes; dotted: what the teacher costs.",
+            wide=True,
+        ),
+        tables.cost_html(
+            section.who.teacher, section.who.students, "What the networks cost. A multiply-add counts as two operations."
         ),
     ]
+    if section.protocols:
+        parts.append(tables.facts_html(section.protocols, "Other protocols. Intervals: 95 % bootstrap over episodes."))
     if clips:
         videos = "".join(_clip(who) for who in clips)
         parts.append(
@@ -235,6 +263,8 @@ def _section(section: Section) -> str:
             f"fall on the same steps for everyone.</p><div><div class='clips'>{videos}</div>"
             "<p><button type='button' data-play>Play all from the start</button></p></div>"
         )
+    if section.disputed is not None and section.disputes:
+        parts.append(_disputes(section, section.disputed))
     used = {who.card.get("objective", {}).get("temperature") for who in section.who.students} - {None}
     temperatures = ", ".join(f"{t:g}" for t in sorted(used))
     held_out = [
@@ -249,9 +279,35 @@ def _section(section: Section) -> str:
     return "".join(parts) + f"<h3>Learning curves</h3><div class='figures'>{''.join(curves)}</div></section>"
 
 
-def figure(svg: str, caption: str) -> str:
+def _marks(section: Section) -> str:
+    """What a dagger behind a name means."""
+    told = {row.who.elsewhere for row in section.rows} - {""}
+    return "".join(
+        f"<p class='soft'>† made in another environment than the one it plays here: {escape(what)}</p>" for what in sorted(told)
+    )
+
+
+def _disputes(section: Section, student: Contestant) -> str:
+    logits = student.card.get("objective", {}).get("loss", "mse") not in Q_LOSSES
+    seen = []
+    for dispute in section.disputes:
+        png = base64.b64encode(picture(dispute, section.actions, policy=logits)).decode()
+        wanted, chosen = (section.actions[int(value_A.argmax())] for value_A in (dispute.teacher_A, dispute.student_A))
+        told = f"Step {dispute.step:,}: the teacher prefers {wanted}, the student {chosen}; regret {dispute.regret:.3g}."
+        seen.append(
+            f'<figure><img alt="{escape(told)}" src="data:image/png;base64,{png}"><figcaption>{escape(told)}</figcaption></figure>'
+        )
+    return (
+        f"<h3>Where they disagree most</h3><p class='soft'>{escape(short_name(student.agent))} in its first episode: the states in which "
+        "what it prefers costs most by the teacher's Q-values, one of each two seconds at most. Left the teacher's Q-values, right what the "
+        f"student thinks{', as probabilities' if logits else ''}.</p><div class='frames'>{''.join(seen)}</div>"
+    )
+
+
+def figure(svg: str, caption: str, *, wide: bool = False) -> str:
     """A drawing with its caption, which also tells it to those who do not see it."""
-    return f'<figure role="img" aria-label="{escape(caption)}">{svg}<figcaption>{escape(caption)}</figcaption></figure>'
+    kind = ' class="wide"' if wide else ""
+    return f'<figure role="img"{kind} aria-label="{escape(caption)}">{svg}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _clip(who: Contestant) -> str:

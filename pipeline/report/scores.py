@@ -20,7 +20,9 @@ from pipeline.report.bootstrap import Values, percentiles, resampled_means
 class Contestant:
     """One agent of the report: its episodes, its card, and for those that learn the curve and variant.
 
-    `loss` is that of a student, `algorithm` that of one who learns from reward.
+    `loss` is that of a student, `algorithm` that of one who learns from reward. `flops` are those of one state, a multiply-add
+    counting as two, `latency_ms` what it takes on one core, if measured. `elsewhere`: what differs between the environment
+    that it was made in and this one.
     """
 
     agent: str
@@ -36,6 +38,9 @@ class Contestant:
     loss: str | None = None
     algorithm: str | None = None
     seed: int | None = None
+    flops: int | None = None
+    latency_ms: float | None = None
+    elsewhere: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

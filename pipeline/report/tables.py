@@ -44,7 +44,7 @@ def short_name(agent: str) -> str:
 
 
 COLUMNS: Final[Mapping[str, Callable[[Row], str]]] = {
-    "agent": lambda r: short_name(r.score.agent),
+    "agent": lambda r: short_name(r.score.agent) + ("†" if r.who.elsewhere else ""),
     "parameters": lambda r: f"{r.score.parameters:,}",
     "size %": lambda r: f"{100 * r.score.parameters / r.teacher_parameters:.1f}",
     "mean return [95 %]": lambda r: _with_interval(r.score.mean, r.score.ci95, 2),
@@ -136,6 +136,42 @@ def aggregates_html(found: Sequence[Aggregate], caption: str) -> str:
 def aggregates_markdown(found: Sequence[Aggregate]) -> str:
     """The same as a GitHub table."""
     return _markdown(*_aggregates(found))
+
+
+def cost_html(teacher: Contestant, students: Sequence[Contestant], caption: str) -> str:
+    """One row per network, the teacher's first: what it is and what a state costs, beside the teacher's."""
+    networks = {who.network: who for who in reversed(students)}
+    ordered = [teacher, *sorted(networks.values(), key=lambda who: -who.parameters)]
+    timed = all(who.latency_ms for who in ordered)
+    head = [
+        "network",
+        "parameters",
+        "kB as float32",
+        "Mflop a state",
+        *(["ms a state, one core"] if timed else []),
+        "% of teacher: size",
+        "flop",
+    ]
+    cells = []
+    for who in ordered:
+        row = [
+            who.network + (", the teacher's" if who is teacher else ""),
+            f"{who.parameters:,}",
+            f"{4e-3 * who.parameters:,.0f}",
+        ]
+        row.append(f"{1e-6 * (who.flops or 0):.2f}")
+        shares = [who.parameters / teacher.parameters, (who.flops or 0) / (teacher.flops or 1)]
+        if who.latency_ms and teacher.latency_ms and timed:
+            row.append(f"{who.latency_ms:.3f}")
+            shares.append(who.latency_ms / teacher.latency_ms)
+        cells.append([*row, *(f"{100 * share:.1f}" for share in shares)])
+    return _html([*head, *(["latency"] if timed else [])], cells, caption, ["teacher"] + ["student"] * len(networks))
+
+
+def facts_html(rows: Sequence[Mapping[str, str]], caption: str) -> str:
+    """A column per key of the first row."""
+    cells = [list(row.values()) for row in rows]
+    return _html(list(rows[0]), cells, caption, ["student"] * len(cells))
 
 
 def _several(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
