@@ -66,10 +66,20 @@ device_option = click.option("--device", default="auto", show_default=True, help
     show_default=True,
     help="The params file; its folder holds data/.",
 )
+@click.option(
+    "--tensorboard",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Also write what a stage measures as it runs as TensorBoard events there.",
+)
 @click.pass_context
-def main(ctx: click.Context, params_path: Path) -> None:
+def main(ctx: click.Context, params_path: Path, tensorboard: Path | None) -> None:
     """Turn strong game-playing teachers into small, fast students, from versioned datasets."""
     ctx.obj = Session(params_path)
+    if tensorboard is not None:
+        from stages.runlog import record_in
+
+        record_in(tensorboard)
 
 
 @main.command("train-teacher")
@@ -381,6 +391,21 @@ def report(session: Session, paper: Path | None, partial: bool, latency: bool) -
 
     layout, params = session.load()
     click.echo(stage.run(layout, params, paper, partial=partial, latency=latency))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def doctor(session: Session, as_json: bool) -> None:
+    """Examine this machine and checkout: what will be slow or fail, why, and what helps. Exit code 1 if something will fail."""
+    from stages import doctor as stage
+    from stages.paths import Layout
+
+    root = session.params_path.parent
+    text, fine = stage.run(Layout(root=root, zoo=root), as_json=as_json)
+    click.echo(text)
+    if not fine:
+        sys.exit(1)
 
 
 @main.command()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -24,6 +27,34 @@ console = Console(stderr=True, highlight=False)
 def say(message: str) -> None:
     """One line to the user, on stderr: stdout is for results."""
     console.print(message, markup=False, soft_wrap=True)
+
+
+_events: Path | None = None
+
+
+def record_in(folder: Path) -> None:
+    """From now on what `show` passes on is also written there, as TensorBoard events, a run per title."""
+    global _events  # noqa: PLW0603
+    if find_spec("tensorboard") is None:
+        raise ValueError("--tensorboard wants the package tensorboard, which is not installed: pip install tensorboard")
+    _events = folder
+
+
+@contextmanager
+def _recorder(title: str) -> Iterator[Callable[[Progress], None]]:
+    if _events is None:
+        yield lambda _: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    name = re.sub(r"[^\w.@-]+", "-", title)
+    with SummaryWriter(_events / name) as writer:
+
+        def record(p: Progress) -> None:
+            for metric, value in p.metrics.items():
+                writer.add_scalar(metric, value, p.done)
+
+        yield record
 
 
 def duration(seconds: float) -> str:
@@ -67,7 +98,7 @@ def show(progress: Iterable[Progress], title: str, metrics: tuple[str, ...] = ()
     started = time.monotonic()
     last_line = started
     first: int | None = None
-    with stop_at_next_yield() as stopping, _bar() as bar:
+    with stop_at_next_yield() as stopping, _bar() as bar, _recorder(title) as record:
         task = bar.add_task(title, total=None, note="") if bar else None
         for p in progress:
             first = p.done if first is None else first
@@ -81,6 +112,7 @@ def show(progress: Iterable[Progress], title: str, metrics: tuple[str, ...] = ()
                 last_line = now
                 left = (p.total - p.done) / rate if rate > 0 else math.inf
                 say(f"{title}: {p.done:,}/{p.total:,} {p.unit}, {note}, {duration(left)} left")
+            record(p)
             yield p
             if stopping():
                 raise KeyboardInterrupt

@@ -1,0 +1,62 @@
+"""doctor: good on this machine, and what it says of worse ones."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from stages import doctor
+from stages.cli import main
+from stages.paths import Layout
+
+DISK = shutil.disk_usage(".")._replace(free=10**6)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.01)
+
+
+def findings(folder: Path = Path()) -> dict[str, dict[str, Any]]:
+    done = CliRunner().invoke(main, ["--params", str(folder / "params.yaml"), "doctor", "--json"])
+    found = json.loads(done.stdout)
+    assert done.exit_code == any(one["verdict"] == "bad" for one in found)
+    return {one["name"]: one for one in found}
+
+
+def test_here_nothing_is_bad() -> None:
+    found = findings()
+    assert not [one for one in found.values() if one["verdict"] == "bad"]
+    assert {"Python", "torch", "ale-py", "cores", "memory", "bfloat16", "GPU", "disk", "ffmpeg", "DVC remote"} <= found.keys()
+    assert all(one["remedy"] for one in found.values() if one["verdict"] != "good")
+
+
+def test_a_worse_machine_is_told_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: DISK)
+    monkeypatch.setattr(doctor, "_seconds", lambda dtype: 1.0 if dtype is torch.float32 else 2.0)
+    monkeypatch.setattr(doctor, "_pins", lambda: {"ale-py": "0.0.1", "torch": "0.0.2"})
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "ale-py", "no-such-package"))
+    found = findings(tmp_path)
+    verdicts = {name: one["verdict"] for name, one in found.items()}
+    assert verdicts["ale-py"] == verdicts["no-such-package"] == "bad"
+    assert verdicts["torch"] == verdicts["cores"] == verdicts["disk"] == verdicts["bfloat16"] == "slow"
+    assert found["disk"]["found"].startswith("0.0 GB free")
+    assert found["bfloat16"]["found"] == "0.5x as fast as float32"
+    assert "dvc init" in found["DVC"]["remedy"]
+    text, fine = doctor.run(Layout(root=tmp_path, zoo=tmp_path), as_json=False)
+    assert not fine
+    assert "constraints.txt pins 0.0.1" in text
+
+
+def test_without_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> str:
+        raise RuntimeError("No ffmpeg exe could be found")
+
+    monkeypatch.setattr(doctor, "_ffmpeg", missing)
+    assert findings()["ffmpeg"]["verdict"] == "bad"
