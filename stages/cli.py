@@ -82,6 +82,20 @@ def main(ctx: click.Context, params_path: Path, tensorboard: Path | None) -> Non
         record_in(tensorboard)
 
 
+@main.command()
+@click.argument("game")
+@click.option("--steps", type=click.IntRange(min=8), default=1_000_000, show_default=True, help="How long its teacher learns.")
+@click.option("--gate", type=float, help="Mean return that its teacher must reach. [default: what chance reaches]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[default: experiments/GAME]")
+@click.pass_obj
+def new(session: Session, /, **options: Any) -> None:
+    """Begin an experiment with GAME: params.yaml and dvc.yaml in a folder of its own, ready for `dvc repro`."""
+    from stages import new as stage
+
+    layout, params = session.load()
+    click.echo(stage.run(layout, params, session.params_path, **options))
+
+
 @main.command("train-teacher")
 @click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
 @click.option(

@@ -1,0 +1,82 @@
+"""new: an experiment folder for a game that has none yet, made from the quick road's params.yaml and dvc.yaml."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from pipeline.atari.games import find_game
+from pipeline.report.bootstrap import interval
+from stages import params as settings
+from stages.contest import find_contestant, played
+from stages.paths import Layout
+from stages.publish import replaced_file
+from stages.runlog import say
+
+CHANCE_EPISODES: Final = 30
+"""Of the random agent, which say what a teacher must beat."""
+SELECTIONS: Final = 8
+"""How often a teacher is evaluated while it learns."""
+GATE_EPISODES: Final = 100
+
+
+def run(
+    layout: Layout, params: settings.Params, source: Path, *, game: str, steps: int, gate: float | None, out: Path | None
+) -> Path:
+    """Write params.yaml and dvc.yaml of `game`'s experiment into `out`, by default experiments/GAME beside `source`, the params
+    file whose roads are followed. Its teacher learns for `steps` and must beat `gate`, by default whatever the random agent
+    reaches. Returns the folder.
+    """
+    found = find_game(game).name
+    pipeline = source.with_name("dvc.yaml")
+    if len(params.teachers) != 1 or len(params.mixes) != 1 or not pipeline.is_file():
+        raise ValueError(f"{source} is not the quick road of one game with its dvc.yaml: run this where README's commands run")
+    (old,), (mix,) = params.teachers, params.mixes
+    folder = out or layout.root / "experiments" / found.lower()
+    for name in ("params.yaml", "dvc.yaml"):
+        if (folder / name).exists():
+            raise ValueError(f"{folder / name} is there already: choose another --out, or remove it")
+    if gate is None:
+        gate = _chance(layout, params, found)
+    up = Path(os.path.relpath(layout.root.resolve(), folder.resolve())).as_posix()
+    numbers = {
+        "steps": steps,
+        "select_every": max(1, steps // SELECTIONS),
+        "gate_return": gate,
+        "gate_episodes": GATE_EPISODES,
+    }
+    told = _without_heading(source.read_text())
+    for key, value in numbers.items():
+        told = re.sub(rf"^(    {key}: )\S+", rf"\g<1>{value}", told, flags=re.MULTILINE)
+    stages = _without_heading(pipeline.read_text())
+    stages = re.sub(r"^(\s+- )(pipeline|stages)/", rf"\g<1>{up}/\g<2>/", stages, flags=re.MULTILINE)
+    command = f"dvc repro {folder / 'dvc.yaml'}"
+    texts = {
+        "params.yaml": f"# {found}, from nothing to students: `{command}`, or command by command in this folder.\n\n{told}",
+        "dvc.yaml": f"# Made by `pd-pipeline new {found}` from the quick road.\n{stages}",
+    }
+    for name, text in texts.items():
+        renamed = re.sub(rf"\b{old}\b", found, re.sub(rf"\b{mix}\b", found.lower(), text))
+        with replaced_file(folder / name) as part:
+            part.write_text(renamed)
+    settings.load(folder / "params.yaml")
+    say(f"wrote {folder}: its teacher learns for {steps:,} steps and must reach {gate:g}")
+    return folder
+
+
+def _without_heading(text: str) -> str:
+    """The text after its first comment."""
+    return re.sub(r"\A(?:#.*\n)*\n*", "", text)
+
+
+def _chance(layout: Layout, params: settings.Params, game: str) -> float:
+    """The upper end of the interval of the random agent's mean return, rounded up to a tenth."""
+    contestant = find_contestant(layout, params, f"random/{game}", torch.device("cpu"))
+    episodes = played(contestant, params, "gate", 0, CHANCE_EPISODES)
+    _, high = interval([e.episode_return for e in episodes])
+    return math.ceil(10 * high) / 10
