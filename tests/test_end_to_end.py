@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from stages.cli import main
-from tests.browser import look
+from tests.browser import ask, look
 from tests.fakes import blocks_of_four, edited_params
 
 STUDENTS = {"kl": {"loss": "kl"}, "mse": {"loss": "mse"}}
@@ -103,6 +103,42 @@ def test_the_report(travelled: Path, tmp_path: Path) -> None:
     assert "milliseconds a state" not in page
     seen = look(travelled / "data/report/index.html", tmp_path)
     assert len({tuple(colour) for colour in seen[::7, ::7].reshape(-1, 3).tolist()}) > 20
+
+
+LOOK = """
+  await new Promise(done => setTimeout(done, 1000));
+  const table = [...document.querySelectorAll('table')].find(table => table.textContent.includes('mean return'));
+  const head = [...table.querySelectorAll('th')].find(th => th.textContent.startsWith('mean return'));
+  const means = () => [...table.tBodies[0].rows].map(row => parseFloat(row.cells[head.cellIndex].textContent));
+  head.firstChild.click();
+  const up = means();
+  head.firstChild.click();
+  return {
+    up, down: means(), sorted: head.getAttribute('aria-sort'),
+    images: [...document.images].map(image => image.complete && image.naturalWidth > 0 && image.alt.length > 0),
+    videos: [...document.querySelectorAll('video')].map(v => v.error === null && v.readyState > 1 && v.ariaLabel.length > 0),
+    drawings: [...document.querySelectorAll('figure:has(svg)')].map(figure => figure.ariaLabel.length > 20),
+    scopes: [...document.querySelectorAll('th')].every(th => th.scope === 'col' && th.firstChild.tagName === 'BUTTON'),
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    fetched: performance.getEntriesByType('resource').map(entry => entry.name).filter(name => !/^(data|blob):/.test(name)),
+  };
+"""
+
+
+def test_the_report_in_a_browser(travelled: Path, tmp_path: Path) -> None:
+    """On a phone's width: everything loads, nothing is fetched, tables sort, and what is drawn is told in words."""
+    call(travelled, "report")
+    seen = ask(travelled / "data/report/index.html", tmp_path, LOOK, width=500)
+    assert seen["up"] == sorted(seen["up"])
+    assert seen["down"] == sorted(seen["up"], reverse=True)
+    assert len(set(seen["up"])) > 1
+    assert seen["sorted"] == "descending"
+    for what in ("images", "videos", "drawings"):
+        assert seen[what]
+        assert all(seen[what]), what
+    assert seen["scopes"]
+    assert seen["overflow"] <= 0
+    assert seen["fetched"] == []
 
 
 def test_the_report_with_other_protocols_marks_and_latency(travelled: Path) -> None:
