@@ -276,13 +276,16 @@ protocol_option = click.option(
 )
 
 
+elsewhere_option = click.option(
+    "--other-environment", is_flag=True, help="Let agents play that were made in another environment; scores are marked."
+)
+
+
 @main.command()
 @click.argument("agents", nargs=-1, required=True, metavar="AGENT...")
 @click.option("--game", help="Which of their games, for agents of several.")
 @protocol_option
-@click.option(
-    "--other-environment", is_flag=True, help="Let agents play that were made in another environment; their scores are marked."
-)
+@elsewhere_option
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Play on so many worker processes, one core each. [default: in this]"
 )
@@ -305,10 +308,13 @@ def evaluate(session: Session, /, device: str, agents: tuple[str, ...], **option
 @main.command()
 @click.argument("agents", nargs=-1, required=True, metavar="AGENT...")
 @click.option("--game", help="Which of their games, for agents of several.")
-@click.option("--episode", type=click.IntRange(min=0), default=0, show_default=True, help="Which of the evaluation's episodes.")
-@click.option("--seed", type=click.IntRange(min=0), help="The episode of this environment seed instead.")
+@click.option(
+    "--episode", type=click.IntRange(0, 999_999), default=0, show_default=True, help="Which of the evaluation's episodes."
+)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="The episode of this environment seed instead.")
 @click.option("--epsilon", type=click.FloatRange(0, 1), help="Random-action probability. [default: the protocol's]")
 @protocol_option
+@elsewhere_option
 @click.option(
     "--video", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.mp4", help="Film it; several side by side."
 )

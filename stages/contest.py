@@ -93,7 +93,7 @@ def find_contestant(
         told = ", ".join(f"{key}: {x} there, {y} here" for key, (x, y) in differences.items())
         raise ValueError(
             f"agent {agent} was made in another environment than params.yaml's ({told}): restore the environment section "
-            f"(or the versions in constraints.txt), make the agent again, or evaluate it all the same with --other-environment"
+            f"(or the versions in constraints.txt), make the agent again, or let it play all the same with --other-environment"
         )
     if loaded.network.actions[game] != len(here["actions"]):
         raise ValueError(
@@ -119,7 +119,8 @@ class Notes:
         if path.exists():
             whole, newline, _ = path.read_text().rpartition("\n")  # a kill may tear the last line
             path.write_text(whole + newline)
-            self.finished = [Episode(**json.loads(line)) for line in whole.splitlines()]
+            lines = [json.loads(line) for line in whole.splitlines()]
+            self.finished = [Episode(**line) for line in lines if "actions" not in line]  # a trace, of version 0.1
 
     def add(self, episode: Episode) -> None:
         """Remember what has just been played."""

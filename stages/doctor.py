@@ -11,15 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
-
-import torch
+from typing import Any, Final, Literal, NamedTuple
 
 from stages.paths import Layout
 from stages.versions import code_version, processor
 
-Verdict = Literal["good", "slow", "bad"]
+Verdict = Literal["good", "note", "slow", "bad"]
 PACKAGES: Final = ("torch", "ale-py", "gymnasium", "zarr", "zarrs", "dask", "pyarrow", "dvc")
 DATASET_GB: Final = 4
 """Disk that the paper's four datasets of 540,000 states and their students take, with what is being written."""
@@ -58,10 +57,9 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from (_package(name) for name in PACKAGES)
     yield Finding("code", "good", "{version}, revision {revision}".format(**code_version()))
     yield _cores()
-    yield _threads()
     yield _memory()
-    yield _bfloat16()
-    yield _gpu()
+    if find_spec("torch") is not None:
+        yield from _torch()
     yield _disk(root)
     yield _program("ffmpeg", _ffmpeg, "clips and films cannot be written: pip install imageio-ffmpeg")
     yield _program("git", lambda: _said("git", "--version"), "DVC works only in a git checkout: install git")
@@ -85,7 +83,7 @@ def _package(name: str) -> Finding:
     pinned = _pins().get(name)
     if pinned and found.partition("+")[0] != pinned:
         remedy = f"constraints.txt pins {pinned}, which the data and tests are from: make setup"
-        return Finding(name, "slow" if name != "ale-py" else "bad", found, remedy)
+        return Finding(name, "note" if name != "ale-py" else "bad", found, remedy)
     return Finding(name, "good", found)
 
 
@@ -95,18 +93,14 @@ def _pins() -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", "\n".join(lines), re.MULTILINE))
 
 
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _cores() -> Finding:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = _available_cores()
     remedy = "" if count > 1 else "collecting and teachers' play want two: everything takes about twice as long"
     return Finding("cores", "good" if count > 1 else "slow", f"{count}, {processor()}", remedy)
-
-
-def _threads() -> Finding:
-    count = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if count > cores:
-        return Finding("threads of torch", "slow", str(count), f"more than the {cores} cores: unset OMP_NUM_THREADS")
-    return Finding("threads of torch", "good", str(count))
 
 
 def _memory() -> Finding:
@@ -119,18 +113,25 @@ def _memory() -> Finding:
     return Finding("memory", "good" if total >= MEMORY_GB else "slow", f"{total:.1f} GB", remedy)
 
 
-def _bfloat16() -> Finding:
-    """Measured: what a matrix product in bfloat16 takes, beside float32."""
+def _torch() -> Iterator[Finding]:
+    """Threads; what a matrix product in bfloat16 takes, beside float32, measured; the GPU."""
+    import torch
+
+    threads, cores = torch.get_num_threads(), _available_cores()
+    remedy = f"more than the {cores} cores: unset OMP_NUM_THREADS" if threads > cores else ""
+    yield Finding("threads of torch", "slow" if remedy else "good", str(threads), remedy)
     ratio = _seconds(torch.float32) / _seconds(torch.bfloat16)
-    told = f"{ratio:.1f}x as fast as float32"
-    if ratio > 1.0:
-        return Finding("bfloat16", "good", told)
     remedy = "no instructions for it: give students' presets `precision: float32`; teachers, which learn in it, are slow here"
-    return Finding("bfloat16", "slow", told, remedy)
+    told = f"{ratio:.1f}x as fast as float32"
+    yield Finding("bfloat16", "good", told) if ratio > 1.0 else Finding("bfloat16", "slow", told, remedy)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: everything runs on the CPU"
+    yield Finding("GPU", "good", gpu)
 
 
-def _seconds(dtype: torch.dtype) -> float:
+def _seconds(dtype: Any) -> float:
     """Of one 512 x 512 product."""
+    import torch
+
     x = torch.ones((512, 512), dtype=dtype)
     x @ x
     began, rounds = time.perf_counter(), 0
@@ -140,24 +141,18 @@ def _seconds(dtype: torch.dtype) -> float:
     return (time.perf_counter() - began) / rounds
 
 
-def _gpu() -> Finding:
-    if torch.cuda.is_available():
-        return Finding("GPU", "good", torch.cuda.get_device_name())
-    return Finding("GPU", "good", "none: everything runs on the CPU")
-
-
 def _disk(root: Path) -> Finding:
     free = shutil.disk_usage(root).free / 1e9
     remedy = (
         "" if free >= DATASET_GB else f"the paper's four datasets want {DATASET_GB}: free some, or collect with --out s3://..."
     )
-    return Finding("disk", "good" if free >= DATASET_GB else "slow", f"{free:.1f} GB free at {root.resolve()}", remedy)
+    return Finding("disk", "good" if free >= DATASET_GB else "note", f"{free:.1f} GB free at {root.resolve()}", remedy)
 
 
 def _program(name: str, look: Callable[[], str], remedy: str) -> Finding:
     try:
         return Finding(name, "good", look())
-    except (OSError, RuntimeError, subprocess.CalledProcessError):
+    except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError):
         return Finding(name, "bad", "not there", remedy)
 
 
@@ -181,11 +176,11 @@ def _remote(root: Path) -> Finding:
         )
     if not remotes:
         remedy = "data cannot be pushed or pulled: `dvc remote add -d NAME s3://BUCKET/PATH`"
-        return Finding("DVC remote", "slow", "none", remedy)
+        return Finding("DVC remote", "note", "none", remedy)
     return Finding("DVC remote", "good", ", ".join(" ".join(line.split()) for line in remotes.splitlines()))
 
 
 def _chromium() -> Finding:
     found = shutil.which("chromium")
     remedy = "" if found else "only the tests of pages want it, they are skipped: apt-get install chromium"
-    return Finding("chromium", "good" if found else "slow", found or "not there", remedy)
+    return Finding("chromium", "good" if found else "note", found or "not there", remedy)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import platform
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ from pipeline.report.bootstrap import interval
 from pipeline.seeding import episode_seeds
 from stages import params as settings
 from stages.cluster import cluster
-from stages.contest import Contestant, Notes, find_contestant, new_policy, played
+from stages.contest import Contestant, Notes, find_contestant, mean_return, new_policy, played
 from stages.paths import Layout
 from stages.publish import alone_in, replaced_file
 from stages.runlog import say, show
@@ -34,8 +37,8 @@ from stages.video import CLIP_STEPS, Reel, write_video
 
 RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
-PART_EPISODES: Final = 32
-"""What a worker plays at once, and what is lost of it when it is killed."""
+PART_EPISODES: Final = 16
+"""What a worker plays at once, at most, and what is lost of it when it is killed."""
 LOOK_SECONDS: Final = 1.0
 """How often one looks whether workers have finished something."""
 
@@ -90,16 +93,17 @@ def run(
             stack.enter_context(alone_in(trial.work))
         if spread:
             client = stack.enter_context(cluster(scheduler, workers or os.cpu_count() or 1))
-            return _spread(layout, params, trials, client)
-        sizes = params.evaluation
-        return [
-            _publish(
-                layout,
-                trial,
-                played(trial.contestant, params, "evaluate", sizes.seed, sizes.episodes, Notes(trial.work / NOTES)),
-            )
-            for trial in trials
-        ]
+            written = _spread(layout, params, trials, client)
+        else:
+            written = [_publish(layout, trial, _played(params, trial)) for trial in trials]
+        for trial in trials:  # not before: what is noted of one is not played again if a later one is killed
+            shutil.rmtree(trial.work)
+        return written
+
+
+def _played(params: settings.Params, trial: Trial) -> list[Episode]:
+    sizes = params.evaluation
+    return played(trial.contestant, params, "evaluate", sizes.seed, sizes.episodes, Notes(trial.work / NOTES))
 
 
 NOTES: Final = "episodes.jsonl"
@@ -118,55 +122,92 @@ def _trial(layout: Layout, params: settings.Params, contestant: Contestant, agen
 
 
 class Part(NamedTuple):
-    """Episodes that a worker plays: those of `seeds`, by the agent sent beside it."""
+    """Episodes that a worker plays: those of `seeds`, by the agent of that digest, whose files are sent beside it (None: the
+    random one), in the world of that digest.
+    """
 
     game: str
     protocol: Protocol
+    world_digest: str
+    agent_digest: str | None
     seeds: list[int]
 
 
-def play_part(part: Part, files: Mapping[str, bytes] | None) -> list[Episode]:
-    """What a worker does; `files` are those of the agent, None the random one."""
+Files = tuple[tuple[str, bytes], ...]
+"""An agent's files as one value: of a dictionary, Dask would take the keys for names of its own, those of all agents alike."""
+
+
+def play_part(part: Part, files: Files | None) -> list[Episode]:
+    """What a worker does. ValueError if its agent or its world is not the one that was asked for."""
     torch.set_num_threads(1)  # one worker, one core
-    device = torch.device("cpu")
-    network = load_files(files, device).network if files else None
+    agent = load_files(dict(files), torch.device("cpu")) if files else None
+    if (agent.digest if agent else None) != part.agent_digest:
+        raise ValueError(f"a worker on {platform.node()} was sent another agent than was asked for: run the same command again")
+    if part.protocol.digest(part.game) != part.world_digest:
+        raise ValueError(f"a worker on {platform.node()} has another ale-py or ROM: install there what constraints.txt names")
     world = SlotWorld(part.game, part.protocol.environment, width=len(part.seeds))
-    return list(play(world, new_policy(network, part.game, part.protocol, device), part.seeds))
+    network = agent.network if agent else None
+    return list(play(world, new_policy(network, part.game, part.protocol, torch.device("cpu")), part.seeds))
 
 
 def _spread(layout: Layout, params: settings.Params, trials: Sequence[Trial], client: Client) -> list[Path]:
     """Play all the trials on a cluster, one after another, and publish each as it is complete."""
     sizes = params.evaluation
     first = episode_seeds("evaluate", sizes.seed)
+    seeds = range(first, first + sizes.episodes)
     notes = {trial.contestant.agent: Notes(trial.work / NOTES) for trial in trials}
-    pending: dict[Any, str] = {}
-    for trial in trials:
-        there = {episode.seed for episode in notes[trial.contestant.agent].finished}
-        ahead = [seed for seed in range(first, first + sizes.episodes) if seed not in there]
-        files = client.scatter(read_files(trial.folder), hash=False) if trial.folder and ahead else None
-        for start in range(0, len(ahead), PART_EPISODES):
-            part = Part(trial.contestant.game, trial.protocol, ahead[start : start + PART_EPISODES])
-            pending[client.submit(play_part, part, files, pure=False)] = trial.contestant.agent
-    written: dict[str, Path] = {}
+    total = sizes.episodes * len(trials)
+
+    def finished(trial: Trial) -> list[Episode]:
+        return sorted(e for e in notes[trial.contestant.agent].finished if e.seed in seeds)
+
+    def reached() -> Progress:
+        means = {t.contestant.agent: mean_return(found) for t in trials if (found := finished(t))}
+        return Progress(done=sum(len(finished(t)) for t in trials), total=total, unit="episodes", metrics=means)
 
     def progress() -> Iterator[Progress]:
+        while not client.nthreads():
+            yield reached()
+            time.sleep(LOOK_SECONDS)
+        pending = _submit(client, trials, {trial.contestant.agent: finished(trial) for trial in trials}, seeds)
         while len(written) < len(trials):
-            for future in [future for future in pending if future.done()]:
-                name = pending.pop(future)
-                for episode in future.result():
-                    notes[name].add(episode)
+            _collect(pending, notes)
             for trial in trials:
-                episodes = sorted(e for e in notes[trial.contestant.agent].finished if first <= e.seed < first + sizes.episodes)
-                if trial.contestant.agent not in written and len(episodes) == sizes.episodes:
+                if trial.contestant.agent not in written and len(episodes := finished(trial)) == sizes.episodes:
                     written[trial.contestant.agent] = _publish(layout, trial, episodes)
-            done = sum(len(noted.finished) for noted in notes.values())
-            yield Progress(done=done, total=sizes.episodes * len(trials), unit="episodes", metrics={})
+            yield reached()
             with suppress(TimeoutError):
                 wait(list(pending), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED")
 
+    written: dict[str, Path] = {}
     for _ in show(progress(), f"evaluate {len(trials)} agents"):
         pass
     return [written[trial.contestant.agent] for trial in trials]
+
+
+def _collect(pending: dict[Any, str], notes: Mapping[str, Notes]) -> None:
+    """Note the episodes of the parts that have been played, and forget these."""
+    for future in [future for future in pending if future.done()]:
+        name = pending.pop(future)
+        for episode in future.result():
+            notes[name].add(episode)
+
+
+def _submit(client: Client, trials: Sequence[Trial], finished: Mapping[str, Sequence[Episode]], seeds: range) -> dict[Any, str]:
+    """What is not finished, in parts: future -> the agent's name."""
+    ahead = {name: sorted(set(seeds) - {e.seed for e in episodes}) for name, episodes in finished.items()}
+    share = math.ceil(sum(map(len, ahead.values())) / sum(client.nthreads().values()))
+    size = max(1, min(PART_EPISODES, share))
+    pending: dict[Any, str] = {}
+    for trial in trials:
+        who = trial.contestant
+        files: Files | None = tuple(read_files(trial.folder).items()) if trial.folder else None
+        sent = client.scatter([files], hash=False)[0] if files and ahead[who.agent] else None
+        digest = trial.protocol.digest(who.game)
+        for start in range(0, len(ahead[who.agent]), size):
+            part = Part(who.game, trial.protocol, digest, who.card.get("digest"), ahead[who.agent][start : start + size])
+            pending[client.submit(play_part, part, sent, pure=False)] = who.agent
+    return pending
 
 
 def _publish(layout: Layout, trial: Trial, episodes: Sequence[Episode]) -> Path:
@@ -176,6 +217,7 @@ def _publish(layout: Layout, trial: Trial, episodes: Sequence[Episode]) -> Path:
     low, high = interval(returns)
     scores: dict[str, Any] = {
         "agent": name,
+        "agent_digest": contestant.card.get("digest"),
         "role": contestant.card["role"],
         "game": contestant.game,
         "network": contestant.card.get("network"),
@@ -208,6 +250,5 @@ def _publish(layout: Layout, trial: Trial, episodes: Sequence[Episode]) -> Path:
             pass
     with replaced_file(layout.scores(name)) as part:
         part.write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
-    shutil.rmtree(trial.work)
     say(f"{name}: mean return {scores['mean']:.2f} [{low:.2f}, {high:.2f}], min {scores['min']:g}, {len(episodes)} episodes")
     return layout.scores(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +35,11 @@ def run(
     """
     found = find_game(game).name
     pipeline = source.with_name("dvc.yaml")
-    if len(params.teachers) != 1 or len(params.mixes) != 1 or not pipeline.is_file():
-        raise ValueError(f"{source} is not the quick road of one game with its dvc.yaml: run this where README's commands run")
+    stages = _without_heading(pipeline.read_text()) if pipeline.is_file() else ""
+    if len(params.teachers) != 1 or len(params.mixes) != 1 or not re.search(r"^\s+- pipeline/", stages, re.MULTILINE):
+        raise ValueError(f"{source} is not the quick road of one game with its dvc.yaml: run this in the repository's root")
+    if gate is not None and not math.isfinite(gate):
+        raise ValueError(f"--gate {gate} is no return: give a number, or leave it out")
     (old,), (mix,) = params.teachers, params.mixes
     folder = out or layout.root / "experiments" / found.lower()
     for name in ("params.yaml", "dvc.yaml"):
@@ -52,19 +56,23 @@ def run(
     }
     told = _without_heading(source.read_text())
     for key, value in numbers.items():
-        told = re.sub(rf"^(    {key}: )\S+", rf"\g<1>{value}", told, flags=re.MULTILINE)
-    stages = _without_heading(pipeline.read_text())
+        told, found_it = re.subn(rf"^(    {key}: )\S+", rf"\g<1>{value}", told, flags=re.MULTILINE)
+        if found_it != 1:
+            raise ValueError(f"{source} has {found_it} lines with {key} where it should have one: restore it")
     stages = re.sub(r"^(\s+- )(pipeline|stages)/", rf"\g<1>{up}/\g<2>/", stages, flags=re.MULTILINE)
     command = f"dvc repro {folder / 'dvc.yaml'}"
     texts = {
         "params.yaml": f"# {found}, from nothing to students: `{command}`, or command by command in this folder.\n\n{told}",
         "dvc.yaml": f"# Made by `pd-pipeline new {found}` from the quick road.\n{stages}",
     }
-    for name, text in texts.items():
-        renamed = re.sub(rf"\b{old}\b", found, re.sub(rf"\b{mix}\b", found.lower(), text))
+    renamed = {name: re.sub(rf"\b{old}\b", found, re.sub(rf"\b{mix}\b", found.lower(), text)) for name, text in texts.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = Path(scratch) / "params.yaml"
+        draft.write_text(renamed["params.yaml"])
+        settings.load(draft)
+    for name, text in renamed.items():
         with replaced_file(folder / name) as part:
-            part.write_text(renamed)
-    settings.load(folder / "params.yaml")
+            part.write_text(text)
     say(f"wrote {folder}: its teacher learns for {steps:,} steps and must reach {gate:g}")
     return folder
 

@@ -34,6 +34,7 @@ def run(
     seed: int | None,
     epsilon: float | None,
     protocol: str | None,
+    other_environment: bool,
     video: Path | None,
     steps: int | None,
     scale: int,
@@ -44,7 +45,7 @@ def run(
     `steps`. Returns what became of it, a line or a JSON object per agent.
     """
     rules, device = params.protocol(protocol), pick_device(device_name)
-    contestants = [find_contestant(layout, params, agent, device, game, rules) for agent in agents]
+    contestants = [find_contestant(layout, params, agent, device, game, rules, elsewhere=other_environment) for agent in agents]
     games = list(dict.fromkeys(c.game for c in contestants))
     if len(games) > 1:
         raise ValueError(f"{', '.join(agents)} play different games, {', '.join(games)}: side by side they must play one")
@@ -56,7 +57,8 @@ def run(
     for contestant in contestants:
         if epsilon is not None and not contestant.agent.startswith("random/"):
             contestant.policy.epsilon = epsilon
-        name = short_name(contestant.agent)[:WIDEST_TITLE]
+        alike = [short_name(other.agent) for other in contestants].count(short_name(contestant.agent)) > 1
+        name = (contestant.agent if alike else short_name(contestant.agent))[-WIDEST_TITLE:]  # its end, which has the seed
         reels.append(Reel(contestant, seed, f"{name} " if len(agents) > 1 else ""))
     played = _filmed(reels, video, steps, scale) if video is not None else _played(reels, steps)
     for _ in show(played, f"play {games[0]}", ("return",)):

@@ -6,6 +6,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,10 @@ def _section(
         teacher, *students = _timed(
             game, [(teacher, layout.teacher(game)), *zip(students, (f for _, f in players), strict=True)]
         )
+    protocols = {who.protocol: who.agent for who in (teacher, chance, *students) if who.protocol}
+    if len(protocols) > 1:
+        told = ", ".join(f"{agent} under {digest}" for digest, agent in protocols.items())
+        raise ValueError(f"scores of {game} are of different protocols ({told}): evaluate these agents again, `dvc repro` does")
     rows = [Row(score(who, teacher, chance), who, teacher.parameters) for who in (teacher, chance, *students)]
     alone = [who for who in students if len(games_of(who.card)) == 1 and who.role == "student"]
     smallest = min(alone, key=lambda who: (who.loss != "kl", who.parameters, who.agent), default=None)
@@ -219,6 +224,9 @@ def _elsewise(layout: Layout, who: Contestant) -> list[dict[str, str]]:
         path = layout.scores(f"{who.agent}@{name}")
         if path.is_file():
             told = json.loads(path.read_text())
+            if told.get("agent_digest") != who.card.get("digest"):
+                say(f"left out: {path} is of an earlier {who.agent}, evaluate it again")
+                continue
             low, high = told["ci95"]
             found.append(
                 {
@@ -236,8 +244,9 @@ def _datasets(
     layout: Layout, mixes: Mapping[str, Mapping[str, Sequence[Ingredient]]], students: Sequence[Contestant]
 ) -> list[dict[str, str]]:
     """A row per dataset of the mixes; what only the dataset itself can tell is there where it is at hand."""
-    states = {told["digest"]: told["states"] for who in students for told in who.card.get("datasets", [])}
-    learned = Counter(told["digest"] for who in students for told in who.card.get("datasets", []))
+    cards = {who.card["digest"]: who.card for who in students}.values()  # once, however many games it plays
+    states = {told["digest"]: told["states"] for card in cards for told in card.get("datasets", [])}
+    learned = Counter(told["digest"] for card in cards for told in card.get("datasets", []))
     rows = []
     for digest, (name, game, teacher) in {
         one.digest: (one.dataset, game, one.teacher) for mix in mixes.values() for game, of in mix.items() for one in of
@@ -253,16 +262,22 @@ def _datasets(
             "episodes": "",
             "bytes a state": "",
         }
-        if (layout.dataset(name) / MANIFEST).is_file() and (
-            opened := open_dataset(layout.dataset(name))
-        ).manifest.digest == digest:
-            told = info(opened)
-            how = opened.manifest.collection
-            actor = how.get("actor")
-            row["behaviour"] = f"{'student' if actor else 'teacher'}, epsilon {how.get('epsilon', '?')}"
-            row |= {"episodes": f"{told['episodes']:,}", "bytes a state": f"{told['bytes_per_state']:.1f}"}
+        with suppress(ValueError):  # it is here in part only
+            row |= _at_hand(layout.dataset(name), digest)
         rows.append(row)
     return rows
+
+
+def _at_hand(folder: Path, digest: str) -> dict[str, str]:
+    """What only the dataset itself can tell; nothing if it is not there, or another one. ValueError if it is damaged."""
+    if not (folder / MANIFEST).is_file() or (opened := open_dataset(folder)).manifest.digest != digest:
+        return {}
+    told, how = info(opened), opened.manifest.collection
+    return {
+        "behaviour": f"{'student' if how.get('actor') else 'teacher'}, epsilon {how.get('epsilon', '?')}",
+        "episodes": f"{told['episodes']:,}",
+        "bytes a state": f"{told['bytes_per_state']:.1f}",
+    }
 
 
 def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
@@ -293,5 +308,6 @@ def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
         algorithm=card.get("algorithm"),
         seed=card.get("seed") if facts["role"] in ("student", "multitask") else None,
         flops=cost(NetworkSpec.from_json(card["architecture"]), card["heads"][facts["game"]]).flops if card else None,
+        protocol=facts.get("protocol", {}).get("digest", ""),
         elsewhere=", ".join(f"{k} {v['there']}, here {v['here']}" for k, v in facts.get("made_elsewhere", {}).items()),
     )

@@ -13,8 +13,9 @@ import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.agents.checkpoints import gives_q_values
 from pipeline.atari.envs import action_meanings
-from pipeline.report.film import Q_LOSSES, drawn
+from pipeline.report.film import drawn
 from pipeline.watch import Sight, watch
 from stages.contest import Contestant
 
@@ -38,17 +39,17 @@ class Reel:
         """The episode to its end."""
         who = self.contestant
         for sight in watch(who.game, who.environment, who.policy, self.seed):
-            yield sight
             self.returned += sight.reward
             self.steps += 1
             self.stalled = sight.stalled
+            yield sight
 
     def frames(self, scale: int) -> Iterator[npt.NDArray[np.uint8]]:
         """Pictures (H, W, 3), one per agent step."""
         actions = action_meanings(self.contestant.game, self.contestant.environment)
-        logits = self.contestant.card.get("objective", {}).get("loss", "mse") not in Q_LOSSES
+        logits = not gives_q_values(self.contestant.card)
         for sight in self.sights():
-            title = f"{self.title}step {self.steps:,}  return {self.returned:g}"
+            title = f"{self.title}step {self.steps - 1:,}  return {self.returned - sight.reward:g}"
             yield drawn(
                 *(sight.frame_HW3, sight.value_A, actions),
                 chosen=sight.action,

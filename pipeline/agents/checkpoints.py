@@ -51,6 +51,15 @@ def games_of(card: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     )
 
 
+Q_LOSSES: Final = ("mse", "normalised-mse")
+"""Losses whose students' outputs are Q-values, as a teacher's are; those of the others are a policy's logits."""
+
+
+def gives_q_values(card: Mapping[str, Any]) -> bool:
+    """Whether an agent's outputs are Q-values, or else the logits of a policy."""
+    return card.get("objective", {}).get("loss", "mse") in Q_LOSSES
+
+
 def digest(network: QNetwork) -> str:
     """SHA-256 over architecture, heads and weights, independent of file layout."""
     spec = json.dumps({"network": network.spec.as_json(), "heads": network.actions}, sort_keys=True)

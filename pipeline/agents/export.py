@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.agents.checkpoints import Agent, games_of
+from pipeline.agents.checkpoints import Agent, games_of, gives_q_values
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import QFunction
 
@@ -66,7 +66,8 @@ def described(agent: Agent, game: str) -> dict[str, Any]:
     origin: dict[str, Any] = {key: card[key] for key in ("role", "network", "algorithm", "objective") if key in card}
     teacher = games_of(card).get(game, {}).get("teacher", card.get("teacher"))
     actions = environment.get("actions") if isinstance(environment, dict) else None
-    told = {"teacher": teacher, "actions": actions, "environment": environment}
+    outputs = "q-values" if gives_q_values(card) else "logits"
+    told = {"teacher": teacher, "actions": actions, "environment": environment, "outputs": outputs}
     return {"format": FORMAT, "game": game, "agent": agent.digest, **origin, **{k: v for k, v in told.items() if v is not None}}
 
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 LINE: Final = 12
 """Pixels of a line of text at scale 1."""
-Q_LOSSES: Final = ("mse", "normalised-mse")
-"""Losses whose students' outputs are Q-values, as a teacher's are; those of the others are a policy's logits."""
+NUMBER: Final = 42
+"""Pixels of the longest number, -999.999, and what parts it from the bars."""
 INK, SOFT, BAR, CHOSEN, CHANCE = "#e6e9ec", "#a3acb5", "#3f6f86", "#2fa4d7", "#e08a3c"
 
 
@@ -45,14 +45,16 @@ def drawn(
     draw.text((2 * scale, top), title, SOFT, font)
     bar_A = shares(value_A) if policy else standing(value_A)
     number_A = bar_A if policy else value_A
-    left, longest = 62 * scale, 58 * scale
+    left = round(max(draw.textlength(name, font) for name in actions)) + 6 * scale
+    longest = width * scale - left - NUMBER * scale
     for action, name in enumerate(actions):
         y = top + line * (action + 1)
         taken = action == chosen
         colour = (CHANCE if random else CHOSEN) if taken else BAR
         draw.text((2 * scale, y), name, INK if taken else SOFT, font)
         draw.rectangle((left, y + 3 * scale, left + int(bar_A[action] * longest), y + line - 2 * scale), fill=colour)
-        draw.text((width * scale - 36 * scale, y), f"{number_A[action]:.3g}", INK if taken else SOFT, font)
+        number = f"{number_A[action]:.3f}" if abs(number_A[action]) < 1000 else f"{number_A[action]:.3g}"
+        draw.text((width * scale - 2 * scale, y), number, INK if taken else SOFT, font, anchor="ra")
     return np.asarray(picture, dtype=np.uint8)
 
 

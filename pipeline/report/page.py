@@ -9,10 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.agents.checkpoints import gives_q_values
 from pipeline.report import figures, tables
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.disputes import Dispute, picture
-from pipeline.report.film import Q_LOSSES
 from pipeline.report.online import Run
 from pipeline.report.scores import Contestant
 from pipeline.report.summary import Game, Summary, rank_correlation
@@ -288,7 +288,7 @@ def _marks(section: Section) -> str:
 
 
 def _disputes(section: Section, student: Contestant) -> str:
-    logits = student.card.get("objective", {}).get("loss", "mse") not in Q_LOSSES
+    logits = not gives_q_values(student.card)
     seen = []
     for dispute in section.disputes:
         png = base64.b64encode(picture(dispute, section.actions, policy=logits)).decode()
@@ -298,7 +298,7 @@ def _disputes(section: Section, student: Contestant) -> str:
             f'<figure><img alt="{escape(told)}" src="data:image/png;base64,{png}"><figcaption>{escape(told)}</figcaption></figure>'
         )
     return (
-        f"<h3>Where they disagree most</h3><p class='soft'>{escape(short_name(student.agent))} in its first episode: the states in which "
+        f"<h3>Where they disagree most</h3><p class='soft'>{escape(short_name(student.agent))} in the first five minutes of its first episode: the states in which "
         "what it prefers costs most by the teacher's Q-values, one of each two seconds at most. Left the teacher's Q-values, right what the "
         f"student thinks{', as probabilities' if logits else ''}.</p><div class='frames'>{''.join(seen)}</div>"
     )

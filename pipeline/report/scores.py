@@ -22,7 +22,7 @@ class Contestant:
 
     `loss` is that of a student, `algorithm` that of one who learns from reward. `flops` are those of one state, a multiply-add
     counting as two, `latency_ms` what it takes on one core, if measured. `elsewhere`: what differs between the environment
-    that it was made in and this one.
+    that it was made in and this one. `protocol` is the digest of that of its scores, if they name one.
     """
 
     agent: str
@@ -41,6 +41,7 @@ class Contestant:
     flops: int | None = None
     latency_ms: float | None = None
     elsewhere: str = ""
+    protocol: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

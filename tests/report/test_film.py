@@ -44,6 +44,22 @@ def test_bars_of_a_policy_are_its_probabilities_and_chance_has_a_colour_of_its_o
     assert taken == CHANCE
 
 
+def test_the_longest_names_and_numbers_have_room() -> None:
+    names = ["UP", "DOWNRIGHTFIRE", "DOWNLEFTFIRE"]
+    value_A = np.array([-999.999, -0.00123, 0.0], dtype=np.float32)
+    picture = drawn(SCREEN, value_A, names, chosen=0, random=False, title="", policy=False)
+    dark = np.array(ImageColor.getrgb("#14181c"))
+    beneath = picture[210 + LINE :].astype(int)
+    assert (beneath[:, -1] == dark).all()
+    long_bar = beneath[2 * LINE + LINE // 2]  # of the greatest value
+    bar = np.flatnonzero((long_bar == ImageColor.getrgb(BAR)).all(axis=1))
+    assert len(bar) > 25
+    for line in range(3):  # neither a name nor a number reaches into where bars are
+        row = beneath[line * LINE : (line + 1) * LINE]
+        assert (row[:, bar[0] - 3] == dark).all()
+        assert (row[:, bar[-1] + 2] == dark).all()
+
+
 def test_outputs_of_any_size_are_drawn() -> None:
     for huge in (np.array([1e30, -1e30, 0], np.float32), np.zeros(3, np.float32)):
         for policy in (False, True):

@@ -7,14 +7,18 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+from pipeline.agents.checkpoints import load_card, read_files, save_agent
+from pipeline.agents.networks import NETWORKS, QNetwork
+from pipeline.atari.envs import fingerprint
 from pipeline.evaluate import PROTOCOLS, Episode
 from pipeline.evaluate import play as play_episodes
 from stages import contest, evaluate
 from stages.cli import main
 from stages.params import load
-from tests.fakes import edited_params
+from tests.fakes import ENVIRONMENT, edited_params
 
 SCORES = "data/scores/random/Breakout.json"
 
@@ -85,18 +89,23 @@ def scores(folder: Path, agent: str) -> dict[str, Any]:
 
 
 def test_workers_come_to_the_same(breakout: Path, on_one_worker: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    agents = ("teachers/Breakout", "random/Breakout")
+    torch.manual_seed(7)  # another agent than the teacher
+    card = {"role": "student", "game": "Breakout", "environment": fingerprint("Breakout", ENVIRONMENT)}
+    save_agent(breakout / "data/students/breakout/other-0", QNetwork(NETWORKS["net3"], {"Breakout": 4}), card)
+    agents = ("teachers/Breakout", "students/breakout/other-0", "random/Breakout")
     done = call(breakout, *agents)
     assert done.exit_code == 0, done.output
+    assert len({(breakout / f"data/episodes/{agent}.parquet").read_bytes() for agent in agents}) == 3
     assert done.stdout.splitlines() == [str(breakout / f"data/scores/{agent}.json") for agent in agents]
-    made = {path: path.read_bytes() for path in (breakout / "data").rglob("*.*")}
-    assert len(made) == 6
+    kinds = ("scores", "episodes", "clips")
+    made = {path: path.read_bytes() for kind in kinds for path in (breakout / "data" / kind).rglob("*.*")}
+    assert len(made) == 9
     for path in made:
         path.unlink()
     monkeypatch.setattr(evaluate, "PART_EPISODES", 2)
     done = call(breakout, *agents, *on_one_worker)
     assert done.exit_code == 0, done.output
-    assert {path: path.read_bytes() for path in (breakout / "data").rglob("*.*")} == made
+    assert {path: path.read_bytes() for path in made} == made
     assert not list((breakout / ".work/evaluate").iterdir())
 
 
@@ -120,6 +129,42 @@ def test_what_one_worker_played_is_not_played_again(
     monkeypatch.setattr(contest.Notes, "add", counted)
     assert call(breakout, "random/Breakout", *on_one_worker).exit_code == 0
     assert len(seeds) == 1
+
+
+def test_of_several_agents_none_is_played_again(breakout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second, the first is only published again."""
+
+    def interrupted(notes: contest.Notes, episode: Episode) -> None:
+        add(notes, episode)
+        seeds.append(episode.seed)
+        if len(seeds) == 4:
+            raise KeyboardInterrupt
+
+    add = contest.Notes.add
+    seeds: list[int] = []
+    monkeypatch.setattr(contest.Notes, "add", interrupted)
+    agents = ("random/Breakout", "teachers/Breakout")
+    assert call(breakout, *agents).exit_code == 130
+    assert call(breakout, *agents).exit_code == 0
+    assert len(seeds) == 6
+    assert not list((breakout / ".work/evaluate").iterdir())
+
+
+def test_notes_of_the_version_before_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    episode = Episode(seed=3, episode_return=1.0, steps=5, stalled=False)
+    path.write_text(f"{json.dumps({'seed': 3, 'actions': [0, 1]})}\n{json.dumps(episode._asdict())}\n")
+    assert contest.Notes(path).finished == [episode]
+
+
+def test_a_worker_refuses_another_agent_or_world(breakout_teacher: Path) -> None:
+    protocol = load(Path("params.yaml")).protocol()
+    files = tuple(read_files(breakout_teacher).items())
+    part = evaluate.Part("Breakout", protocol, protocol.digest("Breakout"), "0" * 64, [1])
+    with pytest.raises(ValueError, match="was sent another agent"):
+        evaluate.play_part(part, files)
+    with pytest.raises(ValueError, match="has another ale-py or ROM"):
+        evaluate.play_part(part._replace(agent_digest=load_card(breakout_teacher)["digest"], world_digest="0"), files)
 
 
 def test_protocols_are_results_of_their_own(breakout: Path) -> None:

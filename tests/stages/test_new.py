@@ -33,6 +33,17 @@ SMALLER = {
 }
 
 
+WORSE = """
+import pyarrow.parquet as pq
+path = "data/episodes/random/Boxing.parquet"
+table = pq.read_table(path)
+at = table.schema.get_field_index("episode_return")
+worse = pq.read_table(path)["episode_return"].to_numpy() - 200.0
+pq.write_table(table.set_column(at, "episode_return", [worse]), path)
+"""
+"""A teacher of two seconds has learned nothing, and the report refuses one that is no better than chance."""
+
+
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """What of a clone is wanted: the quick road and the examples."""
@@ -77,6 +88,11 @@ def test_nothing_is_replaced_and_nothing_guessed(clone: Path) -> None:
     assert new(clone, "Boxing", "--gate", "1").exit_code == 0
     again = new(clone, "Boxing", "--gate", "1")
     assert (again.exit_code, "is there already: choose another --out" in again.stderr) == (1, True)
+    nested = CliRunner().invoke(main, ["--params", str(clone / "experiments/boxing/params.yaml"), "new", "Pong", "--gate", "1"])
+    assert (nested.exit_code, "in the repository's root" in nested.stderr) == (1, True)
+    for gate in ("nan", "inf"):
+        assert new(clone, "Freeway", "--gate", gate).exit_code == 1
+    assert new(clone, "Freeway", "--gate", "1").exit_code == 0
     (clone / "dvc.yaml").unlink()
     assert "not the quick road" in new(clone, "Pong", "--gate", "1").stderr
 
@@ -88,7 +104,8 @@ def test_the_tutorial_runs_as_printed(clone: Path) -> None:
     assert len(blocks) == 4
     edits = "; ".join(f"s/\\b{key}: [0-9.e+-]*/{key}: {value}/" for key, value in SMALLER.items())
     script = "".join(blocks).replace("cd experiments/boxing\n", f"cd experiments/boxing\nsed -i '{edits}' params.yaml\n")
-    assert script.count("sed -i") == 1
+    script = script.replace("pd-pipeline report", f"{sys.executable} -c '{WORSE}'\npd-pipeline report")
+    assert (script.count("sed -i"), script.count(WORSE)) == (1, 1)
     (clone / "bin").mkdir()
     (clone / "bin/pd-pipeline").write_text(
         f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "from stages.cli import main; main()" "$@"\n'
