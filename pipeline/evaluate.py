@@ -42,8 +42,8 @@ PROTOCOLS: Final[Mapping[str, tuple[float, Mapping[str, Any]]]] = {
 """By name: epsilon, and what it changes of the environment that agents were made in.
 
 `paper`: up to 30 null-ops, epsilon 0.05, 30 minutes (Rusu et al. 2015, section 3, but for its human starts). `greedy`: the same
-without random actions. `sticky`: Machado et al. 2018: the emulator repeats the last action with probability 0.25, no null-ops,
-5 minutes, and the epsilon of their DQN.
+without random actions. `sticky`: Machado et al. 2018, but for their 18 actions and starts without FIRE: the emulator repeats
+the last action with probability 0.25, no null-ops, 5 minutes, and the epsilon of their DQN.
 """
 
 

@@ -42,8 +42,12 @@ def test_the_reader_of_the_format_page_reads_what_ours_does() -> None:
 def test_commands_exist(page: Path) -> None:
     dataset = main.commands["dataset"]
     assert isinstance(dataset, click.Group)
-    for command, word in re.findall(r"pd-pipeline ([a-z-]+)(?: ([a-z]+)\b)?", page.read_text()):
-        assert command in main.commands or command == "pipeline", command
+    options = {option for parameter in main.params for option in parameter.opts}
+    for option, command, word in re.findall(
+        r"pd-pipeline (?:(--[a-z]+) \S+ )?([a-z][a-z-]*)?(?: ([a-z]+)\b)?", page.read_text()
+    ):
+        assert not option or option in options, option
+        assert command in main.commands or command in ("", "pipeline"), command
         assert command != "dataset" or word in dataset.commands, f"dataset {word}"
 
 
