@@ -39,7 +39,8 @@ class DqnConfig:
     `replay` and `replay_start` are steps, `target_every` is updates, epsilon falls linearly from 1 to `epsilon_final` over
     `epsilon_steps` steps. `squared_decay` and `gradient_decay` are RMSProp's averages of squared and plain gradients,
     `squared_minimum` what is added under its root: gradients are means over the minibatch here, in the paper sums over 32
-    states, so that its 0.01 is 0.01 / 32^2 here. `double` picks the next action with the online network.
+    states, so that its 0.01 is 0.01 / 32^2 here. `double` picks the next action with the online network. With
+    `learning_rate_end` the learning rate falls linearly to it by the end of the budget, else it is constant, as published.
     """
 
     envs: int
@@ -58,6 +59,7 @@ class DqnConfig:
     double: bool
     clip_rewards: bool
     life_loss_ends: bool
+    learning_rate_end: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.envs, self.minibatch, self.steps_per_update, self.target_every, self.epsilon_steps) < 1:
@@ -206,6 +208,13 @@ class DqnLearner:
         c = self.config
         return 1.0 + min(1.0, self.tally.steps / c.epsilon_steps) * (c.epsilon_final - 1.0)
 
+    def learning_rate(self) -> float:
+        """This moment's."""
+        c = self.config
+        if c.learning_rate_end is None:
+            return c.learning_rate
+        return c.learning_rate + min(1.0, self.tally.steps / self.budget) * (c.learning_rate_end - c.learning_rate)
+
     def targets(self, batch: Transitions) -> Tensor:
         """r + gamma max_a Q'(s', a), or with `double` Q'(s', argmax_a Q(s', a)); r alone where s' has no value."""
         device = self.compute.device
@@ -241,6 +250,8 @@ class DqnLearner:
         loss = self._loss(batch)
         weights.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        for group in weights.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
         weights.optimizer.step()
         self.tally.updates += 1
         weights.updates += 1
@@ -287,7 +298,7 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
                 **({"loss": float(torch.stack(losses).mean())} if losses else {}),
                 "q": float(step.q_BA.mean()),
                 "epsilon": float(np.max(policy.epsilon)),
-                "learning_rate": c.learning_rate,
+                "learning_rate": learner.learning_rate(),
                 "seconds_update": spent["update"],
                 "seconds_play": time.perf_counter() - began - spent["update"],
             },
