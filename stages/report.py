@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.agents.checkpoints import games_of, load_agent, load_card
+from pipeline.agents.checkpoints import games_of, gives_q_values, load_agent, load_card
 from pipeline.agents.cost import cost
 from pipeline.agents.export import in_torch, latencies
 from pipeline.agents.networks import NetworkSpec
@@ -201,6 +201,7 @@ def _section(
         who=Game(teacher, chance, students),
         actions=teacher.card["environment"]["actions"],
         disputed=smallest,
+        disputed_policy=smallest is not None and not gives_q_values(smallest.card),
         disputes=disputes(layout, params, game, smallest.agent) if smallest else (),
         protocols=[row for who in (teacher, chance, *students) for row in _elsewise(layout, who)],
     )

@@ -56,7 +56,7 @@ def test_a_bucket_is_all_that_they_share(
 
 
 def test_nobody_answers(tmp_path: Path, breakout_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.collect.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("stages.cluster.CONNECT_SECONDS", 1.0)
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
     result = collect(tmp_path, "--scheduler", "tcp://127.0.0.1:9")

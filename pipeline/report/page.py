@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.agents.checkpoints import gives_q_values
 from pipeline.report import figures, tables
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.disputes import Dispute, picture
@@ -61,7 +60,8 @@ for (const button of document.querySelectorAll('[data-play]')) button.addEventLi
 class Section:
     """One game's part of the report: score rows (teacher and random first) and the agents behind them.
 
-    `actions` are what they mean; `disputes` are of `disputed`, a student, worst first; `protocols` are rows of other protocols.
+    `actions` are what they mean; `disputes` are of `disputed`, a student, worst first, and `disputed_policy` tells whether its
+    outputs are a policy's logits; `protocols` are rows of other protocols.
     """
 
     game: str
@@ -69,6 +69,7 @@ class Section:
     who: Game
     actions: Sequence[str] = ()
     disputed: Contestant | None = None
+    disputed_policy: bool = False
     disputes: Sequence[Dispute] = ()
     protocols: Sequence[Mapping[str, str]] = ()
 
@@ -288,7 +289,7 @@ def _marks(section: Section) -> str:
 
 
 def _disputes(section: Section, student: Contestant) -> str:
-    logits = not gives_q_values(student.card)
+    logits = section.disputed_policy
     seen = []
     for dispute in section.disputes:
         png = base64.b64encode(picture(dispute, section.actions, policy=logits)).decode()

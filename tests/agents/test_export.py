@@ -88,19 +88,24 @@ def test_onnx_says_what_it_takes_and_gives_and_nothing_of_this_machine(tmp_path:
 def test_the_record_tells_what_the_card_does() -> None:
     card: dict[str, Any] = {"digest": "d1", "role": "student", "network": "net3", "seed": 0}
     world = {"actions": ["NOOP", "FIRE"], "config": {"frame_skip": 4}}
-    several = card | {"games": {"Pong": {"environment": world, "teacher": {"digest": "t"}}, "Qbert": {}}}
+    several = card | {
+        "objective": {"loss": "kl"},
+        "games": {"Pong": {"environment": world, "teacher": {"digest": "t"}}, "Qbert": {}},
+    }
     assert described(Agent(network(SMALL), several), "Pong") == {
         "format": 1,
         "game": "Pong",
         "agent": "d1",
         "role": "student",
         "network": "net3",
+        "objective": {"loss": "kl"},
         "teacher": {"digest": "t"},
         "actions": ["NOOP", "FIRE"],
         "environment": world,
+        "outputs": "logits",
     }
     bare = described(Agent(network(SMALL), card), "Qbert")
-    assert bare == {"format": 1, "game": "Qbert", "agent": "d1", "role": "student", "network": "net3"}
+    assert bare == {"format": 1, "game": "Qbert", "agent": "d1", "role": "student", "network": "net3", "outputs": "q-values"}
 
 
 @pytest.mark.parametrize("to", FORMS)
