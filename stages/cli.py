@@ -419,10 +419,8 @@ def report(session: Session, paper: Path | None, partial: bool, latency: bool) -
 def doctor(session: Session, as_json: bool) -> None:
     """Examine this machine and checkout: what will be slow or fail, why, and what helps. Exit code 1 if something will fail."""
     from stages import doctor as stage
-    from stages.paths import Layout
 
-    root = session.params_path.parent
-    text, fine = stage.run(Layout(root=root, zoo=root), as_json=as_json)
+    text, fine = stage.run(session.params_path.parent, as_json=as_json)
     click.echo(text)
     if not fine:
         sys.exit(1)

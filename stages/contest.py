@@ -23,7 +23,7 @@ from pipeline.progress import Progress
 from pipeline.report.bootstrap import interval
 from pipeline.seeding import episode_seeds
 from stages import params as settings
-from stages.grid import scored_as
+from stages.grid import chosen_game, scored_as
 from stages.paths import Layout
 from stages.runlog import show
 
@@ -79,14 +79,7 @@ def find_contestant(
             f"online/GAME-SEED, history/GAME-SEED or random/GAME"
         )
     loaded = load_agent(layout.agent(agent), device)
-    games = list(games_of(loaded.card))
-    if not games or not set(games) <= loaded.network.actions.keys():
-        raise ValueError(f"the card of agent {agent} names no game that its network plays: restore it")
-    if game is None and len(games) > 1:
-        raise ValueError(f"agent {agent} plays {', '.join(games)}: choose one with --game")
-    game = game or games[0]
-    if game not in games:
-        raise ValueError(f"agent {agent} plays {', '.join(games)}, not {game}")
+    game = chosen_game(agent, loaded, game)
     made, here = loaded.world(game), fingerprint(game, params.environment)
     differences = {key: (x, y) for key, x, y in differing(made if isinstance(made, dict) else {}, here)}
     if differences and not elsewhere:
@@ -100,7 +93,14 @@ def find_contestant(
             f"agent {agent} has {loaded.network.actions[game]} actions in {game}, here it has {len(here['actions'])}"
         )
     policy = new_policy(loaded.network, game, protocol, device)
-    return Contestant(scored_as(agent, games, game) + named, game, protocol.environment, policy, loaded.card, differences)
+    return Contestant(
+        scored_as(agent, list(games_of(loaded.card)), game) + named,
+        game,
+        protocol.environment,
+        policy,
+        loaded.card,
+        differences,
+    )
 
 
 def new_policy(network: QNetwork | None, game: str, protocol: Protocol, device: torch.device) -> EpsilonGreedy:

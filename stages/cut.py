@@ -8,8 +8,8 @@ import torch
 
 from pipeline.agents.checkpoints import CARD, games_of, load_agent, load_card, save_agent
 from pipeline.agents.networks import QNetwork
-from pipeline.atari.games import find_game
 from pipeline.datasets.folders import Folder
+from stages.grid import chosen_game
 from stages.paths import Layout
 from stages.publish import check_target, replace_folder
 from stages.runlog import say
@@ -17,10 +17,8 @@ from stages.runlog import say
 
 def run(layout: Layout, agent: str, game: str, out: Path) -> Path:
     """Write the trunk of `agent` with its head of `game`, and what its card says of that, into `out`, which it returns."""
-    game = find_game(game).name
     whole = load_agent(layout.agent(agent), torch.device("cpu"))
-    if game not in (games := games_of(whole.card)):
-        raise ValueError(f"agent {agent} plays {', '.join(games)}, not {game}")
+    game = chosen_game(agent, whole, game)
     check_target(Folder(out), CARD, "an agent")
     if (out / CARD).exists() and "cut_from" not in load_card(out):
         raise ValueError(f"{out} holds an agent that was not cut from another: choose another --out")
@@ -29,7 +27,7 @@ def run(layout: Layout, agent: str, game: str, out: Path) -> Path:
     network.load_state_dict(kept)
     part = out.with_name(f".{out.name}.part")
     rest = {key: value for key, value in whole.card.items() if key not in ("games", "held_out", "game")}
-    card = save_agent(part, network, {**rest, "game": game, **games[game], "cut_from": whole.digest})
+    card = save_agent(part, network, {**rest, "game": game, **games_of(whole.card)[game], "cut_from": whole.digest})
     replace_folder(part, out)
     say(f"wrote {out / CARD}: {game} alone, {card['parameters']:,} parameters, digest {card['digest'][:12]}")
     return out

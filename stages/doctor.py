@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from stages.paths import Layout
 from stages.versions import code_version, processor
 
 Verdict = Literal["good", "note", "slow", "bad"]
@@ -36,9 +35,9 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def run(layout: Layout, *, as_json: bool) -> tuple[str, bool]:
+def run(root: Path, *, as_json: bool) -> tuple[str, bool]:
     """What to print, and whether nothing is bad."""
-    findings = list(examine(layout.root))
+    findings = list(examine(root))
     fine = all(finding.verdict != "bad" for finding in findings)
     if as_json:
         return json.dumps([finding._asdict() for finding in findings], indent=2), fine

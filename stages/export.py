@@ -20,7 +20,7 @@ from pipeline.atari.games import find_game
 from pipeline.datasets.mix import read_mix
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
-from stages.grid import scored_as
+from stages.grid import chosen_game, scored_as
 from stages.paths import Layout
 from stages.publish import replaced_file
 from stages.runlog import say
@@ -43,7 +43,7 @@ def run(
     if agent.partition("/")[0] == "random":
         raise ValueError(f"agent {agent} has no network to export: choose another")
     loaded = load_agent(layout.agent(agent), torch.device("cpu"))
-    game = _game(agent, loaded, game)
+    game = chosen_game(agent, loaded, game)
     target = out or _target(layout, agent, loaded, game, to)
     if target.is_dir():
         raise ValueError(f"--out {target} is a folder: name a file in it, for example {target / game}{SUFFIXES[to]}")
@@ -89,18 +89,6 @@ def _table(target: Path, to: Form, found: Parity, taken: dict[str, float]) -> st
             share = f", {taken[key] / base:.0%} of its teacher's" if base else ""
             lines.append(f"{name:24}{taken[key]:.3f} ms a state on one core{share}")
     return "\n".join(lines)
-
-
-def _game(agent: str, loaded: Agent, game: str | None) -> str:
-    games = [known for known in games_of(loaded.card) if known in loaded.network.actions]
-    if not games:
-        raise ValueError(f"the card of agent {agent} names no game that its network plays: restore it")
-    game = find_game(game).name if game else None
-    if game is None and len(games) > 1:
-        raise ValueError(f"agent {agent} plays {', '.join(games)}: choose one with --game")
-    if game not in (None, *games):
-        raise ValueError(f"agent {agent} plays {', '.join(games)}, not {game}")
-    return game or games[0]
 
 
 def _target(layout: Layout, agent: str, loaded: Agent, game: str, to: Form) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.agents.checkpoints import CARD, games_of, load_card
+from pipeline.agents.checkpoints import CARD, Agent, games_of, load_card
 from pipeline.atari.games import find_game
 from pipeline.datasets.mix import read_mix
 from pipeline.datasets.reader import read_manifest
@@ -37,6 +37,19 @@ def games_of_cell(layout: Layout, params: settings.Params, cell: settings.Cell) 
     variant = params.students.get(cell.variant) if cell.kind == "students" else None
     begun = _games_of_agent(layout, params, variant.begins_with) if variant and variant.begins_with else []
     return list(dict.fromkeys([*begun, *games_of_mix(layout, params, cell.mix)]))
+
+
+def chosen_game(agent: str, loaded: Agent, game: str | None) -> str:
+    """The game that `agent` is to play: `game`, or its only one. ValueError if it plays another, or several."""
+    games = list(games_of(loaded.card))
+    if not games or not set(games) <= loaded.network.actions.keys():
+        raise ValueError(f"the card of agent {agent} names no game that its network plays: restore it")
+    game = find_game(game).name if game else None
+    if game is None and len(games) > 1:
+        raise ValueError(f"agent {agent} plays {', '.join(games)}: choose one with --game")
+    if game not in (None, *games):
+        raise ValueError(f"agent {agent} plays {', '.join(games)}, not {game}")
+    return game or games[0]
 
 
 def scored_as(agent: str, games: Sequence[str], game: str) -> str:

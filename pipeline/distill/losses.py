@@ -19,8 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 LossName = Literal["kl", "nll", "mse", "policy-regression", "reverse-kl", "normalised-mse"]
-REGRESSIONS: Final = ("mse", "normalised-mse")
-"""Losses whose students output Q-values; all others' output logits of a policy."""
 
 
 class Scale(NamedTuple):

@@ -13,7 +13,6 @@ from click.testing import CliRunner
 
 from stages import doctor
 from stages.cli import main
-from stages.paths import Layout
 
 DISK = shutil.disk_usage(".")._replace(free=10**6)
 
@@ -51,7 +50,7 @@ def test_a_worse_machine_is_told_what_helps(tmp_path: Path, monkeypatch: pytest.
     assert found["disk"]["found"].startswith("0.0 GB free")
     assert found["bfloat16"]["found"] == "0.5x as fast as float32"
     assert "dvc init" in found["DVC"]["remedy"]
-    text, fine = doctor.run(Layout(root=tmp_path, zoo=tmp_path), as_json=False)
+    text, fine = doctor.run(tmp_path, as_json=False)
     assert not fine
     assert "constraints.txt pins 0.0.1" in text
 
