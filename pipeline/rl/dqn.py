@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
@@ -40,7 +41,8 @@ class DqnConfig:
     `epsilon_steps` steps. `squared_decay` and `gradient_decay` are RMSProp's averages of squared and plain gradients,
     `squared_minimum` what is added under its root: gradients are means over the minibatch here, in the paper sums over 32
     states, so that its 0.01 is 0.01 / 32^2 here. `double` picks the next action with the online network. With
-    `learning_rate_end` the learning rate falls linearly to it by the end of the budget, else it is constant, as published.
+    `learning_rate_end` the learning rate falls linearly to it by the end of the budget, else it is constant, as published. With
+    `average_decay` what is evaluated and published is a moving average of the weights, else the weights, as published.
     """
 
     envs: int
@@ -60,6 +62,7 @@ class DqnConfig:
     clip_rewards: bool
     life_loss_ends: bool
     learning_rate_end: float | None = None
+    average_decay: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.envs, self.minibatch, self.steps_per_update, self.target_every, self.epsilon_steps) < 1:
@@ -105,11 +108,15 @@ class CenteredRmsProp(torch.optim.Optimizer):
 
 
 class DqnWeights:
-    """What a DQN agent has learned: online and target network, the optimiser's state, and after how many updates."""
+    """What a DQN agent has learned: online and target network, perhaps the online one's moving average, the optimiser's state,
+    and after how many updates.
+    """
 
     def __init__(self, config: DqnConfig, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int) -> None:
         self.network = new_network(spec, heads, compute.device, integer(seed, "dqn", "weights"))
         self.target = copy.deepcopy(self.network)
+        decay = config.average_decay
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None  # type: ignore[no-untyped-call]
         self.optimizer = CenteredRmsProp(
             self.network.parameters(),
             lr=config.learning_rate,
@@ -123,6 +130,7 @@ class DqnWeights:
         return {
             "network": self.network.state_dict(),
             "target": self.target.state_dict(),
+            **({"average": self.average.state_dict()} if self.average else {}),
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
         }
@@ -130,6 +138,10 @@ class DqnWeights:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.target.load_state_dict(state["target"])
+        if self.average and "average" in state:
+            self.average.load_state_dict(state["average"])
+        elif self.average:  # begun by a run without one
+            self.average.module.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
 
@@ -137,8 +149,9 @@ class DqnWeights:
 class DqnLearner:
     """A learning DQN agent: weights, replay, counters.
 
-    The replay is not part of the checkpoint (7 GB at the published size): a resumed run first refills it to `replay_start`
-    with its own policy, which costs those steps and counts none of them. Learners of several games may share `weights`
+    The replay is not part of the checkpoint (7 GB at the published size): a resumed run first refills it, as far as it had
+    been, with its own policy, and counts none of those steps. Learning on from a few thousand steps instead would narrow what
+    it knows to them. Learners of several games may share `weights`
     (`rl.multitask`): each then says which `game` it plays.
     """
 
@@ -170,8 +183,11 @@ class DqnLearner:
 
     @property
     def result(self) -> QNetwork:
-        """The online network."""
-        return self.weights.network
+        """The averaged network where there is one, else the online one."""
+        average = self.weights.average
+        averaged = average.module if average else self.network
+        assert isinstance(averaged, QNetwork)
+        return averaged
 
     def train(self, world: World) -> Iterator[Progress]:
         """`train` of this module, on this learner."""
@@ -181,6 +197,7 @@ class DqnLearner:
         """Go on from an agent's weights, which took so many steps; optimiser and replay begin anew."""
         self.network.load_state_dict(weights)
         self.weights.target.load_state_dict(weights)
+        self.result.load_state_dict(weights)
         self.tally.steps = steps
 
     def own_state(self) -> dict[str, Any]:
@@ -253,6 +270,8 @@ class DqnLearner:
         for group in weights.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         weights.optimizer.step()
+        if weights.average:
+            weights.average.update_parameters(self.network)
         self.tally.updates += 1
         weights.updates += 1
         if weights.updates % self.config.target_every == 0:
@@ -272,14 +291,14 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
     losses: list[Tensor] = []
     spent = {"update": 0.0}
     began = time.perf_counter()
-    filling = len(learner.replay) < c.replay_start and tally.steps > 0  # a resumed run refills before it goes on
+    refilled = min(tally.steps, learner.replay.length * c.envs)  # a resumed run refills before it goes on
     first = episode_seeds("train", learner.seed) + tally.episodes
     for turn, step in enumerate(rollout(world, policy, itertools.count(first)), start=1):
         tally.add(step)
         reward_B, done_B = learning_signal(step, clip_rewards=c.clip_rewards, life_loss_ends=c.life_loss_ends)
         learner.replay.add(step, reward_B, done_B)
-        if len(learner.replay) >= c.replay_start:
-            filling = False
+        filling = len(learner.replay) < refilled
+        if not filling and len(learner.replay) >= c.replay_start:
             start = time.perf_counter()
             for _ in range(c.envs // c.steps_per_update):
                 losses.append(learner.update(learner.replay.sample(c.minibatch, rng)))

@@ -1,6 +1,5 @@
 """DQN: optimiser and targets by hand, and that it learns a world whose optimal Q-values are known."""
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -106,16 +105,39 @@ def test_updates_keep_their_ratio_to_steps() -> None:
 
 def test_a_resumed_run_refills_its_replay_without_counting() -> None:
     agent = learner(1200, minibatch=2)
-    for _ in itertools.islice(train(agent, Corridor(8)), 1):
+    for _ in train(agent, Corridor(8)):
         pass
     again = learner(4000, minibatch=2)
     again.load_state_dict(agent.state_dict())
     before = (again.tally.steps, again.tally.updates)
-    for _ in train(again, Corridor(8)):
-        if len(again.replay) >= CONFIG.replay_start:
-            break
-    assert again.tally.steps - before[0] <= 2048
-    assert again.tally.updates - before[1] <= (again.tally.steps - before[0]) // CONFIG.steps_per_update + 2
+    assert before[0] == 1200
+    next(train(again, Corridor(8)))  # 2,048 steps
+    assert len(again.replay) == 2048
+    assert again.tally.steps - before[0] == pytest.approx(2048 - 1200, abs=CONFIG.envs)
+    assert again.tally.updates - before[1] == (again.tally.steps - before[0]) // CONFIG.steps_per_update
+
+
+def test_the_average_is_what_is_published() -> None:
+    config = replace(CONFIG, average_decay=0.9, minibatch=2)
+    agent = DqnLearner(config, 800, SMALL, {"Corridor": 2}, Compute(torch.device("cpu"), "float32"), 0)
+    assert agent.result is not agent.network
+    for _ in train(agent, Corridor(8)):
+        pass
+    name, averaged = next(iter(agent.result.named_parameters()))
+    before, last = averaged.detach().clone(), dict(agent.network.named_parameters())[name].detach().clone()
+    agent.update(agent.replay.sample(2, agent.random()))
+    after = dict(agent.network.named_parameters())[name].detach()
+    assert not torch.equal(after, last)
+    assert torch.allclose(averaged, 0.9 * before + 0.1 * after)
+
+    again = DqnLearner(config, 800, SMALL, {"Corridor": 2}, Compute(torch.device("cpu"), "float32"), 1)
+    again.load_state_dict(agent.state_dict())
+    assert torch.equal(dict(again.result.named_parameters())[name], averaged)
+
+    plain = learner(800, minibatch=2)
+    assert plain.result is plain.network
+    again.load_state_dict(plain.state_dict())  # begun without an average: that starts at the weights
+    assert torch.equal(dict(again.result.named_parameters())[name], dict(plain.network.named_parameters())[name])
 
 
 def test_settings_that_cannot_be() -> None:
