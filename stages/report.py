@@ -29,7 +29,7 @@ from pipeline.report.aggregate import aggregates
 from pipeline.report.figures import read_curve
 from pipeline.report.online import Run
 from pipeline.report.page import Section, Several, render
-from pipeline.report.scores import Contestant, score
+from pipeline.report.scores import Evaluated, score
 from pipeline.report.summary import Game, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
@@ -86,7 +86,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     folder.mkdir(parents=True, exist_ok=True)
     scores = [asdict(row.score) for row in rows]
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    (folder / "table.md").write_text(tables.markdown(rows))
+    (folder / "table.md").write_text(tables.scores(rows).markdown())
     root = layout.root.resolve()
     command = f"dvc repro experiments/{root.name}/dvc.yaml" if root.parent.name == "experiments" else "dvc repro"
     protocol = f"epsilon {params.evaluation.epsilon:g}, up to {params.environment.noop_max} null-ops at the start"
@@ -114,7 +114,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     return written
 
 
-def _only(games: Mapping[str, Game], wanted: Callable[[Contestant], bool]) -> dict[str, Game]:
+def _only(games: Mapping[str, Game], wanted: Callable[[Evaluated], bool]) -> dict[str, Game]:
     """The games with those of their students alone; games without any are left out."""
     kept = {name: replace(game, students=[who for who in game.students if wanted(who)]) for name, game in games.items()}
     return {name: game for name, game in kept.items() if game.students}
@@ -207,7 +207,7 @@ def _section(
     )
 
 
-def _timed(game: str, players: Sequence[tuple[Contestant, Path]]) -> list[Contestant]:
+def _timed(game: str, players: Sequence[tuple[Evaluated, Path]]) -> list[Evaluated]:
     """The same agents with what one state takes each network on one core; those of one network take turns as one."""
     folders = {who.network: folder for who, folder in reversed(players)}
     say(f"timing {len(folders)} networks of {game} ...")
@@ -218,7 +218,7 @@ def _timed(game: str, players: Sequence[tuple[Contestant, Path]]) -> list[Contes
     return [replace(who, latency_ms=took[who.network]) for who, _ in players]
 
 
-def _elsewise(layout: Layout, who: Contestant) -> list[dict[str, str]]:
+def _elsewise(layout: Layout, who: Evaluated) -> list[dict[str, str]]:
     """What an agent scored under other protocols."""
     found = []
     for name in PROTOCOLS:
@@ -242,7 +242,7 @@ def _elsewise(layout: Layout, who: Contestant) -> list[dict[str, str]]:
 
 
 def _datasets(
-    layout: Layout, mixes: Mapping[str, Mapping[str, Sequence[Ingredient]]], students: Sequence[Contestant]
+    layout: Layout, mixes: Mapping[str, Mapping[str, Sequence[Ingredient]]], students: Sequence[Evaluated]
 ) -> list[dict[str, str]]:
     """A row per dataset of the mixes; what only the dataset itself can tell is there where it is at hand."""
     cards = {who.card["digest"]: who.card for who in students}.values()  # once, however many games it plays
@@ -281,7 +281,7 @@ def _at_hand(folder: Path, digest: str) -> dict[str, str]:
     }
 
 
-def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
+def _contestant(layout: Layout, agent: str, folder: Path | None) -> Evaluated:
     episodes, scores = layout.episodes(agent), layout.scores(agent)
     clip = layout.clip(agent)
     for path in (episodes, scores, clip):
@@ -294,7 +294,7 @@ def _contestant(layout: Layout, agent: str, folder: Path | None) -> Contestant:
     held_out = games_of(card).get(facts["game"], {}).get("held_out")
     card = {key: value for key, value in card.items() if key != "held_out"} | ({"held_out": held_out} if held_out else {})
     variant = card.get("variant")
-    return Contestant(
+    return Evaluated(
         agent=agent,
         role=facts["role"],
         game=facts["game"],

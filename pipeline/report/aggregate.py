@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.report.bootstrap import RESAMPLES, Values, percentiles
-from pipeline.report.scores import Contestant, read_returns
+from pipeline.report.scores import Evaluated, read_returns
 from pipeline.report.summary import Game
 from pipeline.seeding import stream
 
@@ -104,7 +104,7 @@ def scores_by_variant(games: Mapping[str, Game]) -> dict[str, dict[str, list[Val
     return found
 
 
-def _normalized(who: Contestant, game: Game) -> Values:
+def _normalized(who: Evaluated, game: Game) -> Values:
     own_N, best_N, zero_N = (read_returns(agent.episodes)[0] for agent in (who, game.teacher, game.chance))
     best, zero = best_N.mean(), zero_N.mean()
     if not best > zero:

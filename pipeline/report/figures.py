@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from pipeline.report.online import Run
 from pipeline.report.paper import LADDER
-from pipeline.report.scores import Contestant, Score, read_returns
+from pipeline.report.scores import Evaluated, Score, read_returns
 from pipeline.report.tables import short_name
 
 LOSS_COLOURS = {"kl": "#0b6e99", "nll": "#c2571a", "mse": "#6b7d3a"}
@@ -55,13 +55,13 @@ def _points(curve: list[dict[str, str]], x: str, y: str) -> tuple[list[float], l
     return [a for a, _ in rows], [b for _, b in rows]
 
 
-def compression(scores: Sequence[Score], teacher: Contestant, students: Sequence[Contestant]) -> str:
+def compression(scores: Sequence[Score], teacher: Evaluated, students: Sequence[Evaluated]) -> str:
     """Random-normalised score against what a student costs, with intervals, and against size the paper's ladder.
 
     Costs: parameters and bytes, multiply-adds, and, where it was measured, latency. Of each loss and network the first variant
     is drawn, every run of it, and a line through the means of the runs.
     """
-    costs: dict[str, Callable[[Contestant], float | None]] = {
+    costs: dict[str, Callable[[Evaluated], float | None]] = {
         "parameters, 4 bytes each": lambda who: who.parameters,
         "floating-point operations a state": lambda who: who.flops,
         "milliseconds a state, one core": lambda who: who.latency_ms,
@@ -128,7 +128,7 @@ def predictor(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], lab
     return svg(figure)
 
 
-def student_curves(students: Sequence[Contestant], quantity: str, label: str) -> str:
+def student_curves(students: Sequence[Evaluated], quantity: str, label: str) -> str:
     """A held-out quantity against updates, one line per student."""
     figure, axes = plt.subplots(figsize=(7.5, 3.6))
     styles = {"dqn": "-", "net1": "--", "net2": "-.", "net3": ":"}
@@ -155,7 +155,7 @@ def student_curves(students: Sequence[Contestant], quantity: str, label: str) ->
     return svg(figure)
 
 
-def race(teacher: Contestant, several: Sequence[Contestant]) -> str:
+def race(teacher: Evaluated, several: Sequence[Evaluated]) -> str:
     """Return in one game while agents of several games learn, and while the game's own teacher did, against states of the game
     learned from: steps of those who learn from reward, stored states of those who learn from the teacher.
     """
@@ -202,7 +202,7 @@ def _line(axes: Any, curve: list[dict[str, str]], x: str, y: str, **style: Any) 
     axes.plot([value / 1e6 for value in at], values, "o-", markersize=3, **style)
 
 
-def over_training(who: Contestant, prefix: str, label: str) -> str:
+def over_training(who: Evaluated, prefix: str, label: str) -> str:
     """Every column of an agent's curve whose name begins with `prefix`, against how far its training is; empty without any."""
     assert who.curve is not None
     curve = read_curve(who.curve)
@@ -219,7 +219,7 @@ def over_training(who: Contestant, prefix: str, label: str) -> str:
     return svg(figure)
 
 
-def teacher_curve(teacher: Contestant, evaluated: dict[str, Any]) -> str:
+def teacher_curve(teacher: Evaluated, evaluated: dict[str, Any]) -> str:
     """Return in training and at the evaluations that chose the snapshot, against steps."""
     assert teacher.curve is not None
     curve = read_curve(teacher.curve)

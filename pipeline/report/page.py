@@ -13,7 +13,7 @@ from pipeline.report import figures, tables
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.disputes import Dispute, picture
 from pipeline.report.online import Run
-from pipeline.report.scores import Contestant
+from pipeline.report.scores import Evaluated
 from pipeline.report.summary import Game, Summary, rank_correlation
 from pipeline.report.tables import Row, short_name
 
@@ -68,7 +68,7 @@ class Section:
     rows: Sequence[Row]
     who: Game
     actions: Sequence[str] = ()
-    disputed: Contestant | None = None
+    disputed: Evaluated | None = None
     disputed_policy: bool = False
     disputes: Sequence[Dispute] = ()
     protocols: Sequence[Mapping[str, str]] = ()
@@ -125,20 +125,18 @@ def _datasets(datasets: Sequence[Mapping[str, str]]) -> str:
         "What the students learned from. The digest names exactly these records and where they come from; what is not at hand here, its "
         "repository's `dvc pull` fetches. Bytes a state: with Q-values; raw stacks of four frames take 28,224."
     )
-    return f"<section><h2>Datasets</h2>{tables.facts_html(datasets, caption)}</section>"
+    return f"<section><h2>Datasets</h2>{tables.facts(datasets).html(caption)}</section>"
 
 
 def _over_games(summaries: Sequence[Summary], aggregates: Sequence[Aggregate]) -> str:
     if not summaries:
         return ""
-    table = tables.over_games_html(
-        summaries,
+    table = tables.over_games(summaries).html(
         "Random-normalised per cent of the teacher. Intervals: 95 % bootstrap over episodes, paired with the teacher by seed; with "
         "several runs also over training runs, else without the variance of training. * a game below 1 % counts as 1 %.",
     )
     if aggregates:
-        table += tables.aggregates_html(
-            aggregates,
+        table += tables.aggregates(aggregates).html(
             "Students of every game by their single episodes, random-normalised per cents, games weighing alike (Agarwal et al. 2021). IQM: "
             "mean of the middle half; median and mean of the games' means; optimality gap: how far episodes fall short of 100 %, their own "
             "noise included; better than teacher: per cent of chances that an episode beats one of the teacher's, ties a half, 50 is equal. "
@@ -150,8 +148,7 @@ def _over_games(summaries: Sequence[Summary], aggregates: Sequence[Aggregate]) -
 
 def _several(several: Several) -> str:
     """What became of these agents, and how their games got on with each other."""
-    table = tables.several_html(
-        several.summaries,
+    table = tables.several(several.summaries).html(
         "Each game's mean return in per cent of its teacher's, and their geometric mean, as the paper has them; the geometric mean of "
         "the random-normalised per cents, and the least of those. Intervals: 95 % bootstrap over episodes, paired with the teacher by "
         "seed. * a game below 1 % counts as 1 %.",
@@ -193,8 +190,7 @@ def _online(runs: Sequence[Run]) -> str:
         )
         for game in dict.fromkeys(run.game for run in runs)
     ]
-    table = tables.online_html(
-        runs,
+    table = tables.online(runs).html(
         "Change: root mean square of the changes from point to point. Worst drop: below the best so far. Where there are several "
         f"seeds, their mean, least and greatest. At the end: {runs[0].episodes} episodes on seeds that nothing else has seen; normalised: "
         "(student - random) / (best snapshot - random).",
@@ -240,8 +236,7 @@ def _section(section: Section) -> str:
     clips = [who for who in (section.who.teacher, *section.who.students) if who.clip is not None]
     parts = [
         f"<section><h2>{escape(section.game)}</h2>",
-        tables.html(
-            section.rows,
+        tables.scores(section.rows).html(
             "Normalised: (mean - random) / (teacher - random). Intervals: 95 % bootstrap over episodes, paired with the teacher by seed; "
             "they do not include the variance between training runs.",
         ),
@@ -251,12 +246,12 @@ def _section(section: Section) -> str:
             "Compression against return. Every point is one student; bars are 95 % intervals over episodes; dotted: what the teacher costs.",
             wide=True,
         ),
-        tables.cost_html(
-            section.who.teacher, section.who.students, "What the networks cost. A multiply-add counts as two operations."
+        tables.costs(section.who.teacher, section.who.students).html(
+            "What the networks cost. A multiply-add counts as two operations."
         ),
     ]
     if section.protocols:
-        parts.append(tables.facts_html(section.protocols, "Other protocols. Intervals: 95 % bootstrap over episodes."))
+        parts.append(tables.facts(section.protocols).html("Other protocols. Intervals: 95 % bootstrap over episodes."))
     if clips:
         videos = "".join(_clip(who) for who in clips)
         parts.append(
@@ -288,7 +283,7 @@ def _marks(section: Section) -> str:
     )
 
 
-def _disputes(section: Section, student: Contestant) -> str:
+def _disputes(section: Section, student: Evaluated) -> str:
     logits = section.disputed_policy
     seen = []
     for dispute in section.disputes:
@@ -311,7 +306,7 @@ def figure(svg: str, caption: str, *, wide: bool = False) -> str:
     return f'<figure role="img"{kind} aria-label="{escape(caption)}">{svg}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _clip(who: Contestant) -> str:
+def _clip(who: Evaluated) -> str:
     assert who.clip is not None
     data = base64.b64encode(Path(who.clip).read_bytes()).decode()
     label = f"{short_name(who.agent)}: {who.parameters:,} parameters"

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pipeline.report import tables
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import Run
-from pipeline.report.scores import Contestant
+from pipeline.report.scores import Evaluated
 from pipeline.report.summary import Summary
 
 
 def markdown(
     summaries: Sequence[Summary],
     several: Sequence[Sequence[Summary]],
-    teachers: Mapping[str, Contestant],
+    teachers: Mapping[str, Evaluated],
     protocol: str,
     command: str,
     online: Sequence[Run] = (),
@@ -53,14 +53,14 @@ play, which is not public. Compare levels, not decimals.{teaching}
 
 Per cent of the teacher's raw return, as the paper has it; the paper's number in brackets.
 
-{tables.table1(summaries, teachers)}
+{tables.table1(summaries, teachers).markdown()}
 ## Compression, and everything else we trained
 
 Random-normalised per cent of the teacher, (return - random) / (teacher - random), with 95 % intervals over episodes, paired
 with the teacher by seed; {training}. The geometric mean is over the games here, the paper's over ten and of raw per cents.
 A star: a game below 1 % counts as 1 %.
 
-{tables.over_games_markdown(summaries)}
+{tables.over_games(summaries).markdown()}
 """
     typical = f"""
 ### Over all games, by episodes
@@ -71,7 +71,7 @@ means, the optimality gap is how far episodes fall short of 100 % on average, th
 chance in per cent that an episode beats one of the teacher's, ties counting a half: 50 is equal. Intervals: 95 % over the
 training runs of each game, where there are several, and their episodes; what teacher and random score is taken as it is.
 
-{tables.aggregates_markdown(aggregates)}
+{tables.aggregates(aggregates).markdown()}
 """
     many = "".join(
         f"""
@@ -81,7 +81,7 @@ A game's raw mean return in per cent of its teacher's, and their geometric mean,
 mean of the random-normalised per cents, and the least of those. Intervals: 95 % over episodes, paired with the teacher by seed;
 {training}.
 
-{tables.several_markdown(found)}
+{tables.several(found).markdown()}
 """
         for found in several
     )
@@ -93,6 +93,6 @@ and the student goes on learning from the latest ones; teacher, best so far and 
 root mean square of the changes from point to point, worst drop that below the best so far; over several seeds, their mean,
 least and greatest. At the end: on seeds that nothing else has seen, and of these (student - random) / (best snapshot - random).
 
-{tables.online_markdown(online)}
+{tables.online(online).markdown()}
 """
     return head + (single if summaries else "") + (typical if aggregates else "") + many + (following if online else "")

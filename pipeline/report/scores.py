@@ -17,7 +17,7 @@ from pipeline.report.bootstrap import Values, percentiles, resampled_means
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contestant:
+class Evaluated:
     """One agent of the report: its episodes, its card, and for those that learn the curve and variant.
 
     `loss` is that of a student, `algorithm` that of one who learns from reward. `flops` are those of one state, a multiply-add
@@ -76,7 +76,7 @@ def read_returns(path: Path) -> tuple[Values, npt.NDArray[np.int64], int]:
     return table["episode_return"].to_numpy()[order], table["seed"].to_numpy()[order], int(np.sum(table["stalled"].to_numpy()))
 
 
-def score(who: Contestant, teacher: Contestant, chance: Contestant) -> Score:
+def score(who: Evaluated, teacher: Evaluated, chance: Evaluated) -> Score:
     """`who` against its teacher and the random agent of the same game; paired by seed where the seeds are the same."""
     own_N, own_seeds, stalled = read_returns(who.episodes)
     teacher_N, teacher_seeds, _ = read_returns(teacher.episodes)

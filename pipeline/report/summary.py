@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.report.bootstrap import RESAMPLES, Values, percentiles, resampled_means
-from pipeline.report.scores import Contestant, read_returns
+from pipeline.report.scores import Evaluated, read_returns
 from pipeline.seeding import stream
 
 FLOOR: Final = 1.0
@@ -56,9 +56,9 @@ class Summary:
 class Game:
     """Who played a game."""
 
-    teacher: Contestant
-    chance: Contestant
-    students: Sequence[Contestant]
+    teacher: Evaluated
+    chance: Evaluated
+    students: Sequence[Evaluated]
 
 
 def summarise(games: Mapping[str, Game]) -> list[Summary]:
@@ -71,7 +71,7 @@ def summarise(games: Mapping[str, Game]) -> list[Summary]:
 def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _Baseline]) -> Summary:
     standings: dict[str, Standing] = {}
     drawn: dict[str, Values] = {}
-    first: Contestant | None = None
+    first: Evaluated | None = None
     parameters = 0
     for name, game in games.items():
         runs = [who for who in game.students if who.variant == variant]
@@ -121,7 +121,7 @@ def _baseline(game: Game) -> _Baseline:
     return _Baseline(name, seeds_N, float(teacher_N.mean()), float(random_N.mean()), best_R, zero_R)
 
 
-def _standing(runs: Sequence[Contestant], baseline: _Baseline) -> tuple[Standing, Values]:
+def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> tuple[Standing, Values]:
     """The standing of these training runs of one variant, and its resampled normalised per cents.
 
     With several runs, runs are resampled as well as episodes (a hierarchical bootstrap): the interval includes what another

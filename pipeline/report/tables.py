@@ -1,4 +1,4 @@
-"""Scores as tables: one list of columns serves HTML and Markdown."""
+"""Scores as tables, each of which can be had as HTML and as Markdown."""
 
 from __future__ import annotations
 
@@ -12,8 +12,34 @@ import numpy as np
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import HEAD, Run, table
 from pipeline.report.paper import LADDER, MULTITASK, TABLE1, THREE_GAMES, published_percent
-from pipeline.report.scores import Contestant, Score, read_returns
+from pipeline.report.scores import Evaluated, Score, read_returns
 from pipeline.report.summary import FLOOR, Summary, geometric_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Titles and cells; `classes` are those of the rows in HTML, "student" if not told."""
+
+    head: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    classes: Sequence[str] = ()
+
+    def html(self, caption: str) -> str:
+        """Sortable; all columns but the first are aligned as numbers by the style sheet's `.number`."""
+        titles = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in self.head)
+        body = "".join(
+            f'<tr class="{escape(kind)}"><td>{escape(first)}</td>'
+            + "".join(f'<td class="number">{escape(cell)}</td>' for cell in rest)
+            + "</tr>"
+            for (first, *rest), kind in zip(self.cells, self.classes or ["student"] * len(self.cells), strict=True)
+        )
+        table = f"<caption>{escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>{body}</tbody>"
+        return f'<div class="scroll"><table>{table}</table></div>'
+
+    def markdown(self) -> str:
+        """As GitHub shows it."""
+        lines = ["| " + " | ".join(self.head) + " |", "|" + "---|" * len(self.head)]
+        return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in self.cells)]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +47,7 @@ class Row:
     """A score with the agent it belongs to and the size of the teacher it is compared with."""
 
     score: Score
-    who: Contestant
+    who: Evaluated
     teacher_parameters: int
 
 
@@ -56,37 +82,13 @@ COLUMNS: Final[Mapping[str, Callable[[Row], str]]] = {
 }
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """One row per agent, as a GitHub table."""
-    return _markdown(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in rows])
-
-
-def html(rows: Sequence[Row], caption: str) -> str:
+def scores(rows: Sequence[Row]) -> Table:
     """One row per agent."""
-    cells = [[cell(row) for cell in COLUMNS.values()] for row in rows]
-    return _html(list(COLUMNS), cells, caption, [row.score.role for row in rows])
+    return Table(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in rows], [row.score.role for row in rows])
 
 
-def _html(head: Sequence[str], cells: Sequence[Sequence[str]], caption: str, classes: Sequence[str]) -> str:
-    """A sortable table; all columns but the first are aligned as numbers by the style sheet's `.number`."""
-    titles = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in head)
-    body = "".join(
-        f'<tr class="{escape(kind)}"><td>{escape(first)}</td>'
-        + "".join(f'<td class="number">{escape(cell)}</td>' for cell in rest)
-        + "</tr>"
-        for (first, *rest), kind in zip(cells, classes, strict=True)
-    )
-    table = f"<caption>{escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="scroll"><table>{table}</table></div>'
-
-
-def _markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A GitHub table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"
-
-
-def _over_games(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+def over_games(summaries: Sequence[Summary]) -> Table:
+    """One row per kind of student, a column per game."""
     games = list(dict.fromkeys(game for s in summaries for game in s.games))
     head = ["student", "parameters", "runs", *games, "geometric mean [95 %]", "paper (ten games)"]
     cells = []
@@ -96,21 +98,11 @@ def _over_games(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]
         published = f"{LADDER[s.network]:.1f}" if s.loss == "kl" and s.network in LADDER else ""
         runs = "-".join(map(str, sorted({standing.runs for standing in s.games.values()})))
         cells.append([s.variant, f"{s.parameters:,}", runs, *played, mean, published])
-    return head, cells
+    return Table(head, cells)
 
 
-def over_games_html(summaries: Sequence[Summary], caption: str) -> str:
-    """One row per kind of student, a column per game."""
-    head, cells = _over_games(summaries)
-    return _html(head, cells, caption, ["student"] * len(cells))
-
-
-def over_games_markdown(summaries: Sequence[Summary]) -> str:
-    """The same as a GitHub table."""
-    return _markdown(*_over_games(summaries))
-
-
-def _aggregates(found: Sequence[Aggregate]) -> tuple[list[str], list[list[str]]]:
+def aggregates(found: Sequence[Aggregate]) -> Table:
+    """One row per kind of student, a column per aggregate."""
     head = [
         "student",
         "episodes",
@@ -124,21 +116,10 @@ def _aggregates(found: Sequence[Aggregate]) -> tuple[list[str], list[list[str]]]
     for a in found:
         numbers = (a.scores.iqm, a.scores.median, a.scores.mean, a.scores.optimality_gap, a.improvement)
         cells.append([a.variant, f"{a.episodes:,}", *(_with_interval(n.value, (n.low, n.high), 1) for n in numbers)])
-    return head, cells
+    return Table(head, cells)
 
 
-def aggregates_html(found: Sequence[Aggregate], caption: str) -> str:
-    """One row per kind of student, a column per aggregate."""
-    head, cells = _aggregates(found)
-    return _html(head, cells, caption, ["student"] * len(cells))
-
-
-def aggregates_markdown(found: Sequence[Aggregate]) -> str:
-    """The same as a GitHub table."""
-    return _markdown(*_aggregates(found))
-
-
-def cost_html(teacher: Contestant, students: Sequence[Contestant], caption: str) -> str:
+def costs(teacher: Evaluated, students: Sequence[Evaluated]) -> Table:
     """One row per network, the teacher's first: what it is and what a state costs, beside the teacher's."""
     networks = {who.network: who for who in reversed(students)}
     ordered = [teacher, *sorted(networks.values(), key=lambda who: -who.parameters)]
@@ -165,16 +146,18 @@ def cost_html(teacher: Contestant, students: Sequence[Contestant], caption: str)
             row.append(f"{who.latency_ms:.3f}")
             shares.append(who.latency_ms / teacher.latency_ms)
         cells.append([*row, *(f"{100 * share:.1f}" for share in shares)])
-    return _html([*head, *(["latency"] if timed else [])], cells, caption, ["teacher"] + ["student"] * len(networks))
+    return Table([*head, *(["latency"] if timed else [])], cells, ["teacher"] + ["student"] * len(networks))
 
 
-def facts_html(rows: Sequence[Mapping[str, str]], caption: str) -> str:
+def facts(rows: Sequence[Mapping[str, str]]) -> Table:
     """A column per key of the first row."""
-    cells = [list(row.values()) for row in rows]
-    return _html(list(rows[0]), cells, caption, ["student"] * len(cells))
+    return Table(list(rows[0]), [list(row.values()) for row in rows])
 
 
-def _several(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+def several(summaries: Sequence[Summary]) -> Table:
+    """Agents of several games, a row each: every game's raw per cent of its teacher, the geometric means of these and of the
+    normalised per cents, and the least of the latter; the paper's beside those of its three games.
+    """
     games = list(dict.fromkeys(game for s in summaries for game in s.games))
     known = tuple(sorted(games)) == THREE_GAMES
     head = ["agent", "learned from", "parameters", "runs", *(f"{g} %" for g in games), "mean %"]
@@ -195,34 +178,16 @@ def _several(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
                 f"{min(standing.normalized for standing in s.games.values()):.1f}",
             ]
         )
-    return head, cells
+    return Table(head, cells)
 
 
-def several_html(summaries: Sequence[Summary], caption: str) -> str:
-    """Agents of several games, a row each: every game's raw per cent of its teacher, the geometric means of these and of the
-    normalised per cents, and the least of the latter; the paper's beside those of its three games.
-    """
-    head, cells = _several(summaries)
-    return _html(head, cells, caption, ["student"] * len(cells))
-
-
-def several_markdown(summaries: Sequence[Summary]) -> str:
-    """The same as a GitHub table."""
-    return _markdown(*_several(summaries))
-
-
-def online_html(runs: Sequence[Run], caption: str) -> str:
+def online(runs: Sequence[Run]) -> Table:
     """How steadily students followed their teachers."""
     cells = table(runs)
-    return _html(list(HEAD), cells, caption, [row[1] for row in cells])
+    return Table(list(HEAD), cells, [row[1] for row in cells])
 
 
-def online_markdown(runs: Sequence[Run]) -> str:
-    """The same as a GitHub table."""
-    return _markdown(list(HEAD), table(runs))
-
-
-def table1(summaries: Sequence[Summary], teachers: Mapping[str, Contestant]) -> str:
+def table1(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) -> Table:
     """The paper's Table 1 and ours side by side: students of the teacher's size, raw per cent of the teacher."""
     losses = ("mse", "nll", "kl")
     head = ["game", "teacher", "paper's teacher", *(f"{loss.upper()} % (paper)" for loss in losses)]
@@ -235,4 +200,4 @@ def table1(summaries: Sequence[Summary], teachers: Mapping[str, Contestant]) -> 
             ours = "" if not found or found[0].percent is None else f"{found[0].percent:.1f}"
             row.append(f"{ours} ({published[loss]:.1f})" if published else ours)
         cells.append(row)
-    return _markdown(head, cells)
+    return Table(head, cells)

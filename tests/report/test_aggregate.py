@@ -172,7 +172,7 @@ def test_the_pages_hold_them(tmp_path: Path) -> None:
     games = {name: game(tmp_path, name, 10, {"kl": [[9, 9]]}) for name in ("Pong", "Breakout")}
     rows, summaries = aggregates(games), summarise(games)
     told = "90.0 [90.0, 90.0] | 90.0 [90.0, 90.0] | 90.0 [90.0, 90.0] | 10.0 [10.0, 10.0] | 0.0 [0.0, 0.0]"
-    assert f"| kl | 4 | {told} |" in tables.aggregates_markdown(rows)
+    assert f"| kl | 4 | {told} |" in tables.aggregates(rows).markdown()
     teachers = {name: g.teacher for name, g in games.items()}
     assert told in reproduction.markdown(summaries, [], teachers, "", "dvc repro", aggregates=rows)
     assert "IQM" not in reproduction.markdown(summaries, [], teachers, "", "dvc repro")

@@ -13,12 +13,12 @@ from pipeline.report import tables
 from pipeline.report.bootstrap import interval
 from pipeline.report.page import Section, render
 from pipeline.report.paper import published_percent
-from pipeline.report.scores import Contestant, score
+from pipeline.report.scores import Evaluated, score
 from pipeline.report.summary import Game
 from pipeline.report.tables import Row
 
 
-def contestant(folder: Path, role: str, returns: Any, **more: Any) -> Contestant:
+def contestant(folder: Path, role: str, returns: Any, **more: Any) -> Evaluated:
     name = more.pop("name", role)
     path = folder / f"{name}.parquet"
     count = len(returns)
@@ -26,7 +26,7 @@ def contestant(folder: Path, role: str, returns: Any, **more: Any) -> Contestant
     rows = {"game": ["Pong"] * count, "seed": np.arange(count)[order], "episode_return": np.asarray(returns, float)[order]}
     pq.write_table(pa.table(rows | {"steps": [100] * count, "stalled": [False] * count}), path)
     facts: dict[str, Any] = {"agent": name, "role": role, "game": "Pong", "network": "net2", "parameters": 100, "card": {}}
-    return Contestant(episodes=path, **facts | more)
+    return Evaluated(episodes=path, **facts | more)
 
 
 def test_scores_by_hand(tmp_path: Path) -> None:
@@ -86,4 +86,4 @@ def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
     assert page.count("<svg") == 4
     assert "data:video/mp4;base64," in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
-    assert tables.markdown(rows).count("\n") == 5
+    assert tables.scores(rows).markdown().count("\n") == 5

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.report import figures, reproduction, tables
-from pipeline.report.scores import Contestant
+from pipeline.report.scores import Evaluated
 from pipeline.report.summary import Game, geometric_mean, rank_correlation, summarise
 from tests.report.test_scores import contestant
 
@@ -15,7 +15,7 @@ from tests.report.test_scores import contestant
 def game(folder: Path, name: str, best: float, students: dict[str, list[list[float]]]) -> Game:
     """A game whose teacher scores `best` and whose random agent scores 0; students by variant, one list of returns per run."""
 
-    def play(role: str, returns: list[float], **more: object) -> Contestant:
+    def play(role: str, returns: list[float], **more: object) -> Evaluated:
         return contestant(folder, role, returns, game=name, **more)
 
     runs = [
@@ -46,7 +46,7 @@ def test_the_pages_hold_every_number_and_the_papers(tmp_path: Path) -> None:
     assert "| kl | 100 | 1 | 90.0 [90.0, 90.0] | 75.0 [75.0, 75.0] | 82.2 [82.2, 82.2] | 108.3 |" in page
     assert "| Pong | 10.0 | 16.2 |  (94.4) |  (95.1) |  (100.6) |" in page
     assert "they do not include the variance of training" in page
-    assert "82.2 [82.2, 82.2]" in tables.over_games_html(summaries, "caption")
+    assert "82.2 [82.2, 82.2]" in tables.over_games(summaries).html("caption")
 
 
 def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> Non
     mean = (90 * 90 * 160) ** (1 / 3)
     assert f"| trio/kl | teachers, kl | 100 | 1 | 90.0 | 90.0 | 160.0 | {mean:.1f} | 116.9 |" in page
     del games["Pong"]
-    assert "116.9" not in tables.several_markdown(summarise(games))  # the paper's are of three games
+    assert "116.9" not in tables.several(summarise(games)).markdown()  # the paper's are of three games
 
 
 def test_a_race_may_have_many_runners(tmp_path: Path) -> None:
