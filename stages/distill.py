@@ -19,7 +19,7 @@ from stages import params as settings
 from stages.contest import Contestant, mean_return, played
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
-from stages.runlog import say, show
+from stages.runlog import mark, say, show
 
 CHECKPOINT_EVERY_SECONDS = 60.0
 
@@ -69,18 +69,19 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             teacher=_teacher(layout, datasets, compute) if objective.feature_weight else None,
         )
         checkpoint = work / "checkpoint.pt"
+        title = f"distill {agent}"
         state = load_state(checkpoint)
         if state is not None:
             student.load_state_dict(state)
             say(f"resuming {agent} at {student.updates:,} updates")
             if variant.play_episodes and student.curve and not _played(student):
-                _play(params, student, variant.play_episodes)  # what the last sitting did not finish
+                _play(params, student, variant.play_episodes, title)  # what the last sitting did not finish
         saved = time.monotonic()
-        with closing(show(train(student), f"distill {agent}", ("loss", "kl", "agreement", "regret"))) as progress:
+        with closing(show(train(student), title, ("loss", "kl", "agreement", "regret"))) as progress:
             try:
                 for p in progress:
                     if variant.play_episodes and "kl" in p.metrics:
-                        _play(params, student, variant.play_episodes)
+                        _play(params, student, variant.play_episodes, title)
                     if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS and p.done < p.total:
                         save_state(checkpoint, student.state_dict())
                         saved = time.monotonic()
@@ -146,13 +147,14 @@ def _played(student: Student) -> bool:
     return all(f"return_{game}" in student.curve[-1] for game in student.lessons)
 
 
-def _play(params: settings.Params, student: Student, episodes: int) -> None:
-    """Add to the curve's last point what the student reaches in each game by now. It chooses nothing."""
+def _play(params: settings.Params, student: Student, episodes: int, title: str) -> None:
+    """Add to the curve's last point, and record, what the student reaches in each game by now. It chooses nothing."""
     for game in student.lessons:
         policy = EpsilonGreedy(q_function(student.network, student.compute, game), params.evaluation.epsilon)
         contestant = Contestant(f"student of {game}", game, params.environment, policy)
         reached = mean_return(played(contestant, params, "select", student.seed, episodes))
         student.curve[-1][f"return_{game}"] = round(reached, 3)
+        mark(title, student.updates, {f"return_{game}": reached})
 
 
 def _teacher(layout: Layout, datasets: Mapping[str, Joined], compute: Compute) -> QNetwork:

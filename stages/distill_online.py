@@ -30,7 +30,7 @@ from stages.distill import RECIPE as DISTILL_RECIPE
 from stages.history import History, Point, live, work_folder
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
-from stages.runlog import say, show
+from stages.runlog import mark, say, show
 
 RECIPE = 1
 """Bump when what this stage does changes (ARCHITECTURE.md, recipes); its parts are pinned as collect's and distill's."""
@@ -187,14 +187,14 @@ class Follower:
         contestant = Contestant(f"student of {self._game}", self._game, self._params.environment, policy)
         episodes = self._history.protocol["episodes"]
         reached = mean_return(played(contestant, self._params, "follow", self._seed, episodes))
+        returns = {"teacher_return": point.scored, "best_return": best.scored, "student_return": reached}
+        mark(f"follow {self._game}", point.steps, returns)
         self.rows.append(
             {
                 "point": point.number,
                 "steps": point.steps,
                 "frames": point.steps * self._params.environment.frame_skip,
-                "teacher_return": point.scored,
-                "best_return": best.scored,
-                "student_return": reached,
+                **returns,
                 "best_steps": best.steps,
                 **{key: measured[key] for key in MEASURES},
                 "snapshot": point.digest,
@@ -244,7 +244,7 @@ class Follower:
         )
         if self._optimizer is not None:
             student.optimizer.load_state_dict(self._optimizer)
-        with closing(show(train(student), f"distill {self._game}", ("loss", "kl", "agreement"))) as progress:
+        with closing(show(train(student), f"distill {self._game} at point {number}", ("loss", "kl", "agreement"))) as progress:
             for _ in progress:
                 pass
         self._network, self._optimizer = student.network, student.optimizer.state_dict()

@@ -21,7 +21,7 @@ from stages import params as settings
 from stages.contest import Contestant, mean_return, played
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, save_state
-from stages.runlog import say, show
+from stages.runlog import mark, say, show
 
 CHECKPOINT_EVERY_SECONDS = 120.0
 RECORD: Final = "history.json"
@@ -186,6 +186,7 @@ def _point(params: settings.Params, game: str, seed: int, learner: Learner, hist
     }
     digest = save_agent(history.folder / f"{number:03}", network, card)["digest"]
     point = Point(number, learner.tally.steps, selected, scored, digest)
+    mark(f"train {game}", point.steps, {"eval_return": scored})
     history.add(point, {"episodes": episodes, "epsilon": params.evaluation.epsilon})
     say(f"{game} at {point.steps:,} steps: mean return {scored:.2f} ({selected:.2f} on the seeds that choose)")
     return point

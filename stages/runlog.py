@@ -8,10 +8,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -19,7 +20,12 @@ from rich.progress import Progress as Bar
 
 from pipeline.progress import Progress
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 LINE_EVERY_SECONDS = 30.0
+LEARNED = ("steps", "updates")
+"""Units of what learns: its metrics are worth a curve, those of episodes, blocks or frames are not."""
 
 console = Console(stderr=True, highlight=False)
 
@@ -33,7 +39,7 @@ _events: Path | None = None
 
 
 def record_in(folder: Path) -> None:
-    """From now on what `show` passes on is also written there, as TensorBoard events, a run per title."""
+    """From now on what training measures, by steps or updates, is also written there as TensorBoard events, a run per title."""
     global _events  # noqa: PLW0603
     if find_spec("tensorboard") is None:
         raise ValueError("--tensorboard wants the package tensorboard, which is not installed: pip install tensorboard")
@@ -42,19 +48,28 @@ def record_in(folder: Path) -> None:
 
 @contextmanager
 def _recorder(title: str) -> Iterator[Callable[[Progress], None]]:
-    if _events is None:
-        yield lambda _: None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    name = re.sub(r"[^\w.@-]+", "-", title)
-    with SummaryWriter(_events / name) as writer:
+    """What writes a moment's metrics, if they are asked for and are of learning."""
+    with ExitStack() as open_:
+        writer: SummaryWriter | None = None
 
         def record(p: Progress) -> None:
+            nonlocal writer
+            if _events is None or p.unit not in LEARNED:
+                return
+            if writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                writer = open_.enter_context(SummaryWriter(_events / re.sub(r"[^\w.@-]+", "-", title)))
             for metric, value in p.metrics.items():
                 writer.add_scalar(metric, value, p.done)
 
         yield record
+
+
+def mark(title: str, done: int, metrics: Mapping[str, float]) -> None:
+    """Record what was measured beside the progress that `show` passes on under this title: an evaluation, say."""
+    with _recorder(title) as record:
+        record(Progress(done=done, total=done, unit=LEARNED[0], metrics=metrics))
 
 
 def duration(seconds: float) -> str:

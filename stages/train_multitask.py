@@ -26,7 +26,7 @@ from stages.contest import Contestant, mean_return, played
 from stages.grid import games_of_mix
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
-from stages.runlog import say, show
+from stages.runlog import mark, say, show
 from stages.versions import code_version
 
 CHECKPOINT_EVERY_SECONDS = 120.0
@@ -66,7 +66,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         compute = Compute(pick_device(device_name), "bfloat16")
         learner = multitask_learner(variant, presets, heads, compute, seed)
         references = {game: _reference(layout, game) for game in games}
-        state = _Run(work / "checkpoint.pt", learner, params, variant, seed, references)
+        state = _Run(work / "checkpoint.pt", agent, learner, params, variant, seed, references)
         if state.resume():
             say(f"resuming {agent} at {learner.steps:,} steps a game from {work}")
         if learner.steps > variant.steps:
@@ -181,6 +181,7 @@ class _Run:
     def __init__(
         self,
         path: Path,
+        agent: str,
         learner: MultitaskLearner,
         params: settings.Params,
         variant: settings.MultitaskParams,
@@ -188,7 +189,7 @@ class _Run:
         references: Mapping[str, tuple[float, float]],
     ) -> None:
         self._path, self._learner, self._params, self._variant, self._seed = path, learner, params, variant, seed
-        self._references = references
+        self._agent, self._references = agent, references
         self._metrics: Mapping[str, float] = {}
         self.curve: list[dict[str, Any]] = []
         self.best, self.best_steps = float("-inf"), 0
@@ -254,7 +255,9 @@ class _Run:
             contestant = Contestant(f"baseline of {game}", game, self._params.environment, policy)
             returns[game] = mean_return(played(contestant, self._params, "select", self._seed, self._variant.select_episodes))
             worth += (returns[game] - zero) / ((best - zero) or 1.0) / len(self._references)
-        self._add_point({f"eval_return_{game}": round(value, 3) for game, value in returns.items()} | learner.cosines())
+        evaluated = {f"eval_return_{game}": round(value, 3) for game, value in returns.items()}
+        self._add_point(evaluated | learner.cosines())
+        mark(f"train {self._agent}", learner.steps, evaluated)
         if worth > self.best:
             self.best, self.best_steps, self.best_returns = worth, learner.steps, returns
             self.best_weights = {k: v.detach().cpu().clone() for k, v in result.state_dict().items()}

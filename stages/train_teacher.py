@@ -25,7 +25,7 @@ from stages import params as settings
 from stages.contest import Contestant, Notes, mean_return, played, record
 from stages.paths import Layout
 from stages.publish import alone_in, check_target, load_state, replace_folder, save_state, write_csv
-from stages.runlog import duration, say, show
+from stages.runlog import duration, mark, say, show
 from stages.versions import code_version
 
 CHECKPOINT_EVERY_SECONDS = 120.0
@@ -152,6 +152,7 @@ def _learn(params: settings.Params, game: str, state: _Run, *, seed_once: bool) 
     def select() -> None:
         evaluated = mean_return(played(contestant, params, "select", state.teacher.seed, state.teacher.select_episodes))
         state.offer(evaluated)
+        mark(f"train {game}", learner.tally.steps, {"eval_return": evaluated})
         state.save()
         say(f"{game} at {learner.tally.steps:,} steps: mean return {evaluated:.2f} (best {state.best_return:.2f})")
 
