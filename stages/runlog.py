@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LINE_EVERY_SECONDS = 30.0
-LEARNED = ("steps", "updates")
+LEARNED = ("steps", "steps a game", "updates")
 """Units of what learns: its metrics are worth a curve, those of episodes, blocks or frames are not."""
 
 console = Console(stderr=True, highlight=False)

@@ -233,7 +233,8 @@ def _predictors(sections: Sequence[Section]) -> str:
 
 
 def _section(section: Section) -> str:
-    clips = [who for who in (section.who.teacher, *section.who.students) if who.clip is not None]
+    once = {who.variant or who.agent: who for who in reversed(section.who.students)}  # of several runs the first
+    clips = [who for who in (section.who.teacher, *reversed(once.values())) if who.clip is not None]
     parts = [
         f"<section><h2>{escape(section.game)}</h2>",
         tables.scores(section.rows).html(

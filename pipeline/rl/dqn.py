@@ -18,14 +18,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.agents.device import Compute
-from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
+from pipeline.agents.networks import NetworkSpec, new_network
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.rollout import World, rollout
 from pipeline.progress import Progress
-from pipeline.rl.learner import Tally, learning_signal
+from pipeline.rl.learner import Learner, Weights, learning_signal
 from pipeline.rl.replay import Replay, Transitions
 from pipeline.seeding import episode_seeds, integer, stream
 
@@ -72,6 +71,8 @@ class DqnConfig:
                 f"envs {self.envs} is not a multiple of steps_per_update {self.steps_per_update}: "
                 f"a vector step must hold a whole number of updates"
             )
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ValueError(f"average_decay is {self.average_decay}, not in (0, 1): 0.9999 averages about 10,000 updates")
         if self.replay_start > self.replay:
             raise ValueError(f"replay_start {self.replay_start:,} exceeds replay {self.replay:,}: lower it")
 
@@ -107,53 +108,45 @@ class CenteredRmsProp(torch.optim.Optimizer):
                     weight.addcdiv_(gradient, scale, value=-group["lr"])
 
 
-class DqnWeights:
-    """What a DQN agent has learned: online and target network, perhaps the online one's moving average, the optimiser's state,
-    and after how many updates.
-    """
+class DqnWeights(Weights):
+    """What a DQN agent has learned: its target network as well, and after how many updates."""
 
     def __init__(self, config: DqnConfig, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int) -> None:
-        self.network = new_network(spec, heads, compute.device, integer(seed, "dqn", "weights"))
-        self.target = copy.deepcopy(self.network)
-        decay = config.average_decay
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None  # type: ignore[no-untyped-call]
-        self.optimizer = CenteredRmsProp(
-            self.network.parameters(),
+        network = new_network(spec, heads, compute.device, integer(seed, "dqn", "weights"))
+        optimizer = CenteredRmsProp(
+            network.parameters(),
             lr=config.learning_rate,
             squared_decay=config.squared_decay,
             gradient_decay=config.gradient_decay,
             minimum=config.squared_minimum,
         )
+        super().__init__(network, optimizer, config.average_decay)
+        self.target = copy.deepcopy(network)
         self.updates = 0
 
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on from these; the optimiser begins anew."""
+        super().begin_with(weights)
+        self.target.load_state_dict(weights)
+
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
-            "target": self.target.state_dict(),
-            **({"average": self.average.state_dict()} if self.average else {}),
-            "optimizer": self.optimizer.state_dict(),
-            "updates": self.updates,
-        }
+        return {**super().state_dict(), "target": self.target.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
+        super().load_state_dict(state)
         self.target.load_state_dict(state["target"])
-        if self.average and "average" in state:
-            self.average.load_state_dict(state["average"])
-        elif self.average:  # begun by a run without one
-            self.average.module.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
 
 
-class DqnLearner:
+class DqnLearner(Learner):
     """A learning DQN agent: weights, replay, counters.
 
     The replay is not part of the checkpoint (7 GB at the published size): a resumed run first refills it, as far as it had
     been, with its own policy, and counts none of those steps. Learning on from a few thousand steps instead would narrow what
-    it knows to them. Learners of several games may share `weights`
-    (`rl.multitask`): each then says which `game` it plays.
+    it knows to them.
     """
+
+    weights: DqnWeights
 
     def __init__(
         self,
@@ -167,53 +160,13 @@ class DqnLearner:
         weights: DqnWeights | None = None,
         game: str | None = None,
     ) -> None:
-        self.config, self.budget, self.compute, self.seed, self.game = config, budget, compute, seed, game
-        self.weights = weights or DqnWeights(config, spec, heads, compute, seed)
+        super().__init__(config.envs, budget, compute, seed, weights or DqnWeights(config, spec, heads, compute, seed), game)
+        self.config = config
         self.replay = Replay(config.replay, config.envs, spec.stack)
-        self.tally = Tally()
-
-    @property
-    def envs(self) -> int:
-        return self.config.envs
-
-    @property
-    def network(self) -> QNetwork:
-        """The online network."""
-        return self.weights.network
-
-    @property
-    def result(self) -> QNetwork:
-        """The averaged network where there is one, else the online one."""
-        average = self.weights.average
-        averaged = average.module if average else self.network
-        assert isinstance(averaged, QNetwork)
-        return averaged
 
     def train(self, world: World) -> Iterator[Progress]:
         """`train` of this module, on this learner."""
         return train(self, world)
-
-    def begin_with(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Go on from an agent's weights, which took so many steps; optimiser and replay begin anew."""
-        self.network.load_state_dict(weights)
-        self.weights.target.load_state_dict(weights)
-        self.result.load_state_dict(weights)
-        self.tally.steps = steps
-
-    def own_state(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights and the replay."""
-        return {"tally": self.tally.state_dict()}
-
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
-        self.tally.load_state_dict(state["tally"])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs but the replay; plain tensors and numbers."""
-        return {**self.weights.state_dict(), **self.own_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weights.load_state_dict(state)
-        self.load_own_state(state)
 
     def random(self) -> np.random.Generator:
         """The stream that minibatches are drawn from, from this update on."""
@@ -269,9 +222,7 @@ class DqnLearner:
         torch.autograd.backward(loss)
         for group in weights.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        weights.optimizer.step()
-        if weights.average:
-            weights.average.update_parameters(self.network)
+        weights.step()
         self.tally.updates += 1
         weights.updates += 1
         if weights.updates % self.config.target_every == 0:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import QNetwork
@@ -70,35 +73,96 @@ def learning_signal(
     return reward_B, over_B | step.life_lost_B if life_loss_ends else over_B
 
 
-class Weights(Protocol):
-    """What an agent has learned; learners of several games may share it."""
+class Weights:
+    """What an agent has learned: the network, perhaps its moving average (Polyak and Juditsky 1992), and the optimiser's state.
 
-    @property
-    def network(self) -> QNetwork: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-class Learner(Protocol):
-    """`envs` is the width of the world it trains in; `budget` is in steps. `result` is the network to evaluate and publish.
-
-    Its state is that of its weights and its own.
+    Learners of several games may share it. `average_decay` is per update; without it there is no average.
     """
 
-    compute: Compute
-    budget: int
-    tally: Tally
+    def __init__(self, network: QNetwork, optimizer: torch.optim.Optimizer, average_decay: float | None) -> None:
+        self.network, self.optimizer = network, optimizer
+        averaging = None if average_decay is None else get_ema_multi_avg_fn(average_decay)  # type: ignore[no-untyped-call]
+        self._average = AveragedModel(network, multi_avg_fn=averaging) if averaging else None
 
     @property
-    def weights(self) -> Weights: ...
+    def result(self) -> QNetwork:
+        """The network to evaluate and publish: the averaged one where there is one."""
+        if self._average is None:
+            return self.network
+        averaged = self._average.module
+        assert isinstance(averaged, QNetwork)
+        return averaged
+
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on from these; the optimiser begins anew."""
+        self.network.load_state_dict(weights)
+        self.result.load_state_dict(weights)
+
+    def step(self) -> None:
+        """One update from the gradients at hand."""
+        self.optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
+
+    def state_dict(self) -> dict[str, Any]:
+        average = {} if self._average is None else {"average": self._average.state_dict()}
+        return {"network": self.network.state_dict(), **average, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._average is not None and "average" in state:
+            self._average.load_state_dict(state["average"])
+        elif self._average is not None:  # begun by a run without one
+            self.result.load_state_dict(state["network"])
+
+
+class Learner(ABC):
+    """One that learns a game from reward in a world `envs` wide, until its `budget` of steps (agent decisions over all
+    environments) is spent.
+
+    Its state is that of its weights and its own. Learners of several games may share `weights` (`rl.multitask`): each then says
+    which `game` it plays.
+    """
+
+    def __init__(self, envs: int, budget: int, compute: Compute, seed: int, weights: Weights, game: str | None) -> None:
+        self.envs, self.budget, self.compute, self.seed, self.weights, self.game = envs, budget, compute, seed, weights, game
+        self.tally = Tally()
+
     @property
-    def envs(self) -> int: ...
+    def network(self) -> QNetwork:
+        """The network that learns."""
+        return self.weights.network
+
     @property
-    def result(self) -> QNetwork: ...
-    def train(self, world: World) -> Iterator[Progress]: ...
-    def begin_with(self, weights: Mapping[str, Tensor], steps: int) -> None: ...
-    def sample_loss(self) -> Tensor | None: ...
-    def own_state(self) -> dict[str, Any]: ...
-    def load_own_state(self, state: Mapping[str, Any]) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def result(self) -> QNetwork:
+        """The network to evaluate and publish."""
+        return self.weights.result
+
+    @abstractmethod
+    def train(self, world: World) -> Iterator[Progress]:
+        """Learn until the budget is spent, yielding every few thousand steps."""
+
+    @abstractmethod
+    def sample_loss(self) -> Tensor | None:
+        """The loss of a minibatch of what was last lived through, to look at its gradient; None before there is enough."""
+
+    def begin_with(self, weights: Mapping[str, Tensor], steps: int) -> None:
+        """Go on from an agent's weights, which took so many steps; all else begins anew."""
+        self.weights.begin_with(weights)
+        self.tally.steps = steps
+
+    def own_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights."""
+        return {"tally": self.tally.state_dict()}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        self.tally.load_state_dict(state["tally"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs; plain tensors and numbers, so that it loads with `weights_only=True`."""
+        return {**self.weights.state_dict(), **self.own_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.weights.load_state_dict(state)
+        self.load_own_state(state)

@@ -17,15 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.agents.device import Compute
-from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
+from pipeline.agents.networks import NetworkSpec, new_network
 from pipeline.agents.policies import EpsilonGreedy, EzGreedy
 from pipeline.atari.envs import Staggered
 from pipeline.atari.rollout import World, rollout
 from pipeline.progress import Progress
-from pipeline.rl.learner import Tally, learning_signal
+from pipeline.rl.learner import Learner, Weights, learning_signal
 from pipeline.seeding import episode_seeds, integer
 
 
@@ -103,32 +102,19 @@ def epsilon_greedy_value(q_BA: npt.NDArray[np.float32], epsilon: float) -> npt.N
     return np.asarray((1.0 - epsilon) * q_BA.max(axis=1) + epsilon * q_BA.mean(axis=1), dtype=np.float32)
 
 
-class PqnWeights:
-    """What a PQN agent has learned: its weights, their moving average, and the optimiser's state."""
+class PqnWeights(Weights):
+    """What a PQN agent has learned."""
 
     def __init__(self, config: PqnConfig, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int) -> None:
-        self.network = new_network(spec, heads, compute.device, integer(seed, "pqn", "weights"))
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))  # type: ignore[no-untyped-call]
-        self.optimizer = torch.optim.RAdam(self.network.parameters(), lr=config.learning_rate, foreach=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        network = new_network(spec, heads, compute.device, integer(seed, "pqn", "weights"))
+        optimizer = torch.optim.RAdam(network.parameters(), lr=config.learning_rate, foreach=True)
+        super().__init__(network, optimizer, config.average_decay)
 
 
-class PqnLearner:
+class PqnLearner(Learner):
     """A learning PQN agent: weights, counters, and the states of its horizon. Its environments live in `train`.
 
-    `budget` is the number of steps (agent decisions over all environments) that the schedules span. Learners of several games
-    may share `weights` (`rl.multitask`): each then says which `game` it plays.
+    `budget` is also what the schedules span.
     """
 
     def __init__(
@@ -143,58 +129,27 @@ class PqnLearner:
         weights: PqnWeights | None = None,
         game: str | None = None,
     ) -> None:
-        self.config, self.budget, self.compute, self.seed, self.game = config, budget, compute, seed, game
-        self.weights = weights or PqnWeights(config, spec, heads, compute, seed)
+        super().__init__(config.envs, budget, compute, seed, weights or PqnWeights(config, spec, heads, compute, seed), game)
+        self.config = config
         names = (game,) if game else ()
         self.shuffle = torch.Generator().manual_seed(integer(seed, "pqn", "minibatches", *names))
-        self.tally = Tally()
         # Channels last, as the convolutions want them: turned once here, not at every pass of every epoch.
         self._obs_TBHWC = torch.empty(
             (config.horizon + 1, config.envs, 84, 84, spec.stack), dtype=torch.uint8, device=compute.device
         )
         self._action_N = self._target_N = torch.empty(0)
 
-    @property
-    def envs(self) -> int:
-        return self.config.envs
-
-    @property
-    def network(self) -> QNetwork:
-        """The network that learns."""
-        return self.weights.network
-
-    @property
-    def result(self) -> QNetwork:
-        """The averaged network."""
-        averaged = self.weights.average.module
-        assert isinstance(averaged, QNetwork)
-        return averaged
-
     def train(self, world: World) -> Iterator[Progress]:
         """`train` of this module, on this learner."""
         return train(self, world)
 
-    def begin_with(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Go on from an agent's weights, which took so many steps; the optimiser begins anew."""
-        self.network.load_state_dict(weights)
-        self.weights.average.module.load_state_dict(weights)
-        self.tally.steps = steps
-
     def own_state(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights."""
-        return {"shuffle": self.shuffle.get_state(), "tally": self.tally.state_dict()}
+        return {"shuffle": self.shuffle.get_state(), **super().own_state()}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         self.shuffle.set_state(state["shuffle"])
-        self.tally.load_state_dict(state["tally"])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs; plain tensors and numbers, so it loads with `weights_only=True`."""
-        return {**self.weights.state_dict(), **self.own_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weights.load_state_dict(state)
-        self.load_own_state(state)
+        super().load_own_state(state)
 
     def remaining(self) -> float:
         """Fraction of the step budget still ahead."""
@@ -250,8 +205,7 @@ class PqnLearner:
                 loss = self._loss(pick_M)
                 torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), c.max_grad_norm, foreach=True)
-                self.weights.optimizer.step()
-                self.weights.average.update_parameters(self.network)
+                self.weights.step()
                 self.tally.updates += 1
                 losses.append(loss.detach())
         return {"loss": float(torch.stack(losses).mean())}

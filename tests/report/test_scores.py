@@ -87,3 +87,20 @@ def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
     assert "data:video/mp4;base64," in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert tables.scores(rows).markdown().count("\n") == 5
+
+
+def test_of_several_runs_the_first_is_filmed(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"not really a clip")
+    teacher = contestant(tmp_path, "teacher", [10, 20], clip=clip)
+    chance = contestant(tmp_path, "random", [-20, -21])
+    runs = [
+        contestant(tmp_path, f"{variant}-{seed}", [9, 19], variant=variant, seed=seed, loss="kl", clip=clip)
+        for variant in ("kl-net2", "kl-net3")
+        for seed in (0, 1)
+    ]
+    rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, *runs)]
+    page = render([Section(game="Pong", rows=rows, who=Game(teacher, chance, runs))], "epsilon 0.05", {"digest": "abc"})
+    assert page.count("data:video/mp4;base64,") == 3
+    told = re.findall(r"<figcaption>.*?(kl-net\d-\d)", page)
+    assert told == ["kl-net2-0", "kl-net3-0"]

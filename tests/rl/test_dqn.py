@@ -145,3 +145,5 @@ def test_settings_that_cannot_be() -> None:
         replace(CONFIG, envs=6)
     with pytest.raises(ValueError, match="exceeds replay"):
         replace(CONFIG, replay_start=5000)
+    with pytest.raises(ValueError, match="average_decay is 1"):
+        replace(CONFIG, average_decay=1.0)

@@ -87,10 +87,9 @@ def test_the_result_is_the_moving_average_of_the_weights() -> None:
     action = torch.zeros(8, 8, dtype=torch.int64)
     agent.update(action, torch.ones(8, 8))  # 2 epochs x 2 minibatches: 4 updates
     first = [p.clone() for p in agent.result.parameters()]
-    moved = [p.clone() for p in agent.network.parameters()]
-    assert any((a - b).abs().max() > 0 for a, b in zip(first, moved, strict=True))
-    agent.weights.average.update_parameters(agent.network)
-    for was, weight, now in zip(first, moved, agent.result.parameters(), strict=True):
+    assert any((a - b).abs().max() > 0 for a, b in zip(first, agent.network.parameters(), strict=True))
+    agent.weights.step()
+    for was, weight, now in zip(first, agent.network.parameters(), agent.result.parameters(), strict=True):
         torch.testing.assert_close(now, 0.9 * was + 0.1 * weight)
 
 
