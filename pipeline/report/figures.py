@@ -75,9 +75,9 @@ def compression(scores: Sequence[Score], teacher: Evaluated, students: Sequence[
         for loss, colour in LOSS_COLOURS.items():
             alike = [s for s in scores if s.agent in by_name and by_name[s.agent].loss == loss]
             first = {s.network: s.variant for s in reversed(alike)}
-            points = sorted((float(cost(by_name[s.agent]) or 0), s) for s in alike if s.variant == first[s.network])
+            points = [(float(cost(by_name[s.agent]) or 0), s) for s in alike if s.variant == first[s.network]]
             if points:
-                _ladder(panel, points, color=colour, label=f"{loss.upper()} (ours)")
+                _ladder(panel, sorted(points, key=lambda p: p[0]), color=colour, label=f"{loss.upper()} (ours)")
         panel.axhline(100.0, color="#444444", linewidth=1)
         panel.axvline(cost(teacher), color="#444444", linewidth=1, linestyle=":")
         panel.set_xlabel(label)
