@@ -90,12 +90,14 @@ def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
 
 
 def test_of_several_runs_the_first_is_filmed(tmp_path: Path) -> None:
+    curve = tmp_path / "curve.csv"
+    curve.write_text("updates,kl,agreement,regret\n10,0.5,0.8,0.1\n20,0.4,0.9,0.05\n")
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"not really a clip")
     teacher = contestant(tmp_path, "teacher", [10, 20], clip=clip)
     chance = contestant(tmp_path, "random", [-20, -21])
     runs = [
-        contestant(tmp_path, f"{variant}-{seed}", [9, 19], variant=variant, seed=seed, loss="kl", clip=clip)
+        contestant(tmp_path, f"{variant}-{seed}", [9, 19], variant=variant, seed=seed, loss="kl", clip=clip, curve=curve)
         for variant in ("kl-net2", "kl-net3")
         for seed in (0, 1)
     ]
