@@ -24,6 +24,10 @@ CHANCE_EPISODES: Final = 30
 SELECTIONS: Final = 8
 """How often a teacher is evaluated while it learns."""
 GATE_EPISODES: Final = 100
+AVERAGE_DECAY: Final = 0.998
+"""Of a teacher that learns for a million steps or two, in updates of 128 steps each: the average lags by 500 of them."""
+STAGGER: Final = "stagger: 2000           # spreads the environments over an episode: its moments are seen mixed"
+"""The game's episodes may all be of one length."""
 
 
 def run(
@@ -53,12 +57,14 @@ def run(
         "select_every": max(1, steps // SELECTIONS),
         "gate_return": gate,
         "gate_episodes": GATE_EPISODES,
+        "average_decay": AVERAGE_DECAY,
     }
     told = _without_heading(source.read_text())
     for key, value in numbers.items():
-        told, found_it = re.subn(rf"^(    {key}: )\S+", rf"\g<1>{value}", told, flags=re.MULTILINE)
+        told, found_it = re.subn(rf"^( +{key}: )\S+", rf"\g<1>{value}", told, flags=re.MULTILINE)
         if found_it != 1:
             raise ValueError(f"{source} has {found_it} lines with {key} where it should have one: restore it")
+    told = re.sub(r"^( +)average_decay: .*\n", rf"\g<0>\g<1>{STAGGER}\n", told, flags=re.MULTILINE)
     stages = re.sub(r"^(\s+- )(pipeline|stages)/", rf"\g<1>{up}/\g<2>/", stages, flags=re.MULTILINE)
     command = f"dvc repro {folder / 'dvc.yaml'}"
     texts = {

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,10 @@ def test_everything_is_of_the_game(clone: Path) -> None:
     assert (teacher.steps, teacher.select_every, teacher.gate_return) == (80_000, 10_000, 250)
     assert params.mixes == {"mspacman": ["MsPacman"]}
     assert params.students == road.students
-    assert params.teacher_presets == road.teacher_presets
+    (pqn,), (theirs,) = ([preset.pqn for preset in p.teacher_presets.values()] for p in (params, road))
+    assert pqn is not None
+    assert theirs is not None
+    assert pqn == replace(theirs, average_decay=0.998, stagger=2000)
     for name in ("params.yaml", "dvc.yaml"):
         assert not re.search(r"\bpong\b", (folder / name).read_text(), re.IGNORECASE)
     stages = YAML(typ="safe", pure=True).load((folder / "dvc.yaml").read_text())["stages"]
