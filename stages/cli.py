@@ -70,7 +70,7 @@ device_option = click.option("--device", default="auto", show_default=True, help
     "--tensorboard",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Also write what a stage measures as it runs as TensorBoard events there.",
+    help="Also write what learning measures, and its evaluations, as TensorBoard events there.",
 )
 @click.pass_context
 def main(ctx: click.Context, params_path: Path, tensorboard: Path | None) -> None:

@@ -77,7 +77,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             if variant.play_episodes and student.curve and not _played(student):
                 _play(params, student, variant.play_episodes, title)  # what the last sitting did not finish
         saved = time.monotonic()
-        with closing(show(train(student), title, ("loss", "kl", "agreement", "regret"))) as progress:
+        with closing(show(train(student), title, ("loss", "kl", "agreement", "regret"), learning=True)) as progress:
             try:
                 for p in progress:
                     if variant.play_episodes and "kl" in p.metrics:

@@ -188,7 +188,7 @@ class Follower:
         episodes = self._history.protocol["episodes"]
         reached = mean_return(played(contestant, self._params, "follow", self._seed, episodes))
         returns = {"teacher_return": point.scored, "best_return": best.scored, "student_return": reached}
-        mark(f"follow {self._game}", point.steps, returns)
+        mark(f"follow {self._game}-{self._seed}", point.steps, returns)
         self.rows.append(
             {
                 "point": point.number,
@@ -244,7 +244,8 @@ class Follower:
         )
         if self._optimizer is not None:
             student.optimizer.load_state_dict(self._optimizer)
-        with closing(show(train(student), f"distill {self._game} at point {number}", ("loss", "kl", "agreement"))) as progress:
+        title = f"distill {self._game}-{self._seed} at point {number}"
+        with closing(show(train(student), title, ("loss", "kl", "agreement"), learning=True)) as progress:
             for _ in progress:
                 pass
         self._network, self._optimizer = student.network, student.optimizer.state_dict()

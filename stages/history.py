@@ -145,7 +145,9 @@ def _learn(
 ) -> Generator[Point, None, None]:
     """Spend the steps, with a point wherever one is due."""
     saved = time.monotonic()
-    with closing(show(learner.train(world), f"train {game}", ("return", "loss", "q"))) as progress:
+    with closing(
+        show(learner.train(world), f"train {game}-{seed}", ("refilled", "return", "loss", "q"), learning=True)
+    ) as progress:
         try:
             for _ in progress:
                 if _due(params.history[game], learner, history):
@@ -186,7 +188,7 @@ def _point(params: settings.Params, game: str, seed: int, learner: Learner, hist
     }
     digest = save_agent(history.folder / f"{number:03}", network, card)["digest"]
     point = Point(number, learner.tally.steps, selected, scored, digest)
-    mark(f"train {game}", point.steps, {"eval_return": scored})
+    mark(f"train {game}-{seed}", point.steps, {"eval_return": scored})
     history.add(point, {"episodes": episodes, "epsilon": params.evaluation.epsilon})
     say(f"{game} at {point.steps:,} steps: mean return {scored:.2f} ({selected:.2f} on the seeds that choose)")
     return point

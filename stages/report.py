@@ -181,9 +181,9 @@ def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.
 def _section(
     layout: Layout, params: settings.Params, game: str, players: Sequence[tuple[str, Path]], *, latency: bool
 ) -> Section:
-    teacher = _contestant(layout, f"teachers/{game}", layout.teacher(game))
-    chance = _contestant(layout, f"random/{game}", None)
-    students = [_contestant(layout, name, folder) for name, folder in players]
+    teacher = _evaluated(layout, f"teachers/{game}", layout.teacher(game))
+    chance = _evaluated(layout, f"random/{game}", None)
+    students = [_evaluated(layout, name, folder) for name, folder in players]
     if latency:
         teacher, *students = _timed(
             game, [(teacher, layout.teacher(game)), *zip(students, (f for _, f in players), strict=True)]
@@ -281,7 +281,7 @@ def _at_hand(folder: Path, digest: str) -> dict[str, str]:
     }
 
 
-def _contestant(layout: Layout, agent: str, folder: Path | None) -> Evaluated:
+def _evaluated(layout: Layout, agent: str, folder: Path | None) -> Evaluated:
     episodes, scores = layout.episodes(agent), layout.scores(agent)
     clip = layout.clip(agent)
     for path in (episodes, scores, clip):

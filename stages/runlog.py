@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import re
 import signal
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LINE_EVERY_SECONDS = 30.0
-LEARNED = ("steps", "steps a game", "updates")
-"""Units of what learns: its metrics are worth a curve, those of episodes, blocks or frames are not."""
 
 console = Console(stderr=True, highlight=False)
 
@@ -36,40 +35,29 @@ def say(message: str) -> None:
 
 
 _events: Path | None = None
+_writers: dict[str, SummaryWriter] = {}
 
 
 def record_in(folder: Path) -> None:
-    """From now on what training measures, by steps or updates, is also written there as TensorBoard events, a run per title."""
+    """From now on what learning measures is also written there, as TensorBoard events, a run per title."""
     global _events  # noqa: PLW0603
     if find_spec("tensorboard") is None:
         raise ValueError("--tensorboard wants the package tensorboard, which is not installed: pip install tensorboard")
     _events = folder
 
 
-@contextmanager
-def _recorder(title: str) -> Iterator[Callable[[Progress], None]]:
-    """What writes a moment's metrics, if they are asked for and are of learning."""
-    with ExitStack() as open_:
-        writer: SummaryWriter | None = None
-
-        def record(p: Progress) -> None:
-            nonlocal writer
-            if _events is None or p.unit not in LEARNED:
-                return
-            if writer is None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                writer = open_.enter_context(SummaryWriter(_events / re.sub(r"[^\w.@-]+", "-", title)))
-            for metric, value in p.metrics.items():
-                writer.add_scalar(metric, value, p.done)
-
-        yield record
-
-
 def mark(title: str, done: int, metrics: Mapping[str, float]) -> None:
-    """Record what was measured beside the progress that `show` passes on under this title: an evaluation, say."""
-    with _recorder(title) as record:
-        record(Progress(done=done, total=done, unit=LEARNED[0], metrics=metrics))
+    """Record what was measured at this step or update of what learns under `title`, if `record_in` asked for it."""
+    if _events is None:
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    if title not in _writers:  # one file for each: a reader leaves a file as soon as there is a newer one
+        _writers[title] = SummaryWriter(_events / re.sub(r"[^\w.@-]+", "-", title))
+        atexit.register(_writers[title].close)
+    for metric, value in metrics.items():
+        _writers[title].add_scalar(metric, value, done)
+    _writers[title].flush()
 
 
 def duration(seconds: float) -> str:
@@ -105,15 +93,18 @@ def stop_at_next_yield() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def show(progress: Iterable[Progress], title: str, metrics: tuple[str, ...] = ()) -> Generator[Progress, None, None]:
-    """Pass `progress` through, drawing it. `metrics` are the names to print beside the bar.
+def show(
+    progress: Iterable[Progress], title: str, metrics: tuple[str, ...] = (), *, learning: bool = False
+) -> Generator[Progress, None, None]:
+    """Pass `progress` through, drawing it. `metrics` are the names to print beside the bar; those of what is `learning` are
+    marked as well.
 
     Raises KeyboardInterrupt between two yields when the user asked to stop: the place to save and leave.
     """
     started = time.monotonic()
     last_line = started
     first: int | None = None
-    with stop_at_next_yield() as stopping, _bar() as bar, _recorder(title) as record:
+    with stop_at_next_yield() as stopping, _bar() as bar:
         task = bar.add_task(title, total=None, note="") if bar else None
         for p in progress:
             first = p.done if first is None else first
@@ -127,7 +118,8 @@ def show(progress: Iterable[Progress], title: str, metrics: tuple[str, ...] = ()
                 last_line = now
                 left = (p.total - p.done) / rate if rate > 0 else math.inf
                 say(f"{title}: {p.done:,}/{p.total:,} {p.unit}, {note}, {duration(left)} left")
-            record(p)
+            if learning:
+                mark(title, p.done, p.metrics)
             yield p
             if stopping():
                 raise KeyboardInterrupt

@@ -83,7 +83,9 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         try:
             if state.selection_due():
                 state.select()  # an evaluation that the last sitting did not finish
-            with closing(show(train(learner, worlds), f"train {agent}", tuple(f"return_{game}" for game in games))) as progress:
+            with closing(
+                show(train(learner, worlds), f"train {agent}", tuple(f"return_{game}" for game in games), learning=True)
+            ) as progress:
                 for p in progress:
                     state.follow(p)
             if state.evaluated_steps < learner.steps or not state.best_weights:

@@ -30,7 +30,14 @@ from stages.versions import code_version
 
 CHECKPOINT_EVERY_SECONDS = 120.0
 CURVE_POINTS = 100
-SHOWN = ("return", "loss", "q", "epsilon", *(f"seconds_{part}" for part in ("environment", "forward", "update", "play")))
+SHOWN = (
+    "refilled",
+    "return",
+    "loss",
+    "q",
+    "epsilon",
+    *(f"seconds_{part}" for part in ("environment", "forward", "update", "play")),
+)
 
 
 RECIPE = 1
@@ -101,7 +108,7 @@ def run(
                 f"beyond teachers.{game}.steps = {teacher.steps:,}: raise that, or remove the folder to start afresh"
             )
         state.begin_sitting({"budget": teacher.steps, "settings": chosen})
-        _learn(params, game, state, seed_once=bool(preset.seed_once))
+        _learn(params, game, state, f"train {out.name if out else game}", seed_once=bool(preset.seed_once))
         if learner.tally.steps < teacher.steps:
             say(f"stopped learning at {learner.tally.steps:,} of {teacher.steps:,} steps: the time is spent")
         best, evaluation = _pass_gate(params, game, state, work)
@@ -143,7 +150,7 @@ def _snapshot(state: _Run, target: Path, facts: dict[str, Any]) -> Path:
     return target
 
 
-def _learn(params: settings.Params, game: str, state: _Run, *, seed_once: bool) -> None:
+def _learn(params: settings.Params, game: str, state: _Run, title: str, *, seed_once: bool) -> None:
     """Spend the budget of steps or of time, evaluating and checkpointing on the way and at the end."""
     learner = state.learner
     policy = EpsilonGreedy(q_function(learner.result, learner.compute), params.evaluation.epsilon)
@@ -152,7 +159,7 @@ def _learn(params: settings.Params, game: str, state: _Run, *, seed_once: bool) 
     def select() -> None:
         evaluated = mean_return(played(contestant, params, "select", state.teacher.seed, state.teacher.select_episodes))
         state.offer(evaluated)
-        mark(f"train {game}", learner.tally.steps, {"eval_return": evaluated})
+        mark(title, learner.tally.steps, {"eval_return": evaluated})
         state.save()
         say(f"{game} at {learner.tally.steps:,} steps: mean return {evaluated:.2f} (best {state.best_return:.2f})")
 
@@ -161,7 +168,7 @@ def _learn(params: settings.Params, game: str, state: _Run, *, seed_once: bool) 
             select()  # an evaluation that the last sitting did not finish
         if not state.spent():
             world = VectorWorld(game, params.environment, width=learner.envs, seed_once=seed_once)
-            with closing(show(state.until_spent(learner.train(world)), f"train {game}", SHOWN)) as progress:
+            with closing(show(state.until_spent(learner.train(world)), title, SHOWN, learning=True)) as progress:
                 for _ in progress:
                     if state.selection_due():
                         select()
@@ -299,7 +306,7 @@ class _Run:
 
     def until_spent(self, progress: Iterator[Progress]) -> Iterator[Progress]:
         """Pass `progress` through, keeping its metrics and adding points to the curve, until a budget is spent."""
-        next_point = self.learner.tally.steps
+        next_point = int(self.curve[-1]["steps"]) + 1 if self.curve else self.learner.tally.steps
         for p in progress:
             self._metrics = p.metrics
             if p.done >= next_point:
@@ -330,8 +337,7 @@ class _Run:
         """One row of the curve; a column is empty where its number is not known. An evaluation joins the row of its step."""
         names = ("loss", "q", "epsilon", "learning_rate")
         metrics, tally = self._metrics, self.learner.tally
-        if self.curve and self.curve[-1]["steps"] == tally.steps:
-            self.curve.pop()
+        known = self.curve.pop()["eval_return"] if self.curve and self.curve[-1]["steps"] == tally.steps else ""
         self.curve.append(
             {
                 "steps": tally.steps,
@@ -340,7 +346,7 @@ class _Run:
                 "episodes": tally.episodes,
                 "seconds": round(self.seconds(), 1),
                 "train_return": round(metrics["return"], 3) if "return" in metrics else "",
-                "eval_return": "" if evaluated is None else round(evaluated, 3),
+                "eval_return": known if evaluated is None else round(evaluated, 3),
                 **{name: round(metrics[name], 6) if name in metrics else "" for name in names},
             }
         )

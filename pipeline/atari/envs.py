@@ -164,7 +164,8 @@ class SlotWorld:
 
 
 class Staggered:
-    """A world whose slots' first episodes are cut, one after another over the first `steps` steps (truncated, then begun anew).
+    """A world whose slots' first episodes are cut, one after another over the first `steps` steps (truncated, then begun anew),
+    where they have not ended by then.
 
     Where all episodes are of one length, as in Freeway, slots that begin together stay together for ever, and what a learner
     sees at a time is one moment of the game.
@@ -173,6 +174,7 @@ class Staggered:
     def __init__(self, world: World, steps: int) -> None:
         self.width, self._world = world.width, world
         self._cut_B = np.arange(world.width) * steps // world.width  # after so many steps; 0: never
+        self._first_B = np.ones(world.width, dtype=np.bool_)  # still in the slot's first episode
         self._taken = 0
 
     def reset(
@@ -183,8 +185,10 @@ class Staggered:
     def step(self, action_B: npt.NDArray[np.int64], playing_B: npt.NDArray[np.bool_]) -> WorldStep:
         moment = self._world.step(action_B, playing_B)
         self._taken += 1
-        cut_B = (self._cut_B == self._taken) & ~moment.terminated_B
-        return WorldStep(moment.obs_BCHW, moment.reward_B, moment.terminated_B, moment.truncated_B | cut_B, moment.lives_B)
+        cut_B = (self._cut_B == self._taken) & self._first_B & ~moment.terminated_B
+        truncated_B = moment.truncated_B | cut_B
+        self._first_B &= ~(moment.terminated_B | truncated_B)
+        return WorldStep(moment.obs_BCHW, moment.reward_B, moment.terminated_B, truncated_B, moment.lives_B)
 
 
 def replay(game: str, config: EnvConfig, seed: int, actions: Iterable[int]) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:

@@ -40,7 +40,6 @@ class DqnConfig:
     `epsilon_steps` steps. `squared_decay` and `gradient_decay` are RMSProp's averages of squared and plain gradients,
     `squared_minimum` what is added under its root: gradients are means over the minibatch here, in the paper sums over 32
     states, so that its 0.01 is 0.01 / 32^2 here. `double` picks the next action with the online network. With
-    `learning_rate_end` the learning rate falls linearly to it by the end of the budget, else it is constant, as published. With
     `average_decay` what is evaluated and published is a moving average of the weights, else the weights, as published.
     """
 
@@ -60,7 +59,6 @@ class DqnConfig:
     double: bool
     clip_rewards: bool
     life_loss_ends: bool
-    learning_rate_end: float | None = None
     average_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -178,13 +176,6 @@ class DqnLearner(Learner):
         c = self.config
         return 1.0 + min(1.0, self.tally.steps / c.epsilon_steps) * (c.epsilon_final - 1.0)
 
-    def learning_rate(self) -> float:
-        """This moment's."""
-        c = self.config
-        if c.learning_rate_end is None:
-            return c.learning_rate
-        return c.learning_rate + min(1.0, self.tally.steps / self.budget) * (c.learning_rate_end - c.learning_rate)
-
     def targets(self, batch: Transitions) -> Tensor:
         """r + gamma max_a Q'(s', a), or with `double` Q'(s', argmax_a Q(s', a)); r alone where s' has no value."""
         device = self.compute.device
@@ -221,7 +212,7 @@ class DqnLearner(Learner):
         weights.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         for group in weights.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.config.learning_rate  # not the one that a checkpoint of other settings brought along
         weights.step()
         self.tally.updates += 1
         weights.updates += 1
@@ -231,7 +222,9 @@ class DqnLearner(Learner):
 
 
 def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
-    """Learn until the step budget is spent, yielding about every 2,000 steps. Metrics as `pqn.train`'s."""
+    """Learn until the step budget is spent, yielding about every 2,000 steps. Metrics as `pqn.train`'s; while a resumed run
+    refills its replay, `refilled` alone, the part that is done.
+    """
     c = learner.config
     assert world.width == c.envs
     tally = learner.tally
@@ -259,19 +252,20 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
             policy.epsilon = learner.epsilon()
         if turn % every and tally.steps < learner.budget:
             continue
+        metrics = {
+            **tally.metrics(),
+            **({"loss": float(torch.stack(losses).mean())} if losses else {}),
+            "q": float(step.q_BA.mean()),
+            "epsilon": float(np.max(policy.epsilon)),
+            "learning_rate": c.learning_rate,
+            "seconds_update": spent["update"],
+            "seconds_play": time.perf_counter() - began - spent["update"],
+        }
         yield Progress(
             done=tally.steps,
             total=learner.budget,
             unit="steps",
-            metrics={
-                **tally.metrics(),
-                **({"loss": float(torch.stack(losses).mean())} if losses else {}),
-                "q": float(step.q_BA.mean()),
-                "epsilon": float(np.max(policy.epsilon)),
-                "learning_rate": learner.learning_rate(),
-                "seconds_update": spent["update"],
-                "seconds_play": time.perf_counter() - began - spent["update"],
-            },
+            metrics={"refilled": len(learner.replay) / refilled} if filling else metrics,
         )
         losses, spent["update"], began = [], 0.0, time.perf_counter()
         if tally.steps >= learner.budget:

@@ -45,6 +45,13 @@ def test_slots_of_a_staggered_world_end_their_equally_long_episodes_one_after_an
     assert tally.episodes == 12
 
 
+def test_a_staggered_world_cuts_no_episode_but_a_slots_first() -> None:
+    stay = EpsilonGreedy(uniform_random(2), 0.0)
+    world = Staggered(Corridor(4), 4 * CAP + 2)  # every slot's first episode ends by itself before its turn
+    lengths = [episode.steps for episode in itertools.islice(play(world, stay, itertools.count()), 12)]
+    assert lengths == [CAP] * 12
+
+
 def test_every_seed_is_started_once() -> None:
     world = Corridor(3)
     list(play(world, EpsilonGreedy(uniform_random(2), 1.0), range(10)))

@@ -18,7 +18,7 @@ from pipeline.report.summary import Game
 from pipeline.report.tables import Row
 
 
-def contestant(folder: Path, role: str, returns: Any, **more: Any) -> Evaluated:
+def evaluated(folder: Path, role: str, returns: Any, **more: Any) -> Evaluated:
     name = more.pop("name", role)
     path = folder / f"{name}.parquet"
     count = len(returns)
@@ -30,28 +30,28 @@ def contestant(folder: Path, role: str, returns: Any, **more: Any) -> Evaluated:
 
 
 def test_scores_by_hand(tmp_path: Path) -> None:
-    teacher, chance = contestant(tmp_path, "teacher", [10, 20]), contestant(tmp_path, "random", [-20, -20])
-    found = score(contestant(tmp_path, "student", [5, 15]), teacher, chance)
+    teacher, chance = evaluated(tmp_path, "teacher", [10, 20]), evaluated(tmp_path, "random", [-20, -20])
+    found = score(evaluated(tmp_path, "student", [5, 15]), teacher, chance)
     assert (found.mean, found.min, found.episodes) == (10.0, 5.0, 2)
     assert found.teacher_percent == pytest.approx(100 * 10 / 15)
     assert found.normalized == pytest.approx(100 * 30 / 35)
     assert score(teacher, teacher, chance).normalized_ci95 == (100.0, 100.0)
     assert score(chance, teacher, chance).normalized_ci95 == (0.0, 0.0)
-    below = contestant(tmp_path, "teacher", [-5, 5], name="zero")
+    below = evaluated(tmp_path, "teacher", [-5, 5], name="zero")
     assert score(chance, below, chance).teacher_percent is None
 
 
 def test_pairing_by_seed_narrows_the_interval(tmp_path: Path) -> None:
     returns = np.random.default_rng(0).normal(10, 5, 40)
-    teacher, chance = contestant(tmp_path, "teacher", returns), contestant(tmp_path, "random", [0.0] * 10)
-    low, high = score(contestant(tmp_path, "student", returns - 1), teacher, chance).normalized_ci95
-    apart = contestant(tmp_path, "student", returns[:39] - 1, name="apart")
+    teacher, chance = evaluated(tmp_path, "teacher", returns), evaluated(tmp_path, "random", [0.0] * 10)
+    low, high = score(evaluated(tmp_path, "student", returns - 1), teacher, chance).normalized_ci95
+    apart = evaluated(tmp_path, "student", returns[:39] - 1, name="apart")
     wide_low, wide_high = score(apart, teacher, chance).normalized_ci95
     assert high - low < 0.3 * (wide_high - wide_low)
 
 
 def test_a_teacher_no_better_than_random_is_refused(tmp_path: Path) -> None:
-    teacher, chance = contestant(tmp_path, "teacher", [-21, -21]), contestant(tmp_path, "random", [-20, -20])
+    teacher, chance = evaluated(tmp_path, "teacher", [-21, -21]), evaluated(tmp_path, "random", [-20, -20])
     with pytest.raises(ValueError, match="nothing to distil"):
         score(teacher, teacher, chance)
 
@@ -76,9 +76,9 @@ def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
     curve.write_text("updates,kl,agreement,regret\n10,0.5,0.8,0.1\n20,0.4,0.9,0.05\n")
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"not really a clip")
-    teacher = contestant(tmp_path, "teacher", [10, 20], clip=clip)
-    chance = contestant(tmp_path, "random", [-20, -21])
-    student = contestant(tmp_path, "student", [9, 19], name="<net2>", loss="kl", curve=curve)
+    teacher = evaluated(tmp_path, "teacher", [10, 20], clip=clip)
+    chance = evaluated(tmp_path, "random", [-20, -21])
+    student = evaluated(tmp_path, "student", [9, 19], name="<net2>", loss="kl", curve=curve)
     rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, student)]
     page = render([Section(game="Pong", rows=rows, who=Game(teacher, chance, [student]))], "epsilon 0.05", {"digest": "abc"})
     assert "&lt;net2&gt;" in page
@@ -94,10 +94,10 @@ def test_of_several_runs_the_first_is_filmed(tmp_path: Path) -> None:
     curve.write_text("updates,kl,agreement,regret\n10,0.5,0.8,0.1\n20,0.4,0.9,0.05\n")
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"not really a clip")
-    teacher = contestant(tmp_path, "teacher", [10, 20], clip=clip)
-    chance = contestant(tmp_path, "random", [-20, -21])
+    teacher = evaluated(tmp_path, "teacher", [10, 20], clip=clip)
+    chance = evaluated(tmp_path, "random", [-20, -21])
     runs = [
-        contestant(tmp_path, f"{variant}-{seed}", [9, 19], variant=variant, seed=seed, loss="kl", clip=clip, curve=curve)
+        evaluated(tmp_path, f"{variant}-{seed}", [9, 19], variant=variant, seed=seed, loss="kl", clip=clip, curve=curve)
         for variant in ("kl-net2", "kl-net3")
         for seed in (0, 1)
     ]

@@ -9,14 +9,14 @@ import pytest
 from pipeline.report import figures, reproduction, tables
 from pipeline.report.scores import Evaluated
 from pipeline.report.summary import Game, geometric_mean, rank_correlation, summarise
-from tests.report.test_scores import contestant
+from tests.report.test_scores import evaluated
 
 
 def game(folder: Path, name: str, best: float, students: dict[str, list[list[float]]]) -> Game:
     """A game whose teacher scores `best` and whose random agent scores 0; students by variant, one list of returns per run."""
 
     def play(role: str, returns: list[float], **more: object) -> Evaluated:
-        return contestant(folder, role, returns, game=name, **more)
+        return evaluated(folder, role, returns, game=name, **more)
 
     runs = [
         play("student", returns, name=f"{name}-{variant}-{seed}".replace("/", "-"), variant=variant, loss="kl", network="net1")

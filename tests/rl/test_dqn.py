@@ -1,5 +1,6 @@
 """DQN: optimiser and targets by hand, and that it learns a world whose optimal Q-values are known."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -32,9 +33,11 @@ CONFIG = DqnConfig(
 )
 
 
-def learner(steps: int, *, double: bool = False, minibatch: int = 32) -> DqnLearner:
+def learner(steps: int, *, double: bool = False, minibatch: int = 32, replay: int = 4000) -> DqnLearner:
     compute = Compute(torch.device("cpu"), "float32")
-    return DqnLearner(replace(CONFIG, double=double, minibatch=minibatch), steps, SMALL, {"Corridor": 2}, compute, 0)
+    return DqnLearner(
+        replace(CONFIG, double=double, minibatch=minibatch, replay=replay), steps, SMALL, {"Corridor": 2}, compute, 0
+    )
 
 
 def test_rmsprop_by_hand() -> None:
@@ -66,25 +69,6 @@ def test_targets_by_hand(double: bool) -> None:
         assert value == pytest.approx(i + 0.9 * (1 - done[i]) * target[i, best].item(), rel=1e-5)
 
 
-def test_the_learning_rate_falls_to_its_end() -> None:
-    agent = DqnLearner(
-        replace(CONFIG, learning_rate_end=1e-5), 800, SMALL, {"Corridor": 2}, Compute(torch.device("cpu"), "float32"), 0
-    )
-    told = [progress.metrics["learning_rate"] for progress in train(agent, Corridor(8))]
-    assert told == [pytest.approx(1e-5)]  # at the end of the budget
-    assert agent.weights.optimizer.param_groups[0]["lr"] == pytest.approx(
-        1e-5 + 0.99e-3 * 8 / 800, rel=1e-3
-    )  # of the last update
-    agent.tally.steps = 400
-    assert agent.learning_rate() == pytest.approx((1e-3 + 1e-5) / 2)
-    assert learner(800).learning_rate() == 1e-3
-    # A checkpoint's does not outlive a change of the settings.
-    other = learner(800)
-    other.load_state_dict(agent.state_dict())
-    other.update(agent.replay.sample(32, agent.random()))
-    assert other.weights.optimizer.param_groups[0]["lr"] == 1e-3
-
-
 @pytest.mark.parametrize("double", [False, True])
 def test_it_learns_the_optimal_q_values(double: bool) -> None:
     agent = learner(3000, double=double)
@@ -107,14 +91,24 @@ def test_a_resumed_run_refills_its_replay_without_counting() -> None:
     agent = learner(1200, minibatch=2)
     for _ in train(agent, Corridor(8)):
         pass
-    again = learner(4000, minibatch=2)
-    again.load_state_dict(agent.state_dict())
-    before = (again.tally.steps, again.tally.updates)
-    assert before[0] == 1200
-    next(train(again, Corridor(8)))  # 2,048 steps
-    assert len(again.replay) == 2048
-    assert again.tally.steps - before[0] == pytest.approx(2048 - 1200, abs=CONFIG.envs)
-    assert again.tally.updates - before[1] == (again.tally.steps - before[0]) // CONFIG.steps_per_update
+    for replay, refilled in ((4000, 1200), (404, 400)):  # as far as it had been, or all there is room for
+        again = learner(4000, minibatch=2, replay=replay)
+        again.load_state_dict(agent.state_dict())
+        before = (again.tally.steps, again.tally.updates)
+        assert before[0] == 1200
+        first = next(train(again, Corridor(8)))  # 2,048 steps
+        assert "return" in first.metrics
+        assert len(again.replay) == min(2048, refilled if replay < 2048 else 2048)
+        assert again.tally.steps - before[0] == pytest.approx(2048 - refilled, abs=CONFIG.envs)
+        assert again.tally.updates - before[1] == (again.tally.steps - before[0]) // CONFIG.steps_per_update
+
+
+def test_a_run_that_refills_tells_how_far_it_is() -> None:
+    agent = learner(8000, minibatch=2)
+    agent.tally.steps = 3000
+    told = [p.metrics for p in itertools.islice(train(agent, Corridor(8)), 2)]
+    assert told[0] == {"refilled": pytest.approx(2048 / 3000)}
+    assert "loss" in told[1]
 
 
 def test_the_average_is_what_is_published() -> None:

@@ -15,25 +15,32 @@ from stages.cli import main
 @pytest.fixture
 def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(runlog, "_events", None)
+    monkeypatch.setattr(runlog, "_writers", {})
     assert CliRunner().invoke(main, ["--tensorboard", str(tmp_path), "games", "--json"]).exit_code == 0
     return tmp_path
 
 
-def work(unit: str) -> Iterator[Progress]:
+def work() -> Iterator[Progress]:
     for done in range(1, 4):
-        yield Progress(done=done * 100, total=300, unit=unit, metrics={"return": done / 2, "loss": 1 / done})
+        yield Progress(done=done * 100, total=300, unit="steps", metrics={"return": done / 2, "loss": 1 / done})
 
 
 def test_what_learning_measures_is_written(events: Path) -> None:
-    for title, unit in (("train Pong", "steps"), ("distill pong/kl-0", "updates"), ("select teachers/Pong", "episodes")):
-        for p in runlog.show(work(unit), title):
-            if p.done == 200 and unit == "steps":
-                runlog.mark(title, 200, {"eval_return": 7.0})
-    assert sorted(path.name for path in events.iterdir()) == ["distill-pong-kl-0", "train-Pong"]
-    told = EventAccumulator(str(events / "train-Pong")).Reload()
-    assert [(event.step, event.value) for event in told.Scalars("return")] == [(100, 0.5), (200, 1.0), (300, 1.5)]
-    assert [event.step for event in told.Scalars("loss")] == [100, 200, 300]
-    assert [(event.step, event.value) for event in told.Scalars("eval_return")] == [(200, 7.0)]
+    for _ in runlog.show(work(), "play Pong"):
+        pass
+    assert not list(events.iterdir())
+    read: EventAccumulator | None = None
+    for p in runlog.show(work(), "train Pong", learning=True):
+        read = read or EventAccumulator(str(events / "train-Pong"))  # one that looks on while it is written
+        read.Reload()
+        assert [event.step for event in read.Scalars("loss")] == list(range(100, p.done + 1, 100))
+        if p.done == 200:
+            runlog.mark("train Pong", 200, {"eval_return": 7.0})
+    assert read is not None
+    read.Reload()
+    assert [(event.step, event.value) for event in read.Scalars("return")] == [(100, 0.5), (200, 1.0), (300, 1.5)]
+    assert [(event.step, event.value) for event in read.Scalars("eval_return")] == [(200, 7.0)]
+    assert [path.name for path in events.iterdir()] == ["train-Pong"]
 
 
 def test_without_the_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
