@@ -31,7 +31,7 @@ tr.teacher, tr.random { background: var(--band) }
 figure { margin: 1rem 0 } figure svg { width: 100%; max-width: 46rem; height: auto; background: #fff; border-radius: 6px; padding: .5rem } figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem } .wide { overflow-x: auto } .wide svg { max-width: none; min-width: 44rem }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1.5rem }
 .frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)); gap: 1rem } .frames figure { margin: 0 } .frames img { width: 100%; image-rendering: pixelated; border-radius: 6px }
-.clips { display: flex; flex-wrap: wrap; gap: 1rem } .clips figure { margin: 0; width: 11rem } video { width: 100%; border-radius: 6px; background: #000; image-rendering: pixelated }
+.clips { display: flex; flex-wrap: wrap; gap: 1rem } .clips figure { margin: 0; width: 11rem } video { width: 100%; border-radius: 6px; background: #000; image-rendering: pixelated; object-fit: contain; object-position: top }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 @media print { video, .clips { display: none } body { max-width: none } }
 """
@@ -53,6 +53,10 @@ for (const table of document.querySelectorAll('table')) {
 for (const button of document.querySelectorAll('[data-play]')) button.addEventListener('click', () => {
   for (const video of button.closest('div').querySelectorAll('video')) { video.currentTime = 0; video.play() }
 });
+for (const video of document.querySelectorAll('video')) {  // room for the controls below the picture, whose Q-values they would hide
+  const grow = () => { video.style.aspectRatio = video.videoWidth / (video.videoHeight + 75 * video.videoWidth / video.clientWidth) };
+  if (video.readyState) grow(); else video.addEventListener('loadedmetadata', grow);
+}
 """
 
 
@@ -256,8 +260,8 @@ def _section(section: Section) -> str:
     if clips:
         videos = "".join(_clip(who) for who in clips)
         parts.append(
-            f"<h3>The same seed, played by each</h3><p class='soft'>The first half minute of one episode. Random actions "
-            f"fall on the same steps for everyone.</p><div><div class='clips'>{videos}</div>"
+            f"<h3>The same seed, played by each</h3><p class='soft'>The first half minute of one episode, of several runs by the "
+            f"first. Random actions fall on the same steps for everyone.</p><div><div class='clips'>{videos}</div>"
             "<p><button type='button' data-play>Play all from the start</button></p></div>"
         )
     if section.disputed is not None and section.disputes:
