@@ -40,6 +40,7 @@ class DqnConfig:
     `epsilon_steps` steps. `squared_decay` and `gradient_decay` are RMSProp's averages of squared and plain gradients,
     `squared_minimum` what is added under its root: gradients are means over the minibatch here, in the paper sums over 32
     states, so that its 0.01 is 0.01 / 32^2 here. `double` picks the next action with the online network. With
+    `learning_rate_end` the learning rate falls linearly to it by the end of the budget, else it is constant, as published. With
     `average_decay` what is evaluated and published is a moving average of the weights, else the weights, as published.
     """
 
@@ -59,6 +60,7 @@ class DqnConfig:
     double: bool
     clip_rewards: bool
     life_loss_ends: bool
+    learning_rate_end: float | None = None
     average_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -176,6 +178,13 @@ class DqnLearner(Learner):
         c = self.config
         return 1.0 + min(1.0, self.tally.steps / c.epsilon_steps) * (c.epsilon_final - 1.0)
 
+    def learning_rate(self) -> float:
+        """This moment's."""
+        c = self.config
+        if c.learning_rate_end is None:
+            return c.learning_rate
+        return c.learning_rate + min(1.0, self.tally.steps / self.budget) * (c.learning_rate_end - c.learning_rate)
+
     def targets(self, batch: Transitions) -> Tensor:
         """r + gamma max_a Q'(s', a), or with `double` Q'(s', argmax_a Q(s', a)); r alone where s' has no value."""
         device = self.compute.device
@@ -212,7 +221,7 @@ class DqnLearner(Learner):
         weights.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         for group in weights.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate  # not the one that a checkpoint of other settings brought along
+            group["lr"] = self.learning_rate()  # not the one that a checkpoint of other settings brought along
         weights.step()
         self.tally.updates += 1
         weights.updates += 1
@@ -257,7 +266,7 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
             **({"loss": float(torch.stack(losses).mean())} if losses else {}),
             "q": float(step.q_BA.mean()),
             "epsilon": float(np.max(policy.epsilon)),
-            "learning_rate": c.learning_rate,
+            "learning_rate": learner.learning_rate(),
             "seconds_update": spent["update"],
             "seconds_play": time.perf_counter() - began - spent["update"],
         }

@@ -69,6 +69,18 @@ def test_targets_by_hand(double: bool) -> None:
         assert value == pytest.approx(i + 0.9 * (1 - done[i]) * target[i, best].item(), rel=1e-5)
 
 
+def test_the_learning_rate_falls_to_its_end() -> None:
+    agent = DqnLearner(
+        replace(CONFIG, learning_rate_end=1e-5), 800, SMALL, {"Corridor": 2}, Compute(torch.device("cpu"), "float32"), 0
+    )
+    told = [progress.metrics["learning_rate"] for progress in train(agent, Corridor(8))]
+    assert told == [pytest.approx(1e-5)]  # at the end of the budget
+    last = agent.weights.optimizer.param_groups[0]["lr"]  # of the last update, a vector step before
+    assert last == pytest.approx(1e-5 + 0.99e-3 * 8 / 800, rel=1e-3)
+    agent.tally.steps = 400
+    assert agent.learning_rate() == pytest.approx((1e-3 + 1e-5) / 2)
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_it_learns_the_optimal_q_values(double: bool) -> None:
     agent = learner(3000, double=double)
