@@ -39,6 +39,7 @@ RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
 PART_EPISODES: Final = 16
 """What a worker plays at once, at most, and what is lost of it when it is killed."""
+NOTES: Final = "episodes.jsonl"
 LOOK_SECONDS: Final = 1.0
 """How often one looks whether workers have finished something."""
 
@@ -106,9 +107,6 @@ def _played(params: settings.Params, trial: Trial) -> list[Episode]:
     return played(trial.contestant, params, "evaluate", sizes.seed, sizes.episodes, Notes(trial.work / NOTES))
 
 
-NOTES: Final = "episodes.jsonl"
-
-
 def _trial(layout: Layout, params: settings.Params, contestant: Contestant, agent: str, protocol: Protocol) -> Trial:
     decides = {
         "agent": contestant.card.get("digest"),
@@ -162,8 +160,9 @@ def _spread(layout: Layout, params: settings.Params, trials: Sequence[Trial], cl
         return sorted(e for e in notes[trial.contestant.agent].finished if e.seed in seeds)
 
     def reached() -> Progress:
-        means = {t.contestant.agent: mean_return(found) for t in trials if (found := finished(t))}
-        return Progress(done=sum(len(finished(t)) for t in trials), total=total, unit="episodes", metrics=means)
+        found = {trial.contestant.agent: finished(trial) for trial in trials}
+        means = {agent: mean_return(episodes) for agent, episodes in found.items() if episodes}
+        return Progress(done=sum(map(len, found.values())), total=total, unit="episodes", metrics=means)
 
     def progress() -> Iterator[Progress]:
         while not client.nthreads():

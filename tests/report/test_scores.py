@@ -71,13 +71,16 @@ def test_published_numbers() -> None:
     assert published_percent("Boxing", "kl", "dqn") is None
 
 
-def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
-    curve = tmp_path / "curve.csv"
+def filmed(folder: Path) -> tuple[Path, Path, Evaluated, Evaluated]:
+    """A student's curve, a clip, a teacher who has it, and the random agent."""
+    curve, clip = folder / "curve.csv", folder / "clip.mp4"
     curve.write_text("updates,kl,agreement,regret\n10,0.5,0.8,0.1\n20,0.4,0.9,0.05\n")
-    clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"not really a clip")
-    teacher = evaluated(tmp_path, "teacher", [10, 20], clip=clip)
-    chance = evaluated(tmp_path, "random", [-20, -21])
+    return curve, clip, evaluated(folder, "teacher", [10, 20], clip=clip), evaluated(folder, "random", [-20, -21])
+
+
+def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
+    curve, _, teacher, chance = filmed(tmp_path)
     student = evaluated(tmp_path, "student", [9, 19], name="<net2>", loss="kl", curve=curve)
     rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, student)]
     page = render([Section(game="Pong", rows=rows, who=Game(teacher, chance, [student]))], "epsilon 0.05", {"digest": "abc"})
@@ -90,12 +93,7 @@ def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
 
 
 def test_of_several_runs_the_first_is_filmed(tmp_path: Path) -> None:
-    curve = tmp_path / "curve.csv"
-    curve.write_text("updates,kl,agreement,regret\n10,0.5,0.8,0.1\n20,0.4,0.9,0.05\n")
-    clip = tmp_path / "clip.mp4"
-    clip.write_bytes(b"not really a clip")
-    teacher = evaluated(tmp_path, "teacher", [10, 20], clip=clip)
-    chance = evaluated(tmp_path, "random", [-20, -21])
+    curve, clip, teacher, chance = filmed(tmp_path)
     runs = [
         evaluated(tmp_path, f"{variant}-{seed}", [9, 19], variant=variant, seed=seed, loss="kl", clip=clip, curve=curve)
         for variant in ("kl-net2", "kl-net3")
