@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pipeline.agents.checkpoints import save_agent
-from pipeline.agents.device import Compute, exact, keep_freed_memory, pick_device
+from pipeline.agents.device import exact, keep_freed_memory
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
@@ -128,7 +128,7 @@ def live(
     keep_freed_memory()
     preset: settings.TeacherPreset = params.teacher_presets[told.preset]
     heads = {game: len(action_meanings(game, params.environment))}
-    compute = Compute(pick_device(device_name), "bfloat16")
+    compute = preset.compute(device_name)
     learner = preset.learner(told.steps, settings.network(told.network), heads, compute, seed)
     if state is not None:
         learner.load_state_dict(state)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.agents.device import Compute
+from pipeline.agents.device import Compute, Precision, pick_device
 from pipeline.agents.networks import NETWORKS, NetworkSpec
 from pipeline.atari.envs import EnvConfig
 from pipeline.distill.losses import LossName
@@ -28,10 +28,13 @@ class Section(BaseModel):
 
 
 class TeacherPreset(Section):
-    """An algorithm with its settings, in the section of the same name; `seed_once` as `envs.VectorWorld` has it."""
+    """An algorithm with its settings, in the section of the same name; `seed_once` as `envs.VectorWorld` has it. It learns in
+    bfloat16 unless `precision` says float32.
+    """
 
     algorithm: Literal["pqn", "dqn"]
     seed_once: bool | None = None
+    precision: Precision | None = None
     pqn: PqnConfig | None = None
     dqn: DqnConfig | None = None
 
@@ -48,6 +51,10 @@ class TeacherPreset(Section):
         """All of it in one flat dictionary, as a card records it."""
         fields = self.model_dump(exclude_none=True)
         return {**fields.pop(fields.pop("algorithm")), **fields}
+
+    def compute(self, device_name: str) -> Compute:
+        """Where and in which precision it learns."""
+        return Compute(pick_device(device_name), self.precision or "bfloat16")
 
     def learner(self, budget: int, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int) -> Learner:
         """A fresh agent of this preset."""

@@ -94,10 +94,21 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """What `save_state` wrote, or None; only tensors and plain values are ever loaded."""
+    """What `save_state` wrote, or None if there is nothing; only tensors and plain values are ever loaded. ValueError if it is
+    something else.
+    """
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of a file that is something else, torch's reader raises anything
+        raise ValueError(
+            f"{path} is not a checkpoint of ours ({type(error).__name__}), or is damaged: remove it, or begin from another"
+        ) from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is not a checkpoint of ours: it holds a {type(state).__name__}")
     return state
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from pipeline.agents.checkpoints import CARD, load_card, save_agent
-from pipeline.agents.device import Compute, keep_freed_memory, pick_device
+from pipeline.agents.device import Compute, keep_freed_memory
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
@@ -63,13 +63,13 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     with alone_in(work):
         keep_freed_memory()
         heads = {game: len(action_meanings(game, params.environment)) for game in games}
-        compute = Compute(pick_device(device_name), "bfloat16")
+        compute = next(iter(presets.values())).compute(device_name)
         learner = multitask_learner(variant, presets, heads, compute, seed)
         references = {game: _reference(layout, game) for game in games}
         state = _Run(work / "checkpoint.pt", agent, learner, params, variant, seed, references)
         if state.resume():
             say(f"resuming {agent} at {learner.steps:,} steps a game from {work}")
-        if learner.steps > variant.steps:
+        if learner.beyond:
             raise ValueError(
                 f"the unfinished run in {work} is at {learner.steps:,} steps a game, "
                 f"beyond multitask.{variant_name}.steps = {variant.steps:,}: raise that, or remove the folder to start afresh"
@@ -164,7 +164,9 @@ def _shared(preset: settings.TeacherPreset) -> dict[str, Any]:
     """All that games of one network have in common."""
     config = preset.pqn or preset.dqn
     assert config is not None
-    return {"algorithm": preset.algorithm} | {k: v for k, v in asdict(config).items() if k not in EXPLORATION}
+    return {"algorithm": preset.algorithm, "precision": preset.precision} | {
+        k: v for k, v in asdict(config).items() if k not in EXPLORATION
+    }
 
 
 def _reference(layout: Layout, game: str) -> tuple[float, float]:

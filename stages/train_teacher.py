@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import shutil
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.agents.checkpoints import CARD, digest, load_agent, load_card, save_agent
-from pipeline.agents.device import Compute, exact, keep_freed_memory, pick_device
+from pipeline.agents.device import exact, keep_freed_memory
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
@@ -28,6 +29,7 @@ from stages.publish import alone_in, check_target, load_state, replace_folder, s
 from stages.runlog import duration, mark, say, show
 from stages.versions import code_version
 
+CURVE = "curve.csv"
 CHECKPOINT_EVERY_SECONDS = 120.0
 CURVE_POINTS = 100
 SHOWN = (
@@ -85,7 +87,7 @@ def run(
             raise ValueError(f"{target} holds a teacher of {theirs}: choose another --out")
         layout = Layout(root=target.resolve().parent, zoo=layout.zoo)
     work = layout.work("train-teacher", game, decides)
-    compute = Compute(pick_device(device_name), "bfloat16")
+    compute = preset.compute(device_name)
     heads = {game: len(action_meanings(game, params.environment))}
     learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
     time_budget = 60 * minutes if minutes else math.inf
@@ -102,7 +104,7 @@ def run(
         elif start is not None:
             state.begin_from(start)
             say(f"beginning {game} at {learner.tally.steps:,} steps from {start}")
-        if learner.tally.steps > teacher.steps:
+        if learner.beyond:
             raise ValueError(
                 f"the unfinished run in {work} is at {learner.tally.steps:,} steps, "
                 f"beyond teachers.{game}.steps = {teacher.steps:,}: raise that, or remove the folder to start afresh"
@@ -126,12 +128,24 @@ def run(
                 **state.facts(state.best_steps),
             },
         )
-        write_csv(folder / "curve.csv", state.curve)
+        write_csv(folder / CURVE, state.curve)
         replace_folder(folder, target)
         shutil.rmtree(work)  # so that the next run trains anew
         reached = f"mean return {evaluation['mean_return']:.2f}"
-        say(f"published {target / CARD}: {reached}, digest {card['digest'][:12]}, {duration(state.seconds())} of training")
+        say(f"published {target / CARD}: {reached}, digest {card['digest'][:12]}, {duration(state.all_seconds())} of training")
         return target
+
+
+def _read_curve(path: Path) -> list[dict[str, Any]]:
+    """The rows of a published curve, none where it has none. ValueError if it is not one."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return [row | {"steps": int(row["steps"])} for row in rows]
+    except (KeyError, ValueError):
+        raise ValueError(f"{path} is not the curve of a teacher: remove it to go on without") from None
 
 
 def _snapshot(state: _Run, target: Path, facts: dict[str, Any]) -> Path:
@@ -144,7 +158,7 @@ def _snapshot(state: _Run, target: Path, facts: dict[str, Any]) -> Path:
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     save_agent(part, state.learner.result, {"role": "snapshot", **facts, **state.facts(steps)})
-    write_csv(part / "curve.csv", state.curve)
+    write_csv(part / CURVE, state.curve)
     replace_folder(part, target)
     say(f"published {target / CARD}: a snapshot at {steps:,} steps, that has passed no gate")
     return target
@@ -223,7 +237,7 @@ class _Run:
         self.best_weights: dict[str, torch.Tensor] = {}
         self.history: list[dict[str, Any]] = []
         self._origin: dict[str, str] = {}
-        self._seconds = 0.0
+        self._earlier = self._seconds = 0.0
         self._started = self._saved = time.monotonic()
 
     def resume(self, path: Path) -> bool:
@@ -231,34 +245,50 @@ class _Run:
         state = load_state(path)
         if state is None:
             return False
+        if "kind" not in state:
+            raise ValueError(f"{path} is no checkpoint of a teacher's training: begin from the checkpoint.pt of one")
         if state["kind"] != self.kind:
             raise ValueError(f"{path} is of a run of {state['kind']}, not of {self.kind}: begin from one like it")
         self.learner.load_state_dict(state["learner"])
         self.curve, self.best_return, self.best_steps = state["curve"], state["best_return"], state["best_steps"]
         self.best_weights, self._seconds = state["best_weights"], state["seconds"]
-        self.history = state["history"]
+        self.history, self._earlier = state["history"], state.get("earlier", 0.0)
         return True
 
     def begin_from(self, start: Path) -> None:
-        """Take over what a teacher or another run has learned, but not its evaluations, which may have been others, nor its
-        time. ValueError if that is of another kind.
+        """Take over what a teacher or another run has learned and its curve, but not its best snapshot, whose evaluation may
+        have been another, nor its time. ValueError if that is of another kind.
         """
         if (start / CARD).is_file():
-            agent = load_agent(start, torch.device("cpu"))
-            card = agent.card
-            kind = f"{card.get('game')}, {card.get('algorithm')}, network {card['network']}"
-            if kind != self.kind:
-                raise ValueError(f"{start} is {kind}, not {self.kind}: begin from one like it")
-            self.learner.begin_with(agent.network.state_dict(), int(card.get("steps", 0)))
-            self.history = list(card.get("history", []))
-            self._origin = {"begins_with": agent.digest}
-        elif not self.resume(start):
+            self._begin_with(start)
+        elif start.is_dir() or not self.resume(start):
             raise ValueError(
-                f"{start} does not exist: --from wants a teacher's folder, "
+                f"{start} is not there or holds no teacher: --from wants a teacher's folder, "
                 f"or the checkpoint.pt of an unfinished run in .work/train-teacher"
             )
         self.best_return, self.best_steps, self.best_weights = float("-inf"), 0, {}
-        self._seconds = 0.0
+        self._earlier, self._seconds = self._earlier + self._seconds, 0.0
+
+    def _begin_with(self, start: Path) -> None:
+        """Take over a published teacher, or a snapshot."""
+        agent = load_agent(start, torch.device("cpu"))
+        card = agent.card
+        kind = f"{card.get('game')}, {card.get('algorithm')}, network {card['network']}"
+        if kind != self.kind:
+            raise ValueError(f"{start} is {kind}, not {self.kind}: begin from one like it")
+        ours, theirs = self.learner.result, agent.network
+        if ours.actions != theirs.actions:
+            many, few = (next(iter(network.actions.values())) for network in (theirs, ours))
+            raise ValueError(f"{start} chooses among {many} actions, here there are {few}: begin from one like it")
+        steps = int(card.get("steps", 0))
+        self.curve = [row for row in _read_curve(start / CURVE) if row["steps"] <= steps]
+        latest = self.curve[-1] if self.curve else {}
+        self.learner.begin_with(
+            theirs.state_dict(), steps=steps, updates=int(latest.get("updates", 0)), episodes=int(latest.get("episodes", 0))
+        )
+        self.history = list(card.get("history", []))
+        self._origin = {"begins_with": agent.digest}
+        self._seconds = float(latest.get("seconds", 0.0))
 
     def begin_sitting(self, chosen: dict[str, Any]) -> None:
         """Remember from which step on the budget or the settings are these, or another's weights were begun with."""
@@ -288,6 +318,7 @@ class _Run:
             "best_steps": self.best_steps,
             "best_weights": self.best_weights,
             "history": self.history,
+            "earlier": self._earlier,
             "seconds": self.seconds(),
         }
         save_state(self.path, state)
@@ -297,8 +328,12 @@ class _Run:
         return time.monotonic() - self._saved > CHECKPOINT_EVERY_SECONDS
 
     def seconds(self) -> float:
-        """Wall time of all sittings."""
+        """Wall time of all sittings of this run, which the budget of time bounds."""
         return self._seconds + time.monotonic() - self._started
+
+    def all_seconds(self) -> float:
+        """Wall time of this run and of those that it was begun from."""
+        return self._earlier + self.seconds()
 
     def spent(self) -> bool:
         """Whether the budget of steps or that of time is spent."""
@@ -330,7 +365,9 @@ class _Run:
 
     @property
     def evaluated_steps(self) -> int:
-        """Steps at the last evaluation, 0 before the first."""
+        """Steps at the last evaluation, 0 before the first of this run."""
+        if not self.best_weights:
+            return 0
         return next((int(point["steps"]) for point in reversed(self.curve) if point["eval_return"] != ""), 0)
 
     def _add_point(self, evaluated: float | None) -> None:
@@ -344,7 +381,7 @@ class _Run:
                 "frames": tally.steps * self.frame_skip,
                 "updates": tally.updates,
                 "episodes": tally.episodes,
-                "seconds": round(self.seconds(), 1),
+                "seconds": round(self.all_seconds(), 1),
                 "train_return": round(metrics["return"], 3) if "return" in metrics else "",
                 "eval_return": known if evaluated is None else round(evaluated, 3),
                 **{name: round(metrics[name], 6) if name in metrics else "" for name in names},

@@ -36,10 +36,11 @@ CACHED: Final = 1 << 16
 class DqnConfig:
     """Settings of DQN (Mnih et al. 2015, Extended Data Table 1); the step budget is given apart.
 
-    `replay` and `replay_start` are steps, `target_every` is updates, epsilon falls linearly from 1 to `epsilon_final` over
-    `epsilon_steps` steps. `squared_decay` and `gradient_decay` are RMSProp's averages of squared and plain gradients,
-    `squared_minimum` what is added under its root: gradients are means over the minibatch here, in the paper sums over 32
-    states, so that its 0.01 is 0.01 / 32^2 here. `double` picks the next action with the online network. With
+    `replay` and `replay_start` are steps, `target_every` is updates, epsilon falls linearly from 1 to `epsilon_final` over the
+    first `epsilon_steps` steps: the paper's begins to fall after `replay_start`, when ours has done a twentieth of its fall.
+    `squared_decay` and `gradient_decay` are RMSProp's averages of squared and plain gradients, `squared_minimum` what is added
+    under its root: gradients are means over the minibatch here, in the paper sums over 32 states, so that its 0.01 is
+    0.01 / 32^2 here. `double` picks the next action with the online network. With
     `learning_rate_end` the learning rate falls linearly to it by the end of the budget, else it is constant, as published. With
     `average_decay` what is evaluated and published is a moving average of the weights, else the weights, as published.
     """
@@ -160,7 +161,8 @@ class DqnLearner(Learner):
         weights: DqnWeights | None = None,
         game: str | None = None,
     ) -> None:
-        super().__init__(config.envs, budget, compute, seed, weights or DqnWeights(config, spec, heads, compute, seed), game)
+        weights = weights or DqnWeights(config, spec, heads, compute, seed)
+        super().__init__(config.envs, config.envs, budget, compute, seed, weights, game)
         self.config = config
         self.replay = Replay(config.replay, config.envs, spec.stack)
 
@@ -221,7 +223,7 @@ class DqnLearner(Learner):
         weights.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         for group in weights.optimizer.param_groups:
-            group["lr"] = self.learning_rate()  # not the one that a checkpoint of other settings brought along
+            group["lr"] = self.learning_rate()
         weights.step()
         self.tally.updates += 1
         weights.updates += 1

@@ -109,8 +109,12 @@ class Weights:
         return {"network": self.network.state_dict(), **average, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what was learned and the optimiser's averages, but none of its settings: they are this run's."""
         self.network.load_state_dict(state["network"])
+        chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(own)
         if self._average is not None and "average" in state:
             self._average.load_state_dict(state["average"])
         elif self._average is not None:  # begun by a run without one
@@ -122,12 +126,20 @@ class Learner(ABC):
     environments) is spent.
 
     Its state is that of its weights and its own. Learners of several games may share `weights` (`rl.multitask`): each then says
-    which `game` it plays.
+    which `game` it plays. It can stop after every `stride` steps, and so may pass its budget by less than that.
     """
 
-    def __init__(self, envs: int, budget: int, compute: Compute, seed: int, weights: Weights, game: str | None) -> None:
-        self.envs, self.budget, self.compute, self.seed, self.weights, self.game = envs, budget, compute, seed, weights, game
+    def __init__(
+        self, envs: int, stride: int, budget: int, compute: Compute, seed: int, weights: Weights, game: str | None
+    ) -> None:
+        self.envs, self.stride, self.budget, self.compute, self.seed = envs, stride, budget, compute, seed
+        self.weights, self.game = weights, game
         self.tally = Tally()
+
+    @property
+    def beyond(self) -> bool:
+        """Whether it has had more steps than its budget would have let it have: it was begun with a larger one."""
+        return self.tally.steps - self.budget >= self.stride
 
     @property
     def network(self) -> QNetwork:
@@ -147,10 +159,10 @@ class Learner(ABC):
     def sample_loss(self) -> Tensor | None:
         """The loss of a minibatch of what was last lived through, to look at its gradient; None before there is enough."""
 
-    def begin_with(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Go on from an agent's weights, which took so many steps; all else begins anew."""
+    def begin_with(self, weights: Mapping[str, Tensor], *, steps: int, updates: int, episodes: int) -> None:
+        """Go on from an agent's weights, which took so many; all else begins anew."""
         self.weights.begin_with(weights)
-        self.tally.steps = steps
+        self.tally.steps, self.tally.updates, self.tally.episodes = steps, updates, episodes
 
     def own_state(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights."""

@@ -40,6 +40,11 @@ class MultitaskLearner:
         return self._first.budget
 
     @property
+    def beyond(self) -> bool:
+        """Whether a game has had more steps than the budget would have let it have."""
+        return any(learner.beyond for learner in self.learners.values())
+
+    @property
     def result(self) -> QNetwork:
         """The network to evaluate and publish."""
         return self._first.result

@@ -129,7 +129,8 @@ class PqnLearner(Learner):
         weights: PqnWeights | None = None,
         game: str | None = None,
     ) -> None:
-        super().__init__(config.envs, budget, compute, seed, weights or PqnWeights(config, spec, heads, compute, seed), game)
+        weights = weights or PqnWeights(config, spec, heads, compute, seed)
+        super().__init__(config.envs, config.envs * config.horizon, budget, compute, seed, weights, game)
         self.config = config
         names = (game,) if game else ()
         self.shuffle = torch.Generator().manual_seed(integer(seed, "pqn", "minibatches", *names))

@@ -48,9 +48,9 @@ def worlds() -> dict[str, Corridor]:
 
 
 def flat(state: Any) -> list[Any]:
-    """All values of nested containers, in order."""
+    """All values of nested containers, in order, but the learning rate, which is set anew at every update."""
     if isinstance(state, dict):
-        return [value for key in state for value in flat(state[key])]
+        return [value for key in state if key != "lr" for value in flat(state[key])]
     return [value for part in state for value in flat(part)] if isinstance(state, list) else [state]
 
 

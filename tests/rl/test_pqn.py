@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,10 @@ CONFIG = PqnConfig(
 )
 
 
-def learner(steps: int) -> PqnLearner:
-    return PqnLearner(CONFIG, steps, SMALL_NORM, {"Corridor": 2}, Compute(torch.device("cpu"), "float32"), 0)
+def learner(steps: int, **changes: Any) -> PqnLearner:
+    return PqnLearner(
+        replace(CONFIG, **changes), steps, SMALL_NORM, {"Corridor": 2}, Compute(torch.device("cpu"), "float32"), 0
+    )
 
 
 def test_lambda_targets_by_hand() -> None:
@@ -59,15 +62,13 @@ def test_the_value_of_an_epsilon_greedy_policy_by_hand() -> None:
 
 
 def test_it_learns_the_optimal_q_values() -> None:
-    agent = learner(9600)
+    agent = learner(9600, learning_rate_end=1e-5, epsilon_low=0.3, epsilon_high=1.0, trace_lambda=0.0)
     *_, last = train(agent, Corridor(8))
     assert last.done == 9600
     states = np.stack([np.concatenate([np.zeros((3, 84, 84), np.uint8), draw(c)[None]]) for c in range(LENGTH)])
     with torch.inference_mode():
         q = agent.network(torch.from_numpy(states)).numpy()
-    expected = np.stack([optimal_q(c, 0.9) for c in range(LENGTH)])
-    assert (q.argmax(1) == 1).all()
-    assert np.abs(q - expected).max() < 0.2
+    assert np.abs(q - np.stack([optimal_q(c, 0.9) for c in range(LENGTH)])).max() < 0.04
 
 
 def test_state_survives_and_training_goes_on() -> None:
@@ -102,15 +103,14 @@ def test_epsilon_falls_to_a_ladder() -> None:
 
 
 def test_holding_ends_with_its_share_of_the_steps() -> None:
-    config = replace(CONFIG, hold_exponent=2.0, hold_until=0.5)
-    learner = PqnLearner(config, 1000, SMALL_NORM, {"Corridor": 2}, Compute(torch.device("cpu"), "float32"), 0)
-    assert learner.holding()
-    learner.tally.steps = 500
-    assert not learner.holding()
+    agent = learner(1000, hold_exponent=2.0, hold_until=0.5)
+    assert agent.holding()
+    agent.tally.steps = 500
+    assert not agent.holding()
     with pytest.raises(ValueError, match="of a preset with a hold_exponent"):
         replace(CONFIG, hold_until=0.5)
 
 
 def test_a_minibatch_must_divide_the_horizon() -> None:
     with pytest.raises(ValueError, match="choose a divisor"):
-        PqnConfig(**{name: getattr(CONFIG, name) for name in CONFIG.__dataclass_fields__} | {"minibatch": 48})
+        replace(CONFIG, minibatch=48)

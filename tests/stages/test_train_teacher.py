@@ -1,5 +1,6 @@
 """train-teacher on a real ROM: below its gate nothing is published or lost; more steps and other settings go on from there."""
 
+import csv
 import json
 import random
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from stages.cli import main
@@ -99,11 +101,19 @@ def test_a_published_teacher_may_be_gone_on_from(tmp_path: Path) -> None:
     write(tmp_path, steps=128, gate=-1.0)
     assert call(tmp_path).exit_code == 0
     first = shutil.copytree(tmp_path / "data/teachers/Breakout", tmp_path / "theirs")
+    updates = card(tmp_path)["updates"]
     write(tmp_path, steps=256, gate=-1.0)
     result = call(tmp_path, "--from", str(first))
     assert result.exit_code == 0, result.output
     assert [h["from"] for h in card(tmp_path)["history"]] == [0, 128]
     assert card(tmp_path)["steps_trained"] == 256
+    assert card(tmp_path)["updates"] == 2 * updates
+    before, after = ((folder / "curve.csv").read_text() for folder in (first, tmp_path / "data/teachers/Breakout"))
+    *rest, last = csv.DictReader(before.splitlines())
+    *again, begun, end = csv.DictReader(after.splitlines())
+    assert again[: len(rest)] == rest
+    assert [row["steps"] for row in (last, begun, end)] == ["128", "192", "256"]
+    assert float(last["seconds"]) < float(begun["seconds"]) <= float(end["seconds"])
     write(tmp_path, steps=256, gate=-1.0, algorithm="dqn")
     refused = call(tmp_path, "--from", str(first))
     assert refused.exit_code == 1
@@ -137,7 +147,34 @@ def test_beginning_from_nothing_is_one_line(failed: Path) -> None:
     write(failed, steps=256, gate=-1.0, epsilon=0.25)
     result = call(failed, "--from", str(failed / "no.pt"))
     assert result.exit_code == 1
-    assert "no.pt does not exist: --from wants a teacher's folder, or the checkpoint.pt" in result.output
+    assert "no.pt is not there or holds no teacher: --from wants a teacher's folder, or the checkpoint.pt" in result.output
+
+
+def test_beginning_from_something_else_is_one_line(failed: Path, tmp_path: Path) -> None:
+    write(failed, steps=256, gate=-1.0, epsilon=0.25)
+    torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    zoo = Path("data/teachers/Pong")
+    for start, fault in (
+        (tmp_path / "weights.pt", "is no checkpoint of a teacher's training: begin from the checkpoint.pt of one"),
+        (tmp_path / "text.pt", "is not a checkpoint of ours ("),
+        (zoo / "model.safetensors", "checkpoint of"),  # what torch makes of it depends on its version
+        (zoo.parent, "teachers is not there or holds no teacher"),
+    ):
+        result = call(failed, "--from", str(start))
+        assert result.exit_code == 1
+        assert fault in result.output
+        assert result.output.count("\n") == 1
+
+
+def test_beginning_from_a_teacher_of_other_actions_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path, steps=64, gate=-1.0)
+    assert call(tmp_path).exit_code == 0
+    params = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(params.replace("full_action_space: false", "full_action_space: true"))
+    result = call(tmp_path, "--from", str(tmp_path / "data/teachers/Breakout"))
+    assert result.exit_code == 1
+    assert "Breakout chooses among 4 actions, here there are 18: begin from one like it" in result.output
 
 
 def test_beginning_from_another_kind_of_teacher_is_one_line(failed: Path) -> None:
@@ -158,6 +195,15 @@ def test_what_the_gate_has_seen_it_need_not_see_again(failed: Path) -> None:
     assert call(failed).exit_code == 0
     assert card(failed)["evaluation"]["mean_return"] == 2000.0
     assert not list(failed.glob(".work/train-teacher/*"))
+
+
+def test_a_budget_that_the_last_steps_pass_may_be_resumed(tmp_path: Path) -> None:
+    write(tmp_path, steps=100, gate=1000.0)
+    assert "the run goes on from 128" in call(tmp_path).output  # two horizons of 64 steps
+    write(tmp_path, steps=100, gate=-1.0)
+    result = call(tmp_path)
+    assert result.exit_code == 0, result.output
+    assert card(tmp_path)["steps_trained"] == 128
 
 
 def test_fewer_steps_than_done_is_one_line(failed: Path) -> None:
