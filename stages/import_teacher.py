@@ -13,6 +13,7 @@ from pipeline.agents.networks import place
 from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import action_meanings, fingerprint
 from pipeline.atari.games import find_game
+from pipeline.report.bootstrap import interval
 from stages import params as settings
 from stages.contest import Contestant, Notes, played, record
 from stages.paths import Layout
@@ -34,8 +35,8 @@ def run(
 ) -> Path:
     """Check, evaluate and publish `file` as the teacher of `game`; returns the published folder.
 
-    Without a `gate_return` it must beat the random agent on the same episodes, which an agent that is shown another action
-    set or other frames than it was trained on does not.
+    Without a `gate_return` its 95 % interval must lie above that of the random agent on the same episodes, which that of an
+    agent that is shown another action set or other frames than it was trained on does not.
     """
     game = find_game(game).name
     target = layout.teacher(game)
@@ -56,17 +57,16 @@ def run(
 
     returns = play("teachers", EpsilonGreedy(q_function(network, exact(device)), params.evaluation.epsilon))
     evaluation = record(returns, params)
-    reached = evaluation["mean_return"]
+    reached, (low, high) = evaluation["mean_return"], evaluation["ci95"]
     if gate_return is None:
-        chance = play("random", EpsilonGreedy(uniform_random(actions), 1.0))
-        gate_return = sum(chance) / len(chance)
-        what = f"the random agent's {gate_return:.2f}"
+        _, by_chance = interval(play("random", EpsilonGreedy(uniform_random(actions), 1.0)))
+        passed, what = low > by_chance, f"the random agent's interval, which ends at {by_chance:.2f}"
     else:
-        what = f"its gate, {gate_return:g}"
-    if not reached > gate_return:
+        passed, what = reached > gate_return, f"its gate, {gate_return:g}"
+    if not passed:
         raise ValueError(
-            f"{file} reached a mean return of {reached:.2f} over {episodes} episodes of {game}, not above {what}: "
-            f"check --game, and that it was trained on this environment (frame skip, frames, actions)"
+            f"{file} reached a mean return of {reached:.2f} [{low:.2f}, {high:.2f}] over {episodes} episodes of {game}, "
+            f"not above {what}: check --game, and that it was trained on this environment (frame skip, frames, actions)"
         )
     folder = work / "publish"
     card = save_agent(
@@ -85,4 +85,6 @@ def run(
     replace_folder(folder, target)
     shutil.rmtree(work)
     say(f"published {target / CARD}: mean return {reached:.2f} over {episodes} episodes, digest {card['digest'][:12]}")
+    if (layout.root / "dvc.yaml").is_file():
+        say(f"dvc repro would train another in its place, unless you `dvc commit -f train-teacher@{game}`")
     return target

@@ -94,6 +94,12 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
 
 
 def _load_tensors(path: Path, file: io.BytesIO) -> Mapping[str, Any]:
+    if zipfile.is_zipfile(file):  # torch inflates what is deflated, and checks no size
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > LIMIT:
+            raise ValueError(f"{path} unpacks to {size:,} bytes, more than the {LIMIT:,} that a checkpoint may have")
+    file.seek(0)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a malformed file makes torch's reader raise anything, an IndexError for one

@@ -164,6 +164,19 @@ def test_a_bomb_is_not_unpacked(sb3: Any, monkeypatch: pytest.MonkeyPatch) -> No
         load_foreign(sb3[0], "sb3", "Pong", 6)
 
 
+def test_a_deflated_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = cleanrl(tmp_path / "stored.pth")
+    deflated = tmp_path / "deflated.pth"
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as smaller:
+        for name in stored.namelist():
+            content = stored.read(name)
+            smaller.writestr(name, bytes(len(content)) if "/data/" in name else content)
+    assert deflated.stat().st_size < 100_000 < path.stat().st_size
+    monkeypatch.setattr(imports, "LIMIT", 100_000)
+    with pytest.raises(ValueError, match=r"unpacks to 6,\d+,\d+ bytes, more than the 100,000"):
+        load_foreign(deflated, "cleanrl", "Pong", 6)
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         load_foreign(tmp_path / "no.zip", "sb3", "Pong", 6)

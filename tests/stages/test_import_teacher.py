@@ -7,7 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from pipeline.evaluate import Episode
+from stages import import_teacher
 from stages.cli import main
+from stages.contest import Contestant
 from tests.agents.test_imports import CleanRl, Screen
 from tests.fakes import edited_params
 
@@ -75,6 +78,25 @@ def test_below_its_gate_nothing_is_published(project: Path) -> None:
     assert result.exit_code == 1
     assert "not above its gate, 18" in result.output
     assert not (project / "data/teachers").exists()
+
+
+@pytest.mark.parametrize(("returns", "accepted"), [([0.0, 9.0] * 4, False), ([8.0, 9.0] * 4, True)])
+def test_without_a_gate_it_must_surely_beat_the_random_agent(
+    project: Path, monkeypatch: pytest.MonkeyPatch, returns: list[float], accepted: bool
+) -> None:
+    by_chance = [3.0, 5.0] * 4  # between the two
+
+    def play(contestant: Contestant, *_: object) -> list[Episode]:
+        drawn = by_chance if contestant.agent.startswith("random") else returns
+        return [Episode(seed, episode_return, 10, True) for seed, episode_return in enumerate(drawn)]
+
+    monkeypatch.setattr(import_teacher, "played", play)
+    (project / "dvc.yaml").touch()
+    result = call(project, "import-teacher", str(project / "dqn.pth"), "--from", "cleanrl", "--game", "Breakout")
+    assert (result.exit_code == 0) is accepted
+    assert (project / "data/teachers/Breakout").exists() is accepted
+    told = "dvc commit -f train-teacher@Breakout" if accepted else "not above the random agent's interval, which ends at 4."
+    assert told in result.output
 
 
 def test_the_wrong_game_is_one_line(project: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -254,11 +255,40 @@ def test_another_seed_goes_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["pqn", "dqn"])
-def test_sigkill_at_a_random_moment_then_the_same_command_reaches_the_gate(tmp_path: Path, algorithm: str) -> None:
-    write(tmp_path, steps=12_288, gate=-1.0, select_every=2048, algorithm=algorithm)
-    command = ["train-teacher", "--game", "breakout"]
-    processes.kill(tmp_path, *command, once=".work/train-teacher/*/checkpoint.pt", later=random.uniform(0.0, 2.0))
-    assert "resuming Breakout at" in processes.run(tmp_path, *command)
-    assert card(tmp_path)["algorithm"] == algorithm
-    assert card(tmp_path)["steps_trained"] == 12_288
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("algorithm", "start", "gate"),
+    [("pqn", "data/teachers/Pong", 15.0), ("dqn", "experiments/same-network/unfinished/Pong", 5.0)],
+)
+def test_sigkill_at_a_random_moment_then_the_same_command_reaches_the_gate(
+    tmp_path: Path, algorithm: str, start: str, gate: float
+) -> None:
+    """The gate is out of reach of what is untrained: a run begins with a good player, which a resume must not lose."""
+    begun = json.loads((Path(start) / "card.json").read_text())["steps"]
+    with edited_params(tmp_path) as raw:
+        few = {"network": algorithm, "select_episodes": 8, "gate_return": gate, "gate_episodes": 16}
+        raw["teachers"]["Pong"] |= few | {"steps": begun + 30_000, "select_every": 20_000}
+        if algorithm == "dqn":
+            raw["teacher_presets"]["pqn-atari"] = {"algorithm": "dqn", "dqn": DQN | {"learning_rate": 1e-6}}
+    command = ("train-teacher", "--game", "pong", "--from", str(Path(start).resolve()))
+    began = time.monotonic()
+    processes.run(tmp_path, *command, "--out", str(tmp_path / "undisturbed"))
+    seconds = time.monotonic() - began
+    killed = 0
+    while killed < 4:
+        out = tmp_path / f"killed-{killed}"
+        running = processes.start(tmp_path, (*command, "--out", str(out)))
+        time.sleep(random.uniform(0, seconds))
+        if running.poll() is None:
+            killed += 1
+            running.kill()
+        running.communicate()
+        checkpoints = list(out.parent.glob(".work/train-teacher/*/checkpoint.pt"))
+        if not out.exists():
+            assert ("resuming Pong at" in processes.run(tmp_path, *command, "--out", str(out))) == bool(checkpoints)
+        made = json.loads((out / "card.json").read_text())
+        assert (made["algorithm"], made["steps_trained"] // 1000) == (algorithm, (begun + 30_000) // 1000)
+        assert made["evaluation"]["mean_return"] >= gate
+        assert (out / "curve.csv").read_text().splitlines()[-1].startswith(f"{made['steps_trained']},")
+        shutil.rmtree(out)
+        shutil.rmtree(out.parent / ".work", ignore_errors=True)
