@@ -15,6 +15,7 @@ from pipeline.agents.checkpoints import load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.policies import QFunction, q_function
 from pipeline.collect import CollectConfig, Collection
+from pipeline.datasets import edit
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import Flag, Records
 from pipeline.datasets.verify import verify
@@ -103,6 +104,25 @@ def test_without_the_teacher_labels_are_not_checked(honest: Dataset, tmp_path: P
         return records
 
     assert faults_of(rewritten(honest, tmp_path / "forged", edit), None) == []
+
+
+def test_who_acted_is_not_lost_in_a_merge(honest: Dataset, teacher: QFunction, tmp_path: Path) -> None:
+    def edit_labels(index: int, records: Records) -> Records:
+        records.q_NA[:] *= -1  # what was done is not what these labels advise
+        return records
+
+    def by(actor: dict[str, str], dataset: Dataset) -> Dataset:
+        told = {**honest.manifest.collection, "actor": actor}
+        return replace(dataset, manifest=replace(dataset.manifest, collection=told))
+
+    student = rewritten(by({"digest": "s"}, honest), tmp_path / "student", edit_labels)
+    for name, parents in (("both", [honest, student]), ("students", [student, by({"digest": "t"}, student)])):
+        parts = [(parent, indices[:1]) for parent, indices in edit.merged(parents)]
+        list(edit.write(tmp_path / name, parts, {"operation": "merge"}))
+        merged = open_dataset(tmp_path / name)
+        everything = list(range(len(merged.episodes)))
+        assert faults_of(merged, None) == []
+        assert described(merged, everything, teacher, None)["actions"] is False
 
 
 def test_another_world_is_refused(honest: Dataset, tmp_path: Path) -> None:
