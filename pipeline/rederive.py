@@ -21,7 +21,7 @@ from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
 from pipeline.atari.rollout import Step, rollout
 from pipeline.datasets.reader import Dataset
 from pipeline.datasets.schema import EpisodeRow, Flag, Records, join
-from pipeline.datasets.validate import action_faults
+from pipeline.datasets.validate import action_faults, return_faults
 from pipeline.progress import Progress
 from pipeline.seeding import stream
 
@@ -106,7 +106,8 @@ def rederive(
                 if fault:
                     faults.append(f"{place}, step {t:,}: {fault}")
                 elif t == row.length - 1:
-                    wrong = (*_wrong_labels(dataset, row, q_values), *_wrong_choices(dataset, row, acting))
+                    wrong = [*return_faults(row, dataset.read("reward", row.start, row.start + row.length))]
+                    wrong += [*_wrong_labels(dataset, row, q_values), *_wrong_choices(dataset, row, acting)]
                     faults += [f"{place}, {what}" for what in wrong]
                 done += row.length - t if fault else 1
                 if fault or t == row.length - 1:

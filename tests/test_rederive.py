@@ -98,6 +98,13 @@ def test_a_forged_episode_is_named_though_every_digest_agrees(
     assert re.search(rf"episode 2 \(seed 2\).*{message}", fault), fault
 
 
+def test_a_forged_return_is_named(honest: Dataset) -> None:
+    rows = list(honest.episodes)
+    rows[1] = rows[1]._replace(episode_return=rows[1].episode_return + 20)
+    (fault,) = faults_of(replace(honest, episodes=tuple(rows)), None, (0, 1))
+    assert re.search(r"episode 1 \(seed 1\), its rewards sum to \d+, the table says 2\d", fault), fault
+
+
 def test_without_the_teacher_labels_are_not_checked(honest: Dataset, tmp_path: Path) -> None:
     def edit(index: int, records: Records) -> Records:
         records.q_NA[:] += 0.01
