@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from distributed import Client
@@ -14,6 +16,7 @@ from pipeline import rederive as rederiving
 from pipeline.agents.checkpoints import load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.policies import QFunction, q_function
+from pipeline.atari.envs import SlotWorld, WorldStep
 from pipeline.collect import CollectConfig, Collection
 from pipeline.datasets import edit
 from pipeline.datasets.reader import Dataset, open_dataset
@@ -177,6 +180,50 @@ def test_no_episode_is_in_memory_whole(honest: Dataset, teacher: QFunction, monk
     assert faults_of(honest, teacher) == []
     assert max(read) == 16
     assert sum(read) == len(honest)  # and nothing twice
+
+
+def test_no_step_is_played_for_nothing(honest: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def edit(index: int, records: Records) -> Records:
+        if index < 4:
+            records.frame_NHW[2, 50, 40] ^= 1
+        return records
+
+    played: list[int] = []
+    step = SlotWorld.step
+
+    def counted(self: SlotWorld, action_B: npt.NDArray[np.int64], playing_B: npt.NDArray[np.bool_]) -> WorldStep:
+        played.append(int(playing_B.sum()))
+        return step(self, action_B, playing_B)
+
+    monkeypatch.setattr(SlotWorld, "step", counted)
+    monkeypatch.setattr(rederiving, "WIDTH", 2)
+    assert len(faults_of(rewritten(honest, tmp_path / "forged", edit), None, (0, 1, 2, 3, 4))) == 4
+    assert sum(played) == 4 * 3 + honest.episodes[4].length
+
+
+@pytest.mark.parametrize(
+    ("config", "collection", "message"),
+    [
+        ({"max_episode_frames": 2**31 - 1}, {}, "cannot be made here .*max_episode_frames 2147483647"),
+        ({"sticky": 10**400}, {}, "cannot be made here"),
+        ({}, {"epsilon": 10**400}, "its epsilon is 1000.*, not a probability: do not trust it"),
+        ({}, {"epsilon": "0.05"}, "its epsilon is '0.05', not a probability: do not trust it"),
+    ],
+)
+def test_what_would_never_end_or_cannot_be_is_one_line(
+    honest: Dataset, config: dict[str, Any], collection: dict[str, Any], message: str
+) -> None:
+    manifest = honest.manifest
+    environment = manifest.environment | {"config": manifest.environment["config"] | config}
+    told = replace(manifest, environment=environment, collection=manifest.collection | collection)
+    with pytest.raises(ValueError, match=message) as caught:
+        faults_of(replace(honest, manifest=told), None)
+    assert "\n" not in str(caught.value)
+
+
+def test_equal_seeds_are_parted_in_one_pass(honest: Dataset) -> None:
+    rows = tuple(honest.episodes[0]._replace(seed=seed) for seed in (1, 2, 1, 3, 1, 2))
+    assert rederiving._without_equal_seeds(replace(honest, episodes=rows), [0, 2, 3, 4, 5]) == [[0, 3, 5], [2], [4]]
 
 
 def test_it_says_what_it_did_not_check(honest: Dataset) -> None:
