@@ -52,12 +52,12 @@ def _print(facts: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     for key, value in facts.items():
-        click.echo(f"{key:24}{_printable(_shown(value))}")
+        click.echo(f"{key:24}{printable(_shown(value))}")
 
 
-def _printable(text: str) -> str:
-    """Nothing that a terminal would take for a command: strangers write manifests too."""
-    return text if text.isprintable() else ascii(text)
+def printable(line: str) -> str:
+    """A line without what a terminal would take for a command: strangers write manifests and name files too."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _shown(value: object) -> str:
@@ -84,7 +84,7 @@ def _verdict(where: str, digest: str | None, faults: list[str], good: str, as_js
         facts = {"dataset": where, "digest": digest, "ok": not faults, "faults": faults}
         click.echo(json.dumps(facts | more, indent=2))
     else:
-        click.echo("\n".join(map(_printable, faults)) if faults else f"{where}: {good}")
+        click.echo("\n".join(map(printable, faults)) if faults else f"{where}: {good}")
     sys.exit(1 if faults else 0)
 
 
@@ -473,12 +473,12 @@ def compare(a: str, b: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found | {"faults": faults}, indent=2))
     elif faults:
-        click.echo("\n".join(map(_printable, faults)))
+        click.echo("\n".join(map(printable, faults)))
     else:
         encoding = "the same files" if found["same_encoding"] else "other files"
         click.echo(f"{'the same data' if found['same_data'] else 'other data'}, {encoding}")
         counts = found["episodes"]
         click.echo(f"episodes: {counts['both']} in both, {counts['only_a']} only in A, {counts['only_b']} only in B")
         for line in found["differences"]:
-            click.echo(_printable(line))
+            click.echo(printable(line))
     sys.exit(2 if faults else 0 if found["same_data"] else 1)

@@ -74,6 +74,17 @@ def test_a_stranger_writes_nothing_to_the_terminal(tmp_path: Path) -> None:
         output = call(*arguments).output
         assert "\\x1b[2J" in output
         assert "\x1b" not in output
+    manifest, array = (tmp_path / "other" / name for name in ("manifest.json", "states.zarr/q/zarr.json"))
+    for path, change in (
+        (array, {"data_type": "\x1b[2J"}),
+        (manifest, {"\x1b[2J": 0}),
+        (manifest, {"format_version": "\x1b[2J"}),
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        result = call("info", str(tmp_path / "other"))
+        assert result.exit_code == 1
+        assert "\\x1b[2J" in result.output
+        assert "\x1b" not in result.output
 
 
 @pytest.mark.parametrize("percent", ["0%", "101", "some"])
