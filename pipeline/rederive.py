@@ -242,7 +242,7 @@ def _faults(step: Step, slot: int, stored: Records, row: EpisodeRow, epsilon: fl
     if step.reward_B[slot] != reward:
         yield f"the world gives reward {step.reward_B[slot]:g}, stored is {reward:g}"
     cut = t == row.length - 1 and not row.complete
-    seen = (
+    seen = Flag(
         (t == 0) * Flag.EPISODE_START
         | bool(step.terminated_B[slot] and not cut) * Flag.TERMINATED
         | bool(step.truncated_B[slot] and not cut) * Flag.TRUNCATED
