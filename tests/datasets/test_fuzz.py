@@ -198,7 +198,7 @@ def mangle(path: Path, data: st.DataObject) -> None:
             case "remove":
                 del parent[last]
             case "add" if isinstance(parent, dict):
-                parent[data.draw(st.text(max_size=8) | st.just("../../etc/passwd"))] = data.draw(JSON)
+                parent[data.draw(st.text(max_size=8) | st.sampled_from(["../../etc/passwd", "\x1b[2J"]))] = data.draw(JSON)
         path.write_text(json.dumps(document))
         return
     content = path.read_bytes()
