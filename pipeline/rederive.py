@@ -10,6 +10,7 @@ Dimensions: B slots, T steps of one episode, A actions.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -17,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.agents.policies import Decision, QFunction, explore
-from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
-from pipeline.atari.rollout import Step, rollout
+from pipeline.atari.envs import EnvConfig, SlotWorld, WorldStep, fingerprint
+from pipeline.atari.rollout import Step, World, rollout
 from pipeline.datasets.reader import Dataset
-from pipeline.datasets.schema import EpisodeRow, Flag, Records, join
-from pipeline.datasets.validate import action_faults
+from pipeline.datasets.schema import LONGEST_EPISODE, EpisodeRow, Flag, Records, join
+from pipeline.datasets.validate import action_faults, return_faults
 from pipeline.progress import Progress
 from pipeline.seeding import stream
 
@@ -69,6 +70,25 @@ class _Replay:
         )
 
 
+class _WhileWaiting:
+    """A world whose slots leave an episode, truncated, when its seed is no longer `waiting`: a faulty one may never end."""
+
+    def __init__(self, world: World, waiting: set[int]) -> None:
+        self.width, self._world, self._waiting = world.width, world, waiting
+        self._seed_B = np.zeros(world.width, dtype=np.int64)
+
+    def reset(
+        self, seed_B: npt.NDArray[np.int64], mask_B: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        self._seed_B = np.where(mask_B, seed_B, self._seed_B)
+        return self._world.reset(seed_B, mask_B)
+
+    def step(self, action_B: npt.NDArray[np.int64], playing_B: npt.NDArray[np.bool_]) -> WorldStep:
+        left_B = np.array([seed not in self._waiting for seed in self._seed_B.tolist()])
+        moment = self._world.step(action_B, playing_B & ~left_B)
+        return WorldStep(moment.obs_BCHW, moment.reward_B, moment.terminated_B, moment.truncated_B | left_B, moment.lives_B)
+
+
 def choose(dataset: Dataset, fraction: float, seed: int) -> list[int]:
     """Indices of about `fraction` of the episodes, at least one: which they are, only the verifier knows."""
     count = len(dataset.episodes)
@@ -95,7 +115,7 @@ def rederive(
         index_of = {dataset.episodes[index].seed: index for index in part}
         replay = _Replay(dataset, index_of)
         waiting = set(index_of)
-        for step in rollout(world, replay, iter(sorted(index_of))):
+        for step in rollout(_WhileWaiting(world, waiting), replay, iter(sorted(index_of))):
             for slot in np.flatnonzero(step.active_B).tolist():
                 seed, t = int(step.seed_B[slot]), int(step.step_B[slot])
                 if seed not in waiting:
@@ -106,22 +126,21 @@ def rederive(
                 if fault:
                     faults.append(f"{place}, step {t:,}: {fault}")
                 elif t == row.length - 1:
-                    wrong = (*_wrong_labels(dataset, row, q_values), *_wrong_choices(dataset, row, acting))
+                    wrong = [*return_faults(row, dataset.read("reward", row.start, row.start + row.length))]
+                    wrong += [*_wrong_labels(dataset, row, q_values), *_wrong_choices(dataset, row, acting)]
                     faults += [f"{place}, {what}" for what in wrong]
                 done += row.length - t if fault else 1
                 if fault or t == row.length - 1:
                     waiting.remove(seed)
             yield Progress(done=done, total=total, unit="states", metrics={})
-            if not waiting:
-                break  # a cut or faulty episode need not be played to its end
 
 
 def _epsilon(dataset: Dataset) -> float | None:
     """The epsilon of the seeded epsilon-greedy policy that acted; None if another one did."""
     collection = dataset.manifest.collection
     epsilon = collection.get("epsilon") if collection.get("policy") == "epsilon-greedy" else None
-    if epsilon is not None and not isinstance(epsilon, int | float):
-        raise ValueError(f"dataset {dataset.folder}: its epsilon is {epsilon!r}, not a number: do not trust it")
+    if epsilon is not None and not (isinstance(epsilon, int | float) and 0 <= epsilon <= 1):
+        raise ValueError(f"dataset {dataset.folder}: its epsilon is {epsilon!r:.40}, not a probability: do not trust it")
     return epsilon
 
 
@@ -183,10 +202,12 @@ def _environment(dataset: Dataset) -> EnvConfig:
     theirs = dataset.manifest.environment
     try:
         config = EnvConfig(**theirs["config"])
-        if config.frame_skip > LONGEST_SKIP or config.noop_max > MOST_NOOPS:
-            raise ValueError(f"frame_skip {config.frame_skip}, noop_max {config.noop_max}")
+        longest = LONGEST_EPISODE * config.frame_skip
+        if config.frame_skip > LONGEST_SKIP or config.noop_max > MOST_NOOPS or config.max_episode_frames > longest:
+            asked = ("frame_skip", "noop_max", "max_episode_frames")
+            raise ValueError(", ".join(f"{name} {getattr(config, name)}" for name in asked))
         ours = fingerprint(dataset.manifest.game, config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"dataset {dataset.folder}: its environment cannot be made here ({error})") from None
     other = {key: (theirs.get(key), value) for key, value in ours.items() if theirs.get(key) != value}
     if other:
@@ -199,14 +220,15 @@ def _environment(dataset: Dataset) -> EnvConfig:
 
 def _without_equal_seeds(dataset: Dataset, indices: list[int]) -> list[list[int]]:
     """The indices in parts in which every seed occurs once: joined datasets may hold an episode of the same seed twice."""
-    parts: list[dict[int, int]] = []
+    parts: list[list[int]] = []
+    seen: Counter[int] = Counter()
     for index in indices:
         seed = dataset.episodes[index].seed
-        part = next((p for p in parts if seed not in p), None)
-        if part is None:
-            parts.append(part := {})
-        part[seed] = index
-    return [list(part.values()) for part in parts]
+        if seen[seed] == len(parts):
+            parts.append([])
+        parts[seen[seed]].append(index)
+        seen[seed] += 1
+    return parts
 
 
 def _faults(step: Step, slot: int, stored: Records, row: EpisodeRow, epsilon: float | None, actor: str | None) -> Iterator[str]:
@@ -220,7 +242,7 @@ def _faults(step: Step, slot: int, stored: Records, row: EpisodeRow, epsilon: fl
     if step.reward_B[slot] != reward:
         yield f"the world gives reward {step.reward_B[slot]:g}, stored is {reward:g}"
     cut = t == row.length - 1 and not row.complete
-    seen = (
+    seen = Flag(
         (t == 0) * Flag.EPISODE_START
         | bool(step.terminated_B[slot] and not cut) * Flag.TERMINATED
         | bool(step.truncated_B[slot] and not cut) * Flag.TRUNCATED

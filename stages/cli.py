@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.dataset import dataset, licence_option
+from stages.dataset import dataset, licence_option, printable
 
 if TYPE_CHECKING:
     from stages.params import Params
@@ -39,18 +39,23 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except ValueError as error:
-            raise click.ClickException(str(error)) from None
+            raise _shown(str(error)) from None
         except BrokenPipeError:
             raise  # `| head` has seen enough: click ends quietly
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 where = f" ({error.filename})" if error.filename else ""
                 remedy = "free some space and run the same command again; finished work is kept"
-                raise click.ClickException(f"no space left on the disk{where}: {remedy}") from None
-            raise click.ClickException(": ".join(str(x) for x in (error.strerror or error, error.filename) if x)) from None
+                raise _shown(f"no space left on the disk{where}: {remedy}") from None
+            raise _shown(": ".join(str(x) for x in (error.strerror or error, error.filename) if x)) from None
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
+
+
+def _shown(fault: str) -> click.ClickException:
+    """A fault, which may quote what a stranger wrote."""
+    return click.ClickException("\n".join(map(printable, fault.split("\n"))))
 
 
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")

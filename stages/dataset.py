@@ -52,12 +52,12 @@ def _print(facts: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     for key, value in facts.items():
-        click.echo(f"{key:24}{_printable(_shown(value))}")
+        click.echo(f"{key:24}{printable(_shown(value))}")
 
 
-def _printable(text: str) -> str:
-    """Nothing that a terminal would take for a command: strangers write manifests too."""
-    return text if text.isprintable() else ascii(text)
+def printable(line: str) -> str:
+    """A line without what a terminal would take for a command: strangers write manifests and name files too."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _shown(value: object) -> str:
@@ -84,7 +84,7 @@ def _verdict(where: str, digest: str | None, faults: list[str], good: str, as_js
         facts = {"dataset": where, "digest": digest, "ok": not faults, "faults": faults}
         click.echo(json.dumps(facts | more, indent=2))
     else:
-        click.echo("\n".join(map(_printable, faults)) if faults else f"{where}: {good}")
+        click.echo("\n".join(map(printable, faults)) if faults else f"{where}: {good}")
     sys.exit(1 if faults else 0)
 
 
@@ -149,16 +149,13 @@ def verify(
 
     Exit code 1 and the exact place on a fault.
     """
-    from pipeline.datasets.verify import verify as check
     from stages.runlog import say, show
 
     if percent is None and (teacher, actor, seed) != (None, None, None):
         raise ValueError("--teacher, --actor and --seed choose how to play episodes again: add --rederive PERCENT")
     share = None if percent is None else _share(percent)
     opened = _judged(place, as_json)
-    found: list[str] = []
-    for _ in show(check(opened, found), f"verify {opened.manifest.game}"):
-        pass
+    found = _unverified(opened)
     good, more = f"{_held(opened)} are as digest {opened.manifest.digest[:12]} says", {}
     if share is not None and not found:
         from pipeline.rederive import choose, described, driven, rederive
@@ -175,6 +172,17 @@ def verify(
         for what, checked in (("actions", "who acted is unknown, or not given by --actor"), ("labels", "no teacher at hand")):
             good += "" if more["rederived"][what] else f" ({what} not checked: {checked})"
     _verdict(place, opened.manifest.digest, found, good, as_json, more)
+
+
+def _unverified(opened: Dataset) -> list[str]:
+    """What of its files and episodes is not as its digests say, a line each."""
+    from pipeline.datasets.verify import verify as check
+    from stages.runlog import show
+
+    found: list[str] = []
+    for _ in show(check(opened, found), f"verify {opened.manifest.game}"):
+        pass
+    return found
 
 
 def _held(opened: Dataset) -> str:
@@ -448,18 +456,29 @@ def import_(source: Path, form: str, game: str | None, labels: str, licence: str
 @click.argument("b", metavar="B")
 @json_option
 def compare(a: str, b: str, as_json: bool) -> None:
-    """Tell whether two datasets hold the same data, in the same encoding, or what differs; exit code 1 if the data does."""
-    from pipeline.datasets.compare import compare as set_side_by_side
+    """Tell whether two datasets hold the same data, in the same encoding, or what differs.
 
-    with _opened(a) as ours, _opened(b) as theirs:
-        found = set_side_by_side(ours, theirs)
+    Both are verified first. Exit code 1 if the data differs, 2 if one does not open or does not hold what it says.
+    """
+    from pipeline.datasets.compare import compare as set_side_by_side
+    from pipeline.datasets.reader import open_dataset
+
+    found: dict[str, Any] = dict.fromkeys(("same_data", "same_encoding", "episodes", "differences"))
+    try:
+        ours, theirs = open_dataset(a), open_dataset(b)
+        faults = [fault for opened in (ours, theirs) for fault in _unverified(opened)]
+        found |= {} if faults else set_side_by_side(ours, theirs)
+    except ValueError as error:
+        faults = str(error).splitlines()
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(found | {"faults": faults}, indent=2))
+    elif faults:
+        click.echo("\n".join(map(printable, faults)))
     else:
         encoding = "the same files" if found["same_encoding"] else "other files"
         click.echo(f"{'the same data' if found['same_data'] else 'other data'}, {encoding}")
         counts = found["episodes"]
         click.echo(f"episodes: {counts['both']} in both, {counts['only_a']} only in A, {counts['only_b']} only in B")
         for line in found["differences"]:
-            click.echo(_printable(line))
-    sys.exit(0 if found["same_data"] else 1)
+            click.echo(printable(line))
+    sys.exit(2 if faults else 0 if found["same_data"] else 1)

@@ -148,7 +148,13 @@ def rows_of(episodes: Sequence[Records]) -> list[EpisodeRow]:
 
 
 def write_dataset(
-    folder: Path, episodes: Sequence[Records], *, game: str = "Corridor", teacher: str = "t" * 64, environment: Any = None
+    folder: Path,
+    episodes: Sequence[Records],
+    *,
+    game: str = "Corridor",
+    teacher: str = "t" * 64,
+    environment: Any = None,
+    collection: Any = None,
 ) -> Manifest:
     """A dataset of these episodes, through the real writer."""
     writer = Writer(folder, episodes[0].q_NA.shape[1])
@@ -159,7 +165,7 @@ def write_dataset(
         game=game,
         teacher={"digest": teacher, "name": "optimal"},
         environment=environment or {"game": game},
-        collection={"policy": "half-random", "seed": 0},
+        collection=collection or {"policy": "half-random", "seed": 0},
     )
 
 

@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from distributed import Client
@@ -14,7 +16,9 @@ from pipeline import rederive as rederiving
 from pipeline.agents.checkpoints import load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.policies import QFunction, q_function
+from pipeline.atari.envs import SlotWorld, WorldStep
 from pipeline.collect import CollectConfig, Collection
+from pipeline.datasets import edit
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import Flag, Records
 from pipeline.datasets.verify import verify
@@ -97,12 +101,38 @@ def test_a_forged_episode_is_named_though_every_digest_agrees(
     assert re.search(rf"episode 2 \(seed 2\).*{message}", fault), fault
 
 
+def test_a_forged_return_is_named(honest: Dataset) -> None:
+    rows = list(honest.episodes)
+    rows[1] = rows[1]._replace(episode_return=rows[1].episode_return + 20)
+    (fault,) = faults_of(replace(honest, episodes=tuple(rows)), None, (0, 1))
+    assert re.search(r"episode 1 \(seed 1\), its rewards sum to \d+, the table says 2\d", fault), fault
+
+
 def test_without_the_teacher_labels_are_not_checked(honest: Dataset, tmp_path: Path) -> None:
     def edit(index: int, records: Records) -> Records:
         records.q_NA[:] += 0.01
         return records
 
     assert faults_of(rewritten(honest, tmp_path / "forged", edit), None) == []
+
+
+def test_who_acted_is_not_lost_in_a_merge(honest: Dataset, teacher: QFunction, tmp_path: Path) -> None:
+    def edit_labels(index: int, records: Records) -> Records:
+        records.q_NA[:] *= -1  # what was done is not what these labels advise
+        return records
+
+    def by(actor: dict[str, str], dataset: Dataset) -> Dataset:
+        told = {**honest.manifest.collection, "actor": actor}
+        return replace(dataset, manifest=replace(dataset.manifest, collection=told))
+
+    student = rewritten(by({"digest": "s"}, honest), tmp_path / "student", edit_labels)
+    for name, parents in (("both", [honest, student]), ("students", [student, by({"digest": "t"}, student)])):
+        parts = [(parent, indices[:1]) for parent, indices in edit.merged(parents)]
+        list(edit.write(tmp_path / name, parts, {"operation": "merge"}))
+        merged = open_dataset(tmp_path / name)
+        everything = list(range(len(merged.episodes)))
+        assert faults_of(merged, None) == []
+        assert described(merged, everything, teacher, None)["actions"] is False
 
 
 def test_another_world_is_refused(honest: Dataset, tmp_path: Path) -> None:
@@ -150,6 +180,50 @@ def test_no_episode_is_in_memory_whole(honest: Dataset, teacher: QFunction, monk
     assert faults_of(honest, teacher) == []
     assert max(read) == 16
     assert sum(read) == len(honest)  # and nothing twice
+
+
+def test_no_step_is_played_for_nothing(honest: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def edit(index: int, records: Records) -> Records:
+        if index < 4:
+            records.frame_NHW[2, 50, 40] ^= 1
+        return records
+
+    played: list[int] = []
+    step = SlotWorld.step
+
+    def counted(self: SlotWorld, action_B: npt.NDArray[np.int64], playing_B: npt.NDArray[np.bool_]) -> WorldStep:
+        played.append(int(playing_B.sum()))
+        return step(self, action_B, playing_B)
+
+    monkeypatch.setattr(SlotWorld, "step", counted)
+    monkeypatch.setattr(rederiving, "WIDTH", 2)
+    assert len(faults_of(rewritten(honest, tmp_path / "forged", edit), None, (0, 1, 2, 3, 4))) == 4
+    assert sum(played) == 4 * 3 + honest.episodes[4].length
+
+
+@pytest.mark.parametrize(
+    ("config", "collection", "message"),
+    [
+        ({"max_episode_frames": 2**31 - 1}, {}, "cannot be made here .*max_episode_frames 2147483647"),
+        ({"sticky": 10**400}, {}, "cannot be made here"),
+        ({}, {"epsilon": 10**400}, "its epsilon is 1000.*, not a probability: do not trust it"),
+        ({}, {"epsilon": "0.05"}, "its epsilon is '0.05', not a probability: do not trust it"),
+    ],
+)
+def test_what_would_never_end_or_cannot_be_is_one_line(
+    honest: Dataset, config: dict[str, Any], collection: dict[str, Any], message: str
+) -> None:
+    manifest = honest.manifest
+    environment = manifest.environment | {"config": manifest.environment["config"] | config}
+    told = replace(manifest, environment=environment, collection=manifest.collection | collection)
+    with pytest.raises(ValueError, match=message) as caught:
+        faults_of(replace(honest, manifest=told), None)
+    assert "\n" not in str(caught.value)
+
+
+def test_equal_seeds_are_parted_in_one_pass(honest: Dataset) -> None:
+    rows = tuple(honest.episodes[0]._replace(seed=seed) for seed in (1, 2, 1, 3, 1, 2))
+    assert rederiving._without_equal_seeds(replace(honest, episodes=rows), [0, 2, 3, 4, 5]) == [[0, 3, 5], [2], [4]]
 
 
 def test_it_says_what_it_did_not_check(honest: Dataset) -> None:

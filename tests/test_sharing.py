@@ -65,6 +65,7 @@ def test_team_b_distils_from_what_it_imported(team_a: Path, tmp_path: Path, remo
         raw["presets"]["fast"] |= {"batch": 32, "validate_every": 10, "validation_states": 64, "warmup_updates": 5}
         raw["grid"] = {"theirs": {"students": ["kl"], "seeds": [0]}}
     dataset = folder / "data/datasets/Breakout"
+    pd_pipeline(folder, "dataset", "validate", str(dataset))
     said = pd_pipeline(folder, "dataset", "verify", str(dataset), "--rederive", "20%")
     assert "Q-values are not checked: no teacher of theirs is at hand" in said.stderr
     assert "played again, came out the same" in said.stdout

@@ -12,7 +12,9 @@ from pipeline.datasets.schema import EpisodeRow
 
 
 def compare(a: Dataset, b: Dataset) -> dict[str, Any]:
-    """`same_data`: equal digests; `same_encoding`: equal files; `episodes`: how many, by their records, both have or only one;
+    """What both say of themselves, side by side; whether it is true, `verify` tells.
+
+    `same_data`: equal digests; `same_encoding`: equal files; `episodes`: how many, by their records, both have or only one;
     `differences`: one line each, the last one about the first episode that differs.
     """
     ours, theirs = (Counter(row.sha256 for row in dataset.episodes) for dataset in (a, b))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.datasets import schema
 from pipeline.datasets.describe import LINEAGE, card, licence_of
@@ -20,6 +20,8 @@ from pipeline.seeding import stream
 
 Part = tuple[Dataset, Sequence[int]]
 """Episodes of a dataset, by index."""
+SEVERAL: Final = {"digest": "several"}
+"""The teacher, or the actor, of a dataset whose parents had different ones."""
 
 
 def chosen(
@@ -129,7 +131,7 @@ def write(folder: Path, parts: Sequence[Part], made_by: Mapping[str, Any], licen
     writer.finish(
         rows,
         game=first.game,
-        teacher=first.teacher if len({p.teacher["digest"] for p in parents}) == 1 else {"digest": "several"},
+        teacher=first.teacher if len({p.teacher["digest"] for p in parents}) == 1 else SEVERAL,
         environment=first.environment if all(p.environment == first.environment for p in parents) else {"several": True},
         collection=_collection(parents, made_by),
         card=partial(card, licence=licence or licence_of(dataset for dataset, _ in parts)),
@@ -153,12 +155,16 @@ def _runs(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[int, int]]
 def _collection(parents: Sequence[Manifest], made_by: Mapping[str, Any]) -> dict[str, Any]:
     """What all parents share of how they were collected, what was done to them, and each parent's own story; of that parent's
     parents only the digests, or every generation would add all that came before.
+
+    Without an `actor` the teacher acted, so one that they do not share is `SEVERAL` and not left out.
     """
     shared = {
         key: value
         for key, value in parents[0].collection.items()
         if key not in LINEAGE and all(parent.collection.get(key) == value for parent in parents)
     }
+    if any(parent.collection.get("actor") != shared.get("actor") for parent in parents):
+        shared["actor"] = SEVERAL
     stories = [
         {"digest": p.digest, "teacher": p.teacher["digest"], "environment": p.environment, "collection": _own(p.collection)}
         for p in parents

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -94,11 +96,19 @@ class Folder:
         except Exception as error:
             raise ValueError(f"{self.url}: {name or 'it'} cannot be reached ({_line(error)}): {_REMEDY}") from None
 
+    def path(self, name: str) -> Path:
+        """Where a file lies on this machine. FileNotFoundError if it is none and no link to one: a device may never end."""
+        assert self.local is not None, self.url
+        path = self.local / name
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return path
+
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes of a file, or those from `start` to `stop`; a negative `start` counts from the end. FileNotFoundError."""
         data: bytes
         if self.local is not None:
-            with (self.local / name).open("rb") as file:
+            with self.path(name).open("rb") as file:
                 data = _cut(file, start, stop)
         else:
             data = self._ask(lambda fs, path: _fetch(fs, path, start, stop), name)
@@ -158,7 +168,7 @@ class Folder:
         """SHA-256 of a file's bytes. FileNotFoundError if it is not there."""
         if self.local is None:
             return hashlib.sha256(self.read(name)).hexdigest()
-        with (self.local / name).open("rb") as file:
+        with self.path(name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def files(self) -> list[str]:

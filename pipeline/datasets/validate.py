@@ -47,9 +47,7 @@ def _faults(row: EpisodeRow, records: Records) -> Iterator[str]:
     if (odd := np.flatnonzero(~np.isfinite(records.reward_N))).size:
         yield f"step {odd[0]:,} has a reward that is not finite"
     else:
-        total = float(records.reward_N.sum(dtype=np.float64))
-        if not np.isclose(total, row.episode_return, rtol=1e-9, atol=1e-6):
-            yield f"its rewards sum to {total:g}, the table says {row.episode_return:g}"
+        yield from return_faults(row, records.reward_N)
     if records.steps > 1 and (records.frame_NHW == records.frame_NHW[0]).all():
         yield "shows the same frame at every step"
 
@@ -79,6 +77,14 @@ def _label_faults(records: Records) -> Iterator[str]:
         yield "has one Q-value for all actions in every state"
     elif len(q_NA) > 1 and (q_NA == q_NA[0]).all():
         yield "has the same Q-values in every state"
+
+
+def return_faults(row: EpisodeRow, reward_N: npt.NDArray[np.float32]) -> Iterator[str]:
+    """That an episode's return is not the sum of its rewards: no digest covers the return, and much is told by it."""
+    with np.errstate(invalid="ignore"):  # of infinities, which `validate` reports
+        total = float(reward_N.sum(dtype=np.float64))
+    if not np.isclose(total, row.episode_return, rtol=1e-9, atol=1e-6, equal_nan=True):
+        yield f"its rewards sum to {total:g}, the table says {row.episode_return:g}"
 
 
 def action_faults(action_N: npt.NDArray[np.uint8], actions: int) -> Iterator[tuple[int, str]]:

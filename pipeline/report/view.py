@@ -73,7 +73,8 @@ def _film(film: Film, actions: Sequence[str]) -> str:
     last = len(film.action_T) - 1
     whole = np.unique(np.linspace(0, last, STRIP).round().astype(int))
     top_T2 = np.sort(film.q_TA, axis=1)[:, -2:]
-    decisive = int((top_T2[:, -1] - top_T2[:, 0]).argmax())
+    with np.errstate(all="ignore"):  # of infinities, which `validate` reports
+        decisive = int((top_T2[:, -1] - top_T2[:, 0]).argmax())
     begin = int(np.clip(decisive - LOOK // 2, 0, max(0, last - LOOK)))
     close = np.arange(begin, min(begin + LOOK, last) + 1, 2)
     shown = np.union1d(whole, close)
@@ -117,7 +118,7 @@ def _strip(
         trace.plot(x, film.q_TA[first : last + 1, a], label=name, linewidth=1.1)
     scored = x[film.reward_T[first : last + 1] != 0]
     trace.plot(scored, film.q_TA[scored].max(axis=1), "o", color="#444444", markersize=3.5)
-    half = (last - first) / max(1, len(steps) - 1) / 2  # so that every frame stands above its step
+    half = max(0.5, (last - first) / max(1, len(steps) - 1) / 2)  # so that every frame stands above its step
     trace.set_xlim(first - half, last + half)
     trace.set_xlabel("step")
     trace.set_ylabel("Q-value")

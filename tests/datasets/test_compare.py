@@ -1,4 +1,4 @@
-"""Two datasets side by side: what differs is told from the records and rows, not from what a manifest claims."""
+"""Two datasets side by side: what differs is named, the first episode among it."""
 
 from dataclasses import replace
 from pathlib import Path

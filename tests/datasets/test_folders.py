@@ -1,12 +1,13 @@
 """Datasets elsewhere: a bucket of a real S3 server on loopback, a tag of a real DVC repository; only what is needed is read."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.datasets import describe, schema
+from pipeline.datasets import describe, exchange, schema
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.verify import verify
@@ -103,6 +104,54 @@ def test_an_unknown_revision_is_one_line(repository: Path) -> None:
     with pytest.raises(ValueError, match=r"@v2:data/corridor cannot be reached \(there is no revision v2\): check") as caught:
         open_dataset(f"git+{repository}@v2:data/corridor")
     assert "\n" not in str(caught.value)
+
+
+def test_links_are_followed_to_files_as_dvc_makes_them(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set", 5)
+    found: list[str] = []
+    for number, path in enumerate(p for p in sorted((tmp_path / "set").rglob("*")) if p.is_file()):
+        path.symlink_to(path.rename(tmp_path / f"cache-{number}"))
+    opened = open_dataset(tmp_path / "set", check_files=True)
+    list(verify(opened, found))
+    assert found == []
+    assert "license: other\n" in opened.card()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("manifest.json", "has no manifest.json"),
+        ("episodes.parquet", "episodes.parquet is missing"),
+        ("states.zarr/zarr.json", "states.zarr cannot be opened"),
+        ("states.zarr/q/zarr.json", "states.zarr/q/zarr.json is missing"),
+        ("states.zarr/q/c/0/0", "array q cannot be read"),
+    ],
+)
+def test_a_link_to_what_never_ends_is_no_file(tmp_path: Path, name: str, told: str) -> None:
+    corridor_dataset(tmp_path / "set", 5)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "set" / name).unlink()
+    (tmp_path / "set" / name).symlink_to(tmp_path / "pipe")
+    for count_bytes in (False, True):
+        with pytest.raises(ValueError, match=told):
+            open_dataset(tmp_path / "set", count_bytes=count_bytes).records(0, 5)
+
+
+def test_a_link_brings_no_file_of_ours_into_an_export(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set", 5)
+    (tmp_path / "key").write_text("license: secret\n")
+    (tmp_path / "set/README.md").unlink()
+    (tmp_path / "set/README.md").symlink_to(tmp_path / "key")
+    opened = open_dataset(tmp_path / "set")
+    list(exchange.to_npz(opened, tmp_path / "out"))
+    assert "secret" not in (tmp_path / "out" / exchange.DESCRIPTION).read_text()
+    assert describe.licence_of([opened]) == describe.UNTOLD
+    (tmp_path / "key").unlink()
+    os.mkfifo(tmp_path / "key")
+    assert opened.card() == ""
+    found: list[str] = []
+    list(verify(opened, found))
+    assert "README.md is missing" in found[0]
 
 
 def test_bytes_by_range(tmp_path: Path, bucket: str) -> None:

@@ -1,6 +1,8 @@
 """validate: sense without digests; every fault is named with its episode."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import Flag, Records
 from pipeline.datasets.validate import validate
+from pipeline.datasets.verify import verify
 from tests.fakes import corridor_dataset, rewritten
 
 
@@ -67,12 +70,14 @@ def test_a_fault_is_named_with_its_episode(good: Dataset, tmp_path: Path, edit: 
 
 
 def test_a_return_that_its_rewards_do_not_give(good: Dataset, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     rows = list(good.episodes)
     rows[3] = rows[3]._replace(episode_return=7.0)
     (line,) = repeated(faults_of(replace(good, episodes=tuple(rows))))
     assert "episode 3 (seed 3): its rewards sum to 1, the table says 7" in line
+    agreed: list[str] = []
+    list(verify(replace(good, episodes=tuple(rows)), agreed))
+    (line,) = agreed
+    assert re.search(r"episode 3 \(seed 3, .*\): its rewards sum to 1, the table says 7", line)
     rows[3] = good.episodes[3]._replace(complete=False)
     (line,) = repeated(faults_of(replace(good, episodes=tuple(rows))))
     assert "complete is False, but terminated is True and truncated is False" in line

@@ -1,6 +1,7 @@
 """`pd-pipeline dataset` as people and scripts call it: text, --json, exit codes."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ def test_a_stranger_writes_nothing_to_the_terminal(tmp_path: Path) -> None:
         output = call(*arguments).output
         assert "\\x1b[2J" in output
         assert "\x1b" not in output
+    manifest, array = (tmp_path / "other" / name for name in ("manifest.json", "states.zarr/q/zarr.json"))
+    for path, change in (
+        (array, {"data_type": "\x1b[2J"}),
+        (manifest, {"\x1b[2J": 0}),
+        (manifest, {"format_version": "\x1b[2J"}),
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        result = call("info", str(tmp_path / "other"))
+        assert result.exit_code == 1
+        assert "\\x1b[2J" in result.output
+        assert "\x1b" not in result.output
 
 
 @pytest.mark.parametrize("percent", ["0%", "101", "some"])
@@ -117,6 +129,7 @@ def test_compare(tmp_path: Path) -> None:
         "same_encoding": True,
         "episodes": {"both": 8, "only_a": 0, "only_b": 0},
         "differences": [],
+        "faults": [],
     }
     found = facts("compare", a, c, code=1)
     assert found["episodes"] == {"both": 6, "only_a": 2, "only_b": 0}
@@ -124,6 +137,23 @@ def test_compare(tmp_path: Path) -> None:
     assert text.startswith("other data, other files\nepisodes: 6 in both, 2 only in A, 0 only in B\nstates: ")
     assert "collection.seed: 99 in A, nothing in B" not in call("compare", SAMPLE, SAMPLE).stdout
     assert "collection.epsilon: nothing in A, 0.05 in B" in call("compare", a, SAMPLE).stdout
+
+
+def test_compare_does_not_take_a_dataset_at_its_word(tmp_path: Path) -> None:
+    shutil.copytree(SAMPLE, tmp_path / "set")
+    shard = tmp_path / "set/states.zarr/q/c/0/0"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    found = facts("compare", SAMPLE, str(tmp_path / "set"), code=2)
+    assert (found["same_data"], found["same_encoding"]) == (None, None)
+    assert "states.zarr/q/c/0/0 is damaged" in str(found["faults"])
+    (tmp_path / "set/manifest.json").unlink()
+    assert "has no manifest.json" in str(facts("compare", SAMPLE, str(tmp_path / "set"), code=2)["faults"])
+    text = call("compare", str(tmp_path / "set"), SAMPLE)
+    assert (text.exit_code, text.stdout.splitlines()[0].split(":")[0]) == (
+        2,
+        f"dataset {tmp_path / 'set'} has no manifest.json",
+    )
 
 
 def test_cut_and_join(tmp_path: Path) -> None:
