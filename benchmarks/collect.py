@@ -35,7 +35,7 @@ from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import q_function
-from pipeline.atari.envs import EnvConfig, VectorWorld
+from pipeline.atari.envs import EnvConfig, VectorWorld, fingerprint
 from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, play, send_agent
 from pipeline.datasets import blocks
 from pipeline.datasets.exchange import to_minari
@@ -97,6 +97,7 @@ def against_bound(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None
             task = Task(
                 blocks=range(played, played + count),
                 config=config,
+                world=fingerprint(game, env),
                 teacher_digest=agent.digest,
                 url=name,
             )

@@ -29,6 +29,7 @@ from pipeline.agents.policies import EpsilonGreedy, Labelled, q_function
 from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
 from pipeline.atari.rollout import Policy, rollout
 from pipeline.datasets import blocks, schema
+from pipeline.datasets.compare import differing
 from pipeline.datasets.describe import UNTOLD, card
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset
@@ -36,6 +37,9 @@ from pipeline.datasets.schema import EpisodeRow, Flag, Manifest, Records
 from pipeline.datasets.writer import Writer
 from pipeline.progress import Progress
 from pipeline.seeding import episode_seeds
+
+RECIPE: Final = 1
+"""Bump when what a collection does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
 
 BLOCK_EPISODES: Final = 16
 """Episodes of a block: what is written at once, small enough to lose."""
@@ -86,10 +90,14 @@ class CollectConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """Play `blocks` of `config` with the agents beside them and write them into the folder at `url` (`folders.Folder`)."""
+    """Play `blocks` of `config` with the agents beside them and write them into the folder at `url` (`folders.Folder`).
+
+    `world` is the fingerprint that the dataset's manifest will have.
+    """
 
     blocks: range
     config: CollectConfig
+    world: Mapping[str, Any]
     teacher_digest: str
     url: str
 
@@ -143,8 +151,24 @@ def _world(game: str, environment: EnvConfig) -> SlotWorld:
     return world
 
 
+def _check_world(task: Task) -> None:
+    """ValueError if this worker would play something else than the manifest will say."""
+    config = task.config
+    wanted = {"recipe": config.recipe, "environment": task.world}
+    here = {"recipe": RECIPE, "environment": fingerprint(config.game, config.environment)}
+    if told := ", ".join(f"{key}: {x} there, {y} here" for key, x, y in differing(here, wanted)):
+        raise ValueError(
+            f"the worker on {platform.node()} plays another world than this machine ({told}): "
+            f"install the same versions there, or stop that worker"
+        )
+
+
 def play(task: Task) -> dict[int, list[EpisodeRow]]:
-    """Play the task's blocks and write each as it ends; returns their receipts. A block that has one is not played again."""
+    """Play the task's blocks and write each as it ends; returns their receipts. A block that has one is not played again.
+
+    ValueError if what is installed here plays another world than the task's.
+    """
+    _check_world(task)
     folder = Folder(task.url)
     receipts = blocks.receipts(folder, task.blocks)
     missing = [index for index in task.blocks if index not in receipts]
@@ -239,6 +263,7 @@ class Collection:
     ) -> None:
         assert (config.actor is None) == (actor_folder is None)
         self.config, self.teacher_folder, self.teacher, self.actor_folder = config, teacher_folder, teacher, actor_folder
+        self.world = fingerprint(config.game, config.environment)
         self.work = work
         self.dataset = work / "dataset"
         self.blocks = shared or Folder(work.resolve() / "blocks")
@@ -330,6 +355,7 @@ class Collection:
         return Task(
             blocks=range(first, first + count),
             config=self.config,
+            world=self.world,
             teacher_digest=self.teacher.digest,
             url=self.blocks.url,
         )
@@ -411,7 +437,7 @@ class Collection:
             self._rows,
             game=self.config.game,
             teacher=teacher,
-            environment=fingerprint(self.config.game, self.config.environment),
+            environment=self.world,
             collection=self.config.as_json(),
             card=functools.partial(card, licence=licence),
         )

@@ -14,7 +14,7 @@ import torch
 from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
-from pipeline.collect import BLOCK_EPISODES, CollectConfig, Collection, estimate
+from pipeline.collect import BLOCK_EPISODES, RECIPE, CollectConfig, Collection, estimate
 from pipeline.datasets.compare import differing
 from pipeline.datasets.describe import UNTOLD, licence_of
 from pipeline.datasets.folders import Folder
@@ -25,9 +25,6 @@ from stages.cluster import cluster
 from stages.paths import Layout
 from stages.publish import alone_in, check_target, replace_folder, upload_folder
 from stages.runlog import duration, say, show
-
-RECIPE = 1
-"""Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
 
 SETTINGS: Final = "settings.json"
 ACTOR: Final = ("digest", "network", "parameters")

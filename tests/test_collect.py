@@ -16,7 +16,7 @@ from pipeline.agents.checkpoints import Agent, load_agent, save_agent
 from pipeline.agents.device import exact
 from pipeline.agents.networks import NETWORKS, QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
-from pipeline.atari.envs import VectorWorld
+from pipeline.atari.envs import VectorWorld, fingerprint
 from pipeline.atari.rollout import rollout
 from pipeline.collect import BLOCK_EPISODES, LONGEST_TASK, CollectConfig, Collection, Task
 from pipeline.datasets import schema
@@ -247,8 +247,26 @@ def test_more_is_added_to_a_dataset_without_playing_its_whole_shards_again(
         collect("extended", 1000)
 
 
-def test_a_worker_that_does_not_see_the_blocks_says_so(breakout_teacher: Path, teacher: Agent, tmp_path: Path) -> None:
-    task = Task(blocks=range(1), config=config(), teacher_digest=teacher.digest, url=str(tmp_path / "elsewhere"))
+def task_in(folder: Path, teacher: Agent) -> Task:
+    world = fingerprint("Breakout", ENVIRONMENT)
+    return Task(blocks=range(1), config=config(), world=world, teacher_digest=teacher.digest, url=str(folder))
+
+
+def test_a_worker_of_another_version_plays_nothing(teacher: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = task_in(tmp_path, teacher)
+    monkeypatch.setattr("ale_py.__version__", "0.0.1")
+    with pytest.raises(
+        ValueError, match=r"the worker on \S+ plays another .*\(environment.ale_py: 0.0.1 there, .* here\): install"
+    ):
+        collecting.play(task)
+    monkeypatch.undo()
+    monkeypatch.setattr(collecting, "RECIPE", 2)
+    with pytest.raises(ValueError, match=r"\(recipe: 2 there, 1 here\)"):
+        collecting.play(task)
+
+
+def test_a_worker_that_does_not_see_the_blocks_says_so(teacher: Agent, tmp_path: Path) -> None:
+    task = task_in(tmp_path / "elsewhere", teacher)
     with pytest.raises(ValueError, match=r"does not see .*elsewhere: collect into a folder that every worker shares"):
         collecting.play(task)
 
