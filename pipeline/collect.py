@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 import platform
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -40,6 +39,9 @@ from pipeline.seeding import episode_seeds
 
 RECIPE: Final = 1
 """Bump when what a collection does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
+
+DATASET: Final = "dataset"
+"""Where in its folder a collection makes the dataset."""
 
 BLOCK_EPISODES: Final = 16
 """Episodes of a block: what is written at once, small enough to lose."""
@@ -265,7 +267,7 @@ class Collection:
         self.config, self.teacher_folder, self.teacher, self.actor_folder = config, teacher_folder, teacher, actor_folder
         self.world = fingerprint(config.game, config.environment)
         self.work = work
-        self.dataset = work / "dataset"
+        self.dataset = work / DATASET
         self.blocks = shared or Folder(work.resolve() / "blocks")
         self.writer = Writer(self.dataset, teacher.network.actions[config.game])
         self._rows: list[EpisodeRow] = []  # of packed and pending steps, in order
@@ -423,11 +425,6 @@ class Collection:
         assert self.config.states is not None
         played = min(self._states() + waiting, self.config.states - (not self._enough()))
         return Progress(played, self.config.states, "states", metrics)
-
-    def discard(self) -> None:
-        """Drop the work files, once the dataset lies where it belongs."""
-        self.blocks.clear()
-        shutil.rmtree(self.work, ignore_errors=True)
 
     def finish(self, licence: str = UNTOLD) -> Manifest:
         """Seal the dataset: last shard, episode table, card, which names the licence, manifest."""

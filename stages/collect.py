@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +15,12 @@ import torch
 from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
-from pipeline.collect import BLOCK_EPISODES, RECIPE, CollectConfig, Collection, estimate
+from pipeline.collect import BLOCK_EPISODES, DATASET, RECIPE, CollectConfig, Collection, estimate
 from pipeline.datasets.compare import differing
 from pipeline.datasets.describe import UNTOLD, licence_of
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset, open_dataset, read_manifest
-from pipeline.datasets.schema import MANIFEST
+from pipeline.datasets.schema import MANIFEST, Manifest
 from stages import params as settings
 from stages.cluster import cluster
 from stages.paths import Layout
@@ -27,6 +28,7 @@ from stages.publish import alone_in, check_target, replace_folder, upload_folder
 from stages.runlog import duration, say, show
 
 SETTINGS: Final = "settings.json"
+"""Lies in the folder of a collection that is unfinished: what decides its records, and its URL if that is where it goes."""
 ACTOR: Final = ("digest", "network", "parameters")
 """What a dataset says of the agent that acted in its teacher's place."""
 PROBE_SECONDS: Final = 10.0
@@ -65,7 +67,7 @@ def run(
     acting = _agent("actor", actor_folder, config) if actor_folder else None
     if acting is not None:
         config = replace(config, actor={key: acting.card.get(key) for key in ACTOR})
-    target = Folder(out or layout.dataset(name))
+    target = Folder((out.rstrip("/") or out) if out else layout.dataset(name))
     target.check_writable()
     count = workers or os.cpu_count() or 1
     if dry_run:
@@ -73,54 +75,87 @@ def run(
         return str(target)
     how = {**config.as_json(), "teacher": teacher.digest, "environment": teacher.card["environment"]}
     there = _there(target, how, config)
+    decides = how if target.local is not None else how | {"out": target.url}
+    work, shared = _workplace(layout, target, decides, beside=out is not None)
     if there is not None and _held(there, config) == (config.states or config.episodes):
+        if work.exists() and _finished(work, there):  # by a collection that was killed before it had tidied up
+            with alone_in(work):
+                _discard(work, shared)
         say(f"{target} has been collected already, digest {there.manifest.digest[:12]}: remove it to play it again")
         return target.url
-    work, shared = _workplace(layout, target, how, beside=out is not None)
-    if not (work / SETTINGS).is_file():  # else it may be our own upload that was killed
+    _check_unfinished(work, decides)
+    unfinished = (work / SETTINGS).is_file()
+    if not unfinished:  # else it may be our own upload that was killed
         check_target(target, MANIFEST, "a dataset")
     with alone_in(work), cluster(scheduler, count) as client:
+        if not unfinished:
+            shutil.rmtree(work / DATASET, ignore_errors=True)  # what a killed `_discard` left of it
         collection = Collection(config, teacher_folder, teacher, work, shared, actor_folder)
-        (work / SETTINGS).write_text(json.dumps(how, indent=2, sort_keys=True) + "\n")
+        (work / SETTINGS).write_text(json.dumps(decides, indent=2, sort_keys=True) + "\n")
         if there is not None:
             collection.extend(there)
             say(f"going on from the {len(there):,} states in {target}")
         for _ in show(collection.run(client), f"collect {config.game}", ("blocks", "return")):
             pass
-        manifest = collection.finish(licence or (licence_of([there]) if there is not None else UNTOLD))
-        if target.local is None:
-            for _ in show(upload_folder(collection.dataset, target, MANIFEST), f"upload {target}"):
-                pass
-        else:
-            replace_folder(collection.dataset, target.local)
-        collection.discard()
+        licence = licence or (licence_of([there]) if there is not None else UNTOLD)
+        manifest = _publish(collection, target, licence)
+        _discard(work, shared)
     say(f"collected {manifest.states:,} states in {manifest.episodes} episodes into {target}, digest {manifest.digest[:12]}")
     return target.url
 
 
-def _workplace(layout: Layout, target: Folder, how: dict[str, Any], *, beside: bool) -> tuple[Path, Folder | None]:
-    """Where the collection works, in the layout or `beside` its target, and where its workers write if not there too.
-
-    ValueError if a collection of the same name with other settings is unfinished: it is not forgotten by accident.
-    """
-    name = target.url.rstrip("/").split("/")[-1]
-    shared = None
-    if target.local is None:
-        if re.fullmatch(r"[^:]+://[^/]+/*", target.url):
-            raise ValueError(f"{target} is a whole bucket: name a folder in it, {target.url.rstrip('/')}/NAME")
-        work = layout.work("collect", name, how | {"out": target.url})
-        shared = Folder(f"{target.url.rstrip('/')}.blocks/{work.name}")
-    else:
+def _workplace(layout: Layout, target: Folder, decides: dict[str, Any], *, beside: bool) -> tuple[Path, Folder | None]:
+    """Where the collection works, in the layout or `beside` its target, and where its workers write if not there too."""
+    name = target.url.split("/")[-1]
+    if target.local is not None:
         root = Layout(root=target.local.resolve().parent, zoo=layout.zoo) if beside else layout
-        work = root.work("collect", name, how)
+        return root.work("collect", name, decides), None
+    if re.fullmatch(r"[^:]+://[^/]+", target.url):
+        raise ValueError(f"{target} is a whole bucket: name a folder in it, {target.url}/NAME")
+    work = layout.work("collect", name, decides)
+    return work, Folder(f"{target.url}.blocks/{work.name}")
+
+
+def _check_unfinished(work: Path, decides: dict[str, Any]) -> None:
+    """ValueError if a collection into the same place with other settings is unfinished: it is not forgotten by accident."""
+    name = work.name.rpartition("-")[0]
     for other in sorted(work.parent.glob(f"{name}-*")):
         ours = re.fullmatch(re.escape(name) + "-[0-9a-f]+", other.name)  # and not NAME-BEST-DIGEST
-        if ours and other != work and (other / SETTINGS).is_file():
-            told = _differences(json.loads((other / SETTINGS).read_text()), how)
+        if not ours or other == work or not (other / SETTINGS).is_file():
+            continue
+        theirs = json.loads((other / SETTINGS).read_text())
+        if theirs.get("out") == decides.get("out"):
             raise ValueError(
-                f"an unfinished collection of {name} has other settings ({told}): finish it with those, or remove {other}"
+                f"an unfinished collection of {name} has other settings ({_differences(theirs, decides)}): "
+                f"finish it with those, or remove {other}"
             )
-    return work, shared
+
+
+def _finished(work: Path, there: Dataset) -> bool:
+    """Whether nothing in `work` is wanted any more: the dataset that it was for is `there`. Else that is to have more."""
+    made = work / DATASET
+    if not (work / SETTINGS).is_file() or not made.exists():  # it is being discarded; it was moved to where it belongs
+        return True
+    return (made / MANIFEST).is_file() and read_manifest(made).digest == there.manifest.digest
+
+
+def _discard(work: Path, shared: Folder | None) -> None:
+    """Drop what a collection worked with, once the dataset lies where it belongs; it is no unfinished one from the start."""
+    (work / SETTINGS).unlink(missing_ok=True)
+    if shared is not None:
+        shared.clear()
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _publish(collection: Collection, target: Folder, licence: str) -> Manifest:
+    """Finish the dataset and bring it to where it belongs."""
+    manifest = collection.finish(licence)
+    if target.local is not None:
+        replace_folder(collection.dataset, target.local)
+        return manifest
+    for _ in show(upload_folder(collection.dataset, target, MANIFEST), f"upload {target}"):
+        pass
+    return manifest
 
 
 def _config(

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,26 +30,41 @@ def collect(folder: Path, *options: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
+@contextmanager
+def killed_in(function: str) -> Iterator[None]:
+    """Collections are killed where they call it."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(function, killed)
+        yield
+
+
 def test_a_bucket_is_all_that_they_share(
     tmp_path: Path, breakout_teacher: Path, bucket: str, scheduler: str, on_one_worker: tuple[str, str]
 ) -> None:
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
     url = f"{bucket}/sets/Breakout"
-    result = collect(tmp_path, "--scheduler", scheduler, "--out", url)
-    assert result.exit_code == 0, result.output
-    assert result.stdout.strip() == url
+    with killed_in("pipeline.datasets.folders.Folder.clear"):
+        result = collect(tmp_path, "--scheduler", scheduler, "--out", url)
+    assert result.exit_code == 130, result.output
+    assert Folder(f"{url}.blocks").files()
+    again = collect(tmp_path, *on_one_worker, "--out", f"{url}/")
+    assert again.exit_code == 0, again.output
+    assert "has been collected already" in again.stderr
+    assert again.stdout.strip() == url
     assert re.search(r"(no|1|2) workers( yet)?, dashboard http://", result.stderr)
     there = open_dataset(url, check_files=True)
     found: list[str] = []
     list(verify(there, found))
     assert found == []
-    assert not Folder(f"{bucket}/sets/Breakout.blocks").files()
+    assert not Folder(f"{url}.blocks").files()
     assert not list(tmp_path.glob(".work/collect/*"))
     assert collect(tmp_path, *on_one_worker).exit_code == 0
     assert open_dataset(tmp_path / "data/datasets/Breakout").manifest == there.manifest
-    again = collect(tmp_path, *on_one_worker, "--out", url)  # another collection takes its place
-    assert again.exit_code == 0, again.output
     Folder(url).remove("manifest.json")
     refused = collect(tmp_path, *on_one_worker, "--out", url)
     assert refused.exit_code == 1
@@ -86,11 +102,17 @@ def test_what_is_there_is_not_played_again(
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
     manifest = tmp_path / "data/datasets/Breakout/manifest.json"
-    assert collect(tmp_path, "--states", "600", *on_one_worker).exit_code == 0
+    elsewhere = tmp_path / ".work/collect/Breakout-0123"  # goes to a bucket
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "settings.json").write_text(json.dumps({"epsilon": 0.1, "out": "s3://other/Breakout"}))
+    with killed_in("stages.collect._discard"):
+        assert collect(tmp_path, "--states", "600", *on_one_worker).exit_code == 130
+    assert len(list(elsewhere.parent.iterdir())) == 2
     first = json.loads(manifest.read_text())
     again = collect(tmp_path, "--states", "600", *on_one_worker)
     assert again.exit_code == 0, again.output
     assert "has been collected already, digest" in again.stderr
+    assert list(elsewhere.parent.iterdir()) == [elsewhere]
     more = collect(tmp_path, "--states", "700", *on_one_worker)
     assert more.exit_code == 0, more.output
     assert "going on from the 600 states" in more.stderr
