@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from pipeline.agents.checkpoints import Agent, load_agent
+from pipeline.agents.checkpoints import Agent, gives_q_values, load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
 from pipeline.collect import BLOCK_EPISODES, DATASET, RECIPE, CollectConfig, Collection, estimate
@@ -62,6 +62,8 @@ def run(
     name, config = _config(params, game, dataset, states, episodes, epsilon, seed)
     teacher_folder = labels_from or layout.teacher(config.game)
     teacher = _agent("teacher", teacher_folder, config)
+    if not gives_q_values(teacher.card):
+        raise ValueError(f"teacher {teacher_folder} gives a policy's logits, not Q-values: it may act (--actor), but not label")
     actor = actor or (params.datasets[name].actor if name in params.datasets else None)
     actor_folder = layout.agent(actor) if actor else None
     acting = _agent("actor", actor_folder, config) if actor_folder else None
@@ -73,7 +75,7 @@ def run(
     if dry_run:
         _tell(config, teacher, acting, target, count)
         return str(target)
-    how = {**config.as_json(), "teacher": teacher.digest, "environment": teacher.card["environment"]}
+    how = {**config.as_json(), "teacher": teacher.digest, "environment": teacher.world(config.game)}
     there = _there(target, how, config)
     decides = how if target.local is not None else how | {"out": target.url}
     work, shared = _workplace(layout, target, decides, beside=out is not None)

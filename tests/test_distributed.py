@@ -2,19 +2,23 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+from pipeline.agents.checkpoints import save_agent
+from pipeline.agents.networks import NETWORKS, QNetwork
+from pipeline.atari.envs import fingerprint
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.verify import verify
 from stages.cli import main
-from tests.fakes import edited_params
+from tests.fakes import ENVIRONMENT, edited_params
 from tests.processes import Cluster
 
 
@@ -132,29 +136,38 @@ def test_what_is_there_is_not_played_again(
     assert json.loads(manifest.read_text()) == first
 
 
+def student_of_two_games(folder: Path, **card: Any) -> Path:
+    games = {game: {"environment": fingerprint(game, ENVIRONMENT)} for game in ("Breakout", "Pong")}
+    torch.manual_seed(0)
+    save_agent(folder, QNetwork(NETWORKS["tiny"], {"Breakout": 4, "Pong": 6}), {"role": "student", "games": games} | card)
+    return folder
+
+
 def test_a_dataset_by_its_name_in_params_with_an_actor_of_its_own(
     tmp_path: Path, breakout_teacher: Path, on_one_worker: tuple[str, str], small_blocks: None
 ) -> None:
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
-        student = {"game": "Breakout", "actor": "students/small/kl-0", "states": 200, "epsilon": 0.1, "seed": 5, "recipe": 1}
-        raw["datasets"]["Breakout-1"] = student
-    shutil.copytree(breakout_teacher, tmp_path / "data/students/small/kl-0")
+        rounds = {"game": "Breakout", "actor": "students/small/kl-0", "states": 200, "epsilon": 0.1, "seed": 5, "recipe": 1}
+        raw["datasets"]["Breakout-1"] = rounds
+    student = student_of_two_games(tmp_path / "data/students/small/kl-0")
+    policy = student_of_two_games(tmp_path / "policy", objective={"loss": "kl"})
 
     def call(*options: str) -> Result:
         return CliRunner().invoke(main, ["--params", str(tmp_path / "params.yaml"), "collect", *options, *on_one_worker])
 
-    result = call("--dataset", "Breakout-1", "--license", "cc-by-4.0")
+    result = call("--dataset", "Breakout-1", "--license", "cc-by-4.0", "--labels-from", str(student))
     assert result.exit_code == 0, result.output
     assert "license: cc-by-4.0" in (tmp_path / "data/datasets/Breakout-1/README.md").read_text()
     made = open_dataset(tmp_path / "data/datasets/Breakout-1").manifest
-    assert made.collection["actor"]["digest"] == made.teacher["digest"]  # a copy of the teacher acted
+    assert made.collection["actor"]["digest"] == made.teacher["digest"]  # it labels what it does itself
     assert made.collection["epsilon"] == 0.1
     for options, told in (
         (("--dataset", "Breakout-2"), "no dataset 'Breakout-2': it has Breakout-1, Pong"),
         (("--dataset", "Breakout-1", "--game", "Pong"), "datasets.Breakout-1 is of Breakout, not of Pong"),
         ((), "say what to collect: --game GAME, or --dataset NAME"),
         (("--game", "Pong", "--labels-from", str(breakout_teacher)), "plays Breakout, not Pong"),
+        (("--dataset", "Breakout-1", "--labels-from", str(policy)), "gives a policy's logits, not Q-values"),
     ):
         refused = call(*options)
         assert refused.exit_code == 1
