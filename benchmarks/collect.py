@@ -15,8 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from pipeline.agents.device import exact
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import q_function
 from pipeline.atari.envs import EnvConfig, VectorWorld, fingerprint
-from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, play, send_agent
+from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, one_core, play, send_agent
 from pipeline.datasets import blocks
 from pipeline.datasets.exchange import to_minari
 from pipeline.datasets.folders import Folder
@@ -46,17 +45,6 @@ from stages import params
 STEPS = 500
 WORKERS_STATES = 131_072
 SAMPLE = Path("data/samples/Pong")
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Everything that starts in here shares one core: a world's threads too."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 def main(game: str) -> None:
@@ -72,7 +60,6 @@ def against_bound(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None
     config = CollectConfig(game=game, environment=env, epsilon=0.05, seed=0, states=1, episodes=None, recipe=1)
     with tempfile.TemporaryDirectory() as name, one_core():
         send_agent(folder, Folder(name), "teacher")
-        torch.set_num_threads(1)
         world = VectorWorld(game, env, width=SLOTS, threads=1)
         seed_B = np.arange(SLOTS)
         everyone = np.ones(SLOTS, dtype=np.bool_)

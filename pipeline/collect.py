@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import platform
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -211,39 +213,50 @@ def play(task: Task) -> dict[int, list[EpisodeRow]]:
     return receipts
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Whatever begins in here shares one core, as a worker of a busy machine has it: emulators and matrix kernels too."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {min(cores)})
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+
+
 def estimate(config: CollectConfig, teacher: Agent, actor: Agent | None, seconds: float) -> dict[str, float]:
-    """Play the first episodes for so long and tell: `states_per_second` of one worker, `bytes_per_state`, how many episodes
-    `ended`, and their mean `episode_length`, or how far they came if none did. Nothing is kept.
+    """Play the first `SLOTS` episodes on one core for so long and tell: `states_per_second`, `bytes_per_state`, how many
+    episodes `ended`, and their mean `episode_length`, which is more where not all have ended. Nothing is kept.
     """
     policy = _policy(config, teacher, actor)
     first = episode_seeds("collect", config.seed)
     recorders = {first + i: blocks.Recorder(first + i) for i in range(SLOTS)}
-    ended: list[EpisodeRow] = []
-    states = size = 0
+    records = []
+    states = 0
     began = time.perf_counter()
-    for step in rollout(_world(config.game, config.environment), policy, iter(recorders.copy())):
-        if not states:
-            began = time.perf_counter()  # the emulators have started
-        for slot in np.flatnonzero(step.active_B):
-            seed = int(step.seed_B[slot])
-            recorders[seed].add(
-                step.obs_BCHW[slot, -1], step.q_BA[slot], int(step.action_B[slot]), float(step.reward_B[slot]), 0
-            )
-            states += 1
-            if step.terminated_B[slot] or step.truncated_B[slot]:
-                row, record = recorders.pop(seed).finish(terminated=True, truncated=False)
-                ended.append(row)
-                size += blocks.stored_bytes(record)
-        if time.perf_counter() - began > seconds:
-            break
-    rate = states / (time.perf_counter() - began)
-    unfinished = [recorder.finish(terminated=False, truncated=True)[1] for recorder in recorders.values()]
-    size += sum(blocks.stored_bytes(record) for record in unfinished)
+    with one_core():
+        for step in rollout(_world(config.game, config.environment), policy, iter(recorders.copy())):
+            if not states:
+                began = time.perf_counter()  # the emulators have started
+            for slot in np.flatnonzero(step.active_B):
+                seed = int(step.seed_B[slot])
+                recorders[seed].add(
+                    step.obs_BCHW[slot, -1], step.q_BA[slot], int(step.action_B[slot]), float(step.reward_B[slot]), 0
+                )
+                states += 1
+                if step.terminated_B[slot] or step.truncated_B[slot]:
+                    records.append(recorders.pop(seed).finish(terminated=True, truncated=False)[1])
+            if time.perf_counter() - began > seconds:
+                break
+        rate = states / (time.perf_counter() - began)
+    records += [recorder.finish(terminated=False, truncated=True)[1] for recorder in recorders.values()]
     return {
         "states_per_second": rate,
-        "bytes_per_state": size / states,
-        "ended": len(ended),
-        "episode_length": float(np.mean([row.length for row in ended])) if ended else states / SLOTS,
+        "bytes_per_state": sum(map(blocks.stored_bytes, records)) / states,
+        "ended": SLOTS - len(recorders),
+        "episode_length": states / SLOTS,
     }
 
 

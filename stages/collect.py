@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import torch
 from pipeline.agents.checkpoints import Agent, gives_q_values, load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
-from pipeline.collect import BLOCK_EPISODES, DATASET, RECIPE, CollectConfig, Collection, estimate
+from pipeline.collect import BLOCK_EPISODES, DATASET, RECIPE, SLOTS, CollectConfig, Collection, estimate
 from pipeline.datasets.compare import differing
 from pipeline.datasets.describe import UNTOLD, licence_of
 from pipeline.datasets.folders import Folder
@@ -251,14 +252,14 @@ def _tell(config: CollectConfig, teacher: Agent, actor: Agent | None, target: Fo
     say(f"playing for {PROBE_SECONDS:g} seconds ...")
     found = estimate(config, teacher, actor, PROBE_SECONDS)
     rate, size, length = found["states_per_second"], found["bytes_per_state"], found["episode_length"]
-    ended = "episodes of" if found["ended"] else "no episode ended, they are longer than"
-    say(f"{rate:,.0f} states/s with one worker, {size:.0f} bytes a state, {ended} {length:,.0f} states")
+    least = "" if found["ended"] == SLOTS else "at least "
+    say(f"{rate:,.0f} states/s with one worker, {size:.0f} bytes a state, episodes of {least}{length:,.0f} states")
     states = config.states or (config.episodes or 0) * length
-    about, least = ("about", "") if found["ended"] else ("at most", "at least ")
-    blocks = max(1, round((config.episodes or states / length) / BLOCK_EPISODES))
+    blocks = math.ceil((config.episodes or states / length) / BLOCK_EPISODES)
+    most = "at most" if least and config.states else "about"
     took = duration(states / rate / workers)
     say(
-        f"{least if config.episodes else ''}{states:,.0f} states into {target}: {about} {blocks:,} blocks of {BLOCK_EPISODES} "
+        f"{least if config.episodes else ''}{states:,.0f} states into {target}: {most} {blocks:,} blocks of {BLOCK_EPISODES} "
         f"episodes, {states * size / 1e6:,.0f} MB, {took} with {workers} workers"
     )
 

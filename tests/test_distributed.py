@@ -180,6 +180,8 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, breakout_teacher: Path, monkey
     monkeypatch.setattr("stages.collect.PROBE_SECONDS", 0.5)
     result = collect(tmp_path, "--dry-run", "--workers", "3")
     assert result.exit_code == 0, result.output
+    assert "episodes of at least " in result.stderr
+    assert ": at most " in result.stderr
     assert "1,500 states into" in result.stderr
     assert "blocks of 16 episodes" in result.stderr
     assert "with 3 workers" in result.stderr
