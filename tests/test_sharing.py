@@ -69,7 +69,7 @@ def team_a(
     pd_pipeline(folder, "dataset", "validate", str(folder / "data/datasets/Breakout"))
     run(folder, "dvc", "push", "-q", "-r", "cloud", "--all-tags")
     run(folder, "rm", "-r", "data/datasets/Breakout", ".dvc/cache")
-    return TeamA(folder, *files, pushed)
+    return TeamA(folder, files[0], files[1], pushed)
 
 
 def test_a_push_sends_only_what_is_new(team_a: TeamA) -> None:
