@@ -33,10 +33,13 @@ format: $(SETUP)
 	ruff format .
 	ruff check --fix .
 
-bench: $(SETUP)  ## ratios against bounds and peers, each measured in one run
+bench: $(SETUP)  ## ratios against bounds and peers, each measured in one run; with DATASET=data/datasets/Pong of a large one too
 	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	python -m benchmarks.teacher
 	python -m benchmarks.collect
+	python -m benchmarks.sizes $(DATASET)
+	python -m benchmarks.remote $(DATASET)
+	test -z "$(DATASET)" || python -m benchmarks.loader $(DATASET)
 	python -m benchmarks.distill
 	python -m benchmarks.networks
 

@@ -3,8 +3,8 @@ against Minari's DataCollector with the same network.
 
 One worker on one core plays a block alone and eight in a run; the bound and Minari are measured on the same core in the same
 run, interleaved. The environment is taken twice: its steps alone, and with the seeded starts of the episodes played (the
-emulator loads its ROM anew for each). Then one against two worker processes, what a block costs the coordinator, and the
-bytes per state of the same episodes here and in Minari. `make bench` installs what Minari's collector wants.
+emulator loads its ROM anew for each). Then one against two worker processes, and what a block costs the coordinator.
+`make bench` installs what Minari's collector wants.
 
     python -m benchmarks.collect [GAME]
 """
@@ -15,8 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,28 +34,14 @@ from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import q_function
-from pipeline.atari.envs import EnvConfig, VectorWorld
-from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, play, send_agent
+from pipeline.atari.envs import EnvConfig, VectorWorld, fingerprint
+from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, Task, one_core, play, send_agent
 from pipeline.datasets import blocks
-from pipeline.datasets.exchange import to_minari
 from pipeline.datasets.folders import Folder
-from pipeline.datasets.reader import open_dataset
 from stages import params
 
 STEPS = 500
 WORKERS_STATES = 131_072
-SAMPLE = Path("data/samples/Pong")
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Everything that starts in here shares one core: a world's threads too."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 def main(game: str) -> None:
@@ -65,14 +50,12 @@ def main(game: str) -> None:
     agent = load_agent(folder, torch.device("cpu"))
     against_bound(game, settings.environment, folder, agent)
     one_against_two(game, settings.environment, folder, agent)
-    sizes(SAMPLE)
 
 
 def against_bound(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None:
     config = CollectConfig(game=game, environment=env, epsilon=0.05, seed=0, states=1, episodes=None, recipe=1)
     with tempfile.TemporaryDirectory() as name, one_core():
         send_agent(folder, Folder(name), "teacher")
-        torch.set_num_threads(1)
         world = VectorWorld(game, env, width=SLOTS, threads=1)
         seed_B = np.arange(SLOTS)
         everyone = np.ones(SLOTS, dtype=np.bool_)
@@ -97,6 +80,7 @@ def against_bound(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None
             task = Task(
                 blocks=range(played, played + count),
                 config=config,
+                world=fingerprint(game, env),
                 teacher_digest=agent.digest,
                 url=name,
             )
@@ -198,19 +182,6 @@ def one_against_two(game: str, env: EnvConfig, folder: Path, agent: Agent) -> No
             print(f"a block: {cost:.2f} s of the coordinator's processor, {played:.2f} s of a worker's time")
     print(f"2 workers are {seconds[1] / seconds[2]:.2f}x as fast as 1")
     print(f"the coordinator is busy all the time with {played / cost:.0f} workers")
-
-
-def sizes(sample: Path) -> None:
-    """The same episodes here and in Minari."""
-    dataset = open_dataset(sample)
-    with tempfile.TemporaryDirectory() as name:
-        for _ in to_minari(dataset, Path(name) / "minari"):
-            pass
-        theirs = sum(path.stat().st_size for path in Path(name).rglob("*") if path.is_file())
-    ours = sum(path.stat().st_size for path in sample.rglob("*") if path.is_file())
-    raw, states = 4 * 84 * 84, len(dataset)
-    print(f"{sample}: {ours / states:,.0f} bytes per state, {raw * states / ours:.0f}x smaller than raw stacks", end="; ")
-    print(f"Minari {theirs / states:,.0f}, {theirs / ours:.0f}x ours")
 
 
 if __name__ == "__main__":

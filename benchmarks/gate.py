@@ -1,4 +1,4 @@
-"""Minutes from nothing to a published Pong teacher, selection and the gate's episodes included, with the settings of params.yaml.
+"""Minutes from nothing to a published Pong teacher, its selections and gate included, with the settings of params.yaml.
 
     python -m benchmarks.gate [--minutes 20]
 
@@ -24,7 +24,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / GAME
         began = time.monotonic()
-        subprocess.run(["pd-pipeline", "train-teacher", "--game", GAME, "--minutes", str(minutes), "--out", str(out)], check=True)
+        subprocess.run(
+            ["pd-pipeline", "train-teacher", "--game", GAME, "--minutes", str(minutes), "--out", str(out)], check=True
+        )
         spent = time.monotonic() - began
         card = json.loads((out / "card.json").read_text())
     evaluation = card["evaluation"]

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import platform
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,7 @@ from pipeline.agents.policies import EpsilonGreedy, Labelled, q_function
 from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
 from pipeline.atari.rollout import Policy, rollout
 from pipeline.datasets import blocks, schema
+from pipeline.datasets.compare import differing
 from pipeline.datasets.describe import UNTOLD, card
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset
@@ -36,6 +38,12 @@ from pipeline.datasets.schema import EpisodeRow, Flag, Manifest, Records
 from pipeline.datasets.writer import Writer
 from pipeline.progress import Progress
 from pipeline.seeding import episode_seeds
+
+RECIPE: Final = 1
+"""Bump when what a collection does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
+
+DATASET: Final = "dataset"
+"""Where in its folder a collection makes the dataset."""
 
 BLOCK_EPISODES: Final = 16
 """Episodes of a block: what is written at once, small enough to lose."""
@@ -86,10 +94,14 @@ class CollectConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """Play `blocks` of `config` with the agents beside them and write them into the folder at `url` (`folders.Folder`)."""
+    """Play `blocks` of `config` with the agents beside them and write them into the folder at `url` (`folders.Folder`).
+
+    `world` is the fingerprint that the dataset's manifest will have.
+    """
 
     blocks: range
     config: CollectConfig
+    world: Mapping[str, Any]
     teacher_digest: str
     url: str
 
@@ -143,8 +155,24 @@ def _world(game: str, environment: EnvConfig) -> SlotWorld:
     return world
 
 
+def _check_world(task: Task) -> None:
+    """ValueError if this worker would play something else than the manifest will say."""
+    config = task.config
+    wanted = {"recipe": config.recipe, "environment": task.world}
+    here = {"recipe": RECIPE, "environment": fingerprint(config.game, config.environment)}
+    if told := ", ".join(f"{key}: {x} there, {y} here" for key, x, y in differing(here, wanted)):
+        raise ValueError(
+            f"the worker on {platform.node()} plays another world than this machine ({told}): "
+            f"install the same versions there, or stop that worker"
+        )
+
+
 def play(task: Task) -> dict[int, list[EpisodeRow]]:
-    """Play the task's blocks and write each as it ends; returns their receipts. A block that has one is not played again."""
+    """Play the task's blocks and write each as it ends; returns their receipts. A block that has one is not played again.
+
+    ValueError if what is installed here plays another world than the task's.
+    """
+    _check_world(task)
     folder = Folder(task.url)
     receipts = blocks.receipts(folder, task.blocks)
     missing = [index for index in task.blocks if index not in receipts]
@@ -185,39 +213,50 @@ def play(task: Task) -> dict[int, list[EpisodeRow]]:
     return receipts
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Whatever begins in here shares one core, as a worker of a busy machine has it: emulators and matrix kernels too."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {min(cores)})
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+
+
 def estimate(config: CollectConfig, teacher: Agent, actor: Agent | None, seconds: float) -> dict[str, float]:
-    """Play the first episodes for so long and tell: `states_per_second` of one worker, `bytes_per_state`, how many episodes
-    `ended`, and their mean `episode_length`, or how far they came if none did. Nothing is kept.
+    """Play the first `SLOTS` episodes on one core for so long and tell: `states_per_second`, `bytes_per_state`, how many
+    episodes `ended`, and their mean `episode_length`, which is more where not all have ended. Nothing is kept.
     """
     policy = _policy(config, teacher, actor)
     first = episode_seeds("collect", config.seed)
     recorders = {first + i: blocks.Recorder(first + i) for i in range(SLOTS)}
-    ended: list[EpisodeRow] = []
-    states = size = 0
+    records = []
+    states = 0
     began = time.perf_counter()
-    for step in rollout(_world(config.game, config.environment), policy, iter(recorders.copy())):
-        if not states:
-            began = time.perf_counter()  # the emulators have started
-        for slot in np.flatnonzero(step.active_B):
-            seed = int(step.seed_B[slot])
-            recorders[seed].add(
-                step.obs_BCHW[slot, -1], step.q_BA[slot], int(step.action_B[slot]), float(step.reward_B[slot]), 0
-            )
-            states += 1
-            if step.terminated_B[slot] or step.truncated_B[slot]:
-                row, record = recorders.pop(seed).finish(terminated=True, truncated=False)
-                ended.append(row)
-                size += blocks.stored_bytes(record)
-        if time.perf_counter() - began > seconds:
-            break
-    rate = states / (time.perf_counter() - began)
-    unfinished = [recorder.finish(terminated=False, truncated=True)[1] for recorder in recorders.values()]
-    size += sum(blocks.stored_bytes(record) for record in unfinished)
+    with one_core():
+        for step in rollout(_world(config.game, config.environment), policy, iter(recorders.copy())):
+            if not states:
+                began = time.perf_counter()  # the emulators have started
+            for slot in np.flatnonzero(step.active_B):
+                seed = int(step.seed_B[slot])
+                recorders[seed].add(
+                    step.obs_BCHW[slot, -1], step.q_BA[slot], int(step.action_B[slot]), float(step.reward_B[slot]), 0
+                )
+                states += 1
+                if step.terminated_B[slot] or step.truncated_B[slot]:
+                    records.append(recorders.pop(seed).finish(terminated=True, truncated=False)[1])
+            if time.perf_counter() - began > seconds:
+                break
+        rate = states / (time.perf_counter() - began)
+    records += [recorder.finish(terminated=False, truncated=True)[1] for recorder in recorders.values()]
     return {
         "states_per_second": rate,
-        "bytes_per_state": size / states,
-        "ended": len(ended),
-        "episode_length": float(np.mean([row.length for row in ended])) if ended else states / SLOTS,
+        "bytes_per_state": sum(map(blocks.stored_bytes, records)) / states,
+        "ended": SLOTS - len(recorders),
+        "episode_length": states / SLOTS,
     }
 
 
@@ -239,8 +278,9 @@ class Collection:
     ) -> None:
         assert (config.actor is None) == (actor_folder is None)
         self.config, self.teacher_folder, self.teacher, self.actor_folder = config, teacher_folder, teacher, actor_folder
+        self.world = fingerprint(config.game, config.environment)
         self.work = work
-        self.dataset = work / "dataset"
+        self.dataset = work / DATASET
         self.blocks = shared or Folder(work.resolve() / "blocks")
         self.writer = Writer(self.dataset, teacher.network.actions[config.game])
         self._rows: list[EpisodeRow] = []  # of packed and pending steps, in order
@@ -330,6 +370,7 @@ class Collection:
         return Task(
             blocks=range(first, first + count),
             config=self.config,
+            world=self.world,
             teacher_digest=self.teacher.digest,
             url=self.blocks.url,
         )
@@ -398,11 +439,6 @@ class Collection:
         played = min(self._states() + waiting, self.config.states - (not self._enough()))
         return Progress(played, self.config.states, "states", metrics)
 
-    def discard(self) -> None:
-        """Drop the work files, once the dataset lies where it belongs."""
-        self.blocks.clear()
-        shutil.rmtree(self.work, ignore_errors=True)
-
     def finish(self, licence: str = UNTOLD) -> Manifest:
         """Seal the dataset: last shard, episode table, card, which names the licence, manifest."""
         known = ("game", "algorithm", "network", "parameters")
@@ -411,7 +447,7 @@ class Collection:
             self._rows,
             game=self.config.game,
             teacher=teacher,
-            environment=fingerprint(self.config.game, self.config.environment),
+            environment=self.world,
             collection=self.config.as_json(),
             card=functools.partial(card, licence=licence),
         )

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from pipeline.agents.checkpoints import Agent, load_agent
+from pipeline.agents.checkpoints import Agent, gives_q_values, load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
-from pipeline.collect import BLOCK_EPISODES, CollectConfig, Collection, estimate
+from pipeline.collect import BLOCK_EPISODES, DATASET, RECIPE, SLOTS, CollectConfig, Collection, estimate
 from pipeline.datasets.compare import differing
 from pipeline.datasets.describe import UNTOLD, licence_of
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset, open_dataset, read_manifest
-from pipeline.datasets.schema import MANIFEST
+from pipeline.datasets.schema import MANIFEST, Manifest
 from stages import params as settings
 from stages.cluster import cluster
 from stages.paths import Layout
 from stages.publish import alone_in, check_target, replace_folder, upload_folder
 from stages.runlog import duration, say, show
 
-RECIPE = 1
-"""Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
-
 SETTINGS: Final = "settings.json"
+"""Lies in the folder of a collection that is unfinished: what decides its records, and its URL if that is where it goes."""
 ACTOR: Final = ("digest", "network", "parameters")
 """What a dataset says of the agent that acted in its teacher's place."""
 PROBE_SECONDS: Final = 10.0
@@ -63,67 +63,102 @@ def run(
     name, config = _config(params, game, dataset, states, episodes, epsilon, seed)
     teacher_folder = labels_from or layout.teacher(config.game)
     teacher = _agent("teacher", teacher_folder, config)
+    if not gives_q_values(teacher.card):
+        raise ValueError(f"teacher {teacher_folder} gives a policy's logits, not Q-values: it may act (--actor), but not label")
     actor = actor or (params.datasets[name].actor if name in params.datasets else None)
     actor_folder = layout.agent(actor) if actor else None
     acting = _agent("actor", actor_folder, config) if actor_folder else None
     if acting is not None:
         config = replace(config, actor={key: acting.card.get(key) for key in ACTOR})
-    target = Folder(out or layout.dataset(name))
+    target = Folder((out.rstrip("/") or out) if out else layout.dataset(name))
     target.check_writable()
     count = workers or os.cpu_count() or 1
     if dry_run:
         _tell(config, teacher, acting, target, count)
         return str(target)
-    how = {**config.as_json(), "teacher": teacher.digest, "environment": teacher.card["environment"]}
+    how = {**config.as_json(), "teacher": teacher.digest, "environment": teacher.world(config.game)}
     there = _there(target, how, config)
+    decides = how if target.local is not None else how | {"out": target.url}
+    work, shared = _workplace(layout, target, decides, beside=out is not None)
     if there is not None and _held(there, config) == (config.states or config.episodes):
+        if work.exists() and _finished(work, there):  # by a collection that was killed before it had tidied up
+            with alone_in(work):
+                _discard(work, shared)
         say(f"{target} has been collected already, digest {there.manifest.digest[:12]}: remove it to play it again")
         return target.url
-    work, shared = _workplace(layout, target, how, beside=out is not None)
-    if not (work / SETTINGS).is_file():  # else it may be our own upload that was killed
+    _check_unfinished(work, decides)
+    unfinished = (work / SETTINGS).is_file()
+    if not unfinished:  # else it may be our own upload that was killed
         check_target(target, MANIFEST, "a dataset")
     with alone_in(work), cluster(scheduler, count) as client:
+        if not unfinished:
+            shutil.rmtree(work / DATASET, ignore_errors=True)  # what a killed `_discard` left of it
         collection = Collection(config, teacher_folder, teacher, work, shared, actor_folder)
-        (work / SETTINGS).write_text(json.dumps(how, indent=2, sort_keys=True) + "\n")
+        (work / SETTINGS).write_text(json.dumps(decides, indent=2, sort_keys=True) + "\n")
         if there is not None:
             collection.extend(there)
             say(f"going on from the {len(there):,} states in {target}")
         for _ in show(collection.run(client), f"collect {config.game}", ("blocks", "return")):
             pass
-        manifest = collection.finish(licence or (licence_of([there]) if there is not None else UNTOLD))
-        if target.local is None:
-            for _ in show(upload_folder(collection.dataset, target, MANIFEST), f"upload {target}"):
-                pass
-        else:
-            replace_folder(collection.dataset, target.local)
-        collection.discard()
+        licence = licence or (licence_of([there]) if there is not None else UNTOLD)
+        manifest = _publish(collection, target, licence)
+        _discard(work, shared)
     say(f"collected {manifest.states:,} states in {manifest.episodes} episodes into {target}, digest {manifest.digest[:12]}")
     return target.url
 
 
-def _workplace(layout: Layout, target: Folder, how: dict[str, Any], *, beside: bool) -> tuple[Path, Folder | None]:
-    """Where the collection works, in the layout or `beside` its target, and where its workers write if not there too.
-
-    ValueError if a collection of the same name with other settings is unfinished: it is not forgotten by accident.
-    """
-    name = target.url.rstrip("/").split("/")[-1]
-    shared = None
-    if target.local is None:
-        if re.fullmatch(r"[^:]+://[^/]+/*", target.url):
-            raise ValueError(f"{target} is a whole bucket: name a folder in it, {target.url.rstrip('/')}/NAME")
-        work = layout.work("collect", name, how | {"out": target.url})
-        shared = Folder(f"{target.url.rstrip('/')}.blocks/{work.name}")
-    else:
+def _workplace(layout: Layout, target: Folder, decides: dict[str, Any], *, beside: bool) -> tuple[Path, Folder | None]:
+    """Where the collection works, in the layout or `beside` its target, and where its workers write if not there too."""
+    name = target.url.split("/")[-1]
+    if target.local is not None:
         root = Layout(root=target.local.resolve().parent, zoo=layout.zoo) if beside else layout
-        work = root.work("collect", name, how)
+        return root.work("collect", name, decides), None
+    if re.fullmatch(r"[^:]+://[^/]+", target.url):
+        raise ValueError(f"{target} is a whole bucket: name a folder in it, {target.url}/NAME")
+    work = layout.work("collect", name, decides)
+    return work, Folder(f"{target.url}.blocks/{work.name}")
+
+
+def _check_unfinished(work: Path, decides: dict[str, Any]) -> None:
+    """ValueError if a collection into the same place with other settings is unfinished: it is not forgotten by accident."""
+    name = work.name.rpartition("-")[0]
     for other in sorted(work.parent.glob(f"{name}-*")):
         ours = re.fullmatch(re.escape(name) + "-[0-9a-f]+", other.name)  # and not NAME-BEST-DIGEST
-        if ours and other != work and (other / SETTINGS).is_file():
-            told = _differences(json.loads((other / SETTINGS).read_text()), how)
+        if not ours or other == work or not (other / SETTINGS).is_file():
+            continue
+        theirs = json.loads((other / SETTINGS).read_text())
+        if theirs.get("out") == decides.get("out"):
             raise ValueError(
-                f"an unfinished collection of {name} has other settings ({told}): finish it with those, or remove {other}"
+                f"an unfinished collection of {name} has other settings ({_differences(theirs, decides)}): "
+                f"finish it with those, or remove {other}"
             )
-    return work, shared
+
+
+def _finished(work: Path, there: Dataset) -> bool:
+    """Whether nothing in `work` is wanted any more: the dataset that it was for is `there`. Else that is to have more."""
+    made = work / DATASET
+    if not (work / SETTINGS).is_file() or not made.exists():  # it is being discarded; it was moved to where it belongs
+        return True
+    return (made / MANIFEST).is_file() and read_manifest(made).digest == there.manifest.digest
+
+
+def _discard(work: Path, shared: Folder | None) -> None:
+    """Drop what a collection worked with, once the dataset lies where it belongs; it is no unfinished one from the start."""
+    (work / SETTINGS).unlink(missing_ok=True)
+    if shared is not None:
+        shared.clear()
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _publish(collection: Collection, target: Folder, licence: str) -> Manifest:
+    """Finish the dataset and bring it to where it belongs."""
+    manifest = collection.finish(licence)
+    if target.local is not None:
+        replace_folder(collection.dataset, target.local)
+        return manifest
+    for _ in show(upload_folder(collection.dataset, target, MANIFEST), f"upload {target}"):
+        pass
+    return manifest
 
 
 def _config(
@@ -217,14 +252,14 @@ def _tell(config: CollectConfig, teacher: Agent, actor: Agent | None, target: Fo
     say(f"playing for {PROBE_SECONDS:g} seconds ...")
     found = estimate(config, teacher, actor, PROBE_SECONDS)
     rate, size, length = found["states_per_second"], found["bytes_per_state"], found["episode_length"]
-    ended = "episodes of" if found["ended"] else "no episode ended, they are longer than"
-    say(f"{rate:,.0f} states/s with one worker, {size:.0f} bytes a state, {ended} {length:,.0f} states")
+    least = "" if found["ended"] == SLOTS else "at least "
+    say(f"{rate:,.0f} states/s with one worker, {size:.0f} bytes a state, episodes of {least}{length:,.0f} states")
     states = config.states or (config.episodes or 0) * length
-    about, least = ("about", "") if found["ended"] else ("at most", "at least ")
-    blocks = max(1, round((config.episodes or states / length) / BLOCK_EPISODES))
+    blocks = math.ceil((config.episodes or states / length) / BLOCK_EPISODES)
+    most = "at most" if least and config.states else "about"
     took = duration(states / rate / workers)
     say(
-        f"{least if config.episodes else ''}{states:,.0f} states into {target}: {about} {blocks:,} blocks of {BLOCK_EPISODES} "
+        f"{least if config.episodes else ''}{states:,.0f} states into {target}: {most} {blocks:,} blocks of {BLOCK_EPISODES} "
         f"episodes, {states * size / 1e6:,.0f} MB, {took} with {workers} workers"
     )
 

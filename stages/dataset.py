@@ -39,12 +39,16 @@ def _opened(where: str, verbose: bool = False) -> Iterator[Dataset]:
     """The dataset, and at the end, if asked, how much of it was read."""
     from pipeline.datasets.describe import size
     from pipeline.datasets.reader import open_dataset
+    from pipeline.datasets.repositories import fetched
     from stages.runlog import say
 
+    before = fetched.total()
     opened = open_dataset(where, count_bytes=verbose)
     yield opened
     if verbose:
-        say(f"read {opened.folder.bytes_read:,} of {size(opened):,} bytes")
+        by_git = fetched.total() - before
+        more = f"; Git fetched {by_git:,} more to find them" if by_git else ""
+        say(f"read {opened.folder.bytes_read:,} of {size(opened):,} bytes{more}")
 
 
 def _print(facts: dict[str, Any], as_json: bool) -> None:

@@ -1,10 +1,13 @@
 """Collection on a real ROM: the same bytes from any number of workers, killed or not; exactly what the teacher saw."""
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +19,12 @@ from pipeline.agents.checkpoints import Agent, load_agent, save_agent
 from pipeline.agents.device import exact
 from pipeline.agents.networks import NETWORKS, QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
-from pipeline.atari.envs import VectorWorld
+from pipeline.atari.envs import SlotWorld, VectorWorld, fingerprint
 from pipeline.atari.rollout import rollout
 from pipeline.collect import BLOCK_EPISODES, LONGEST_TASK, CollectConfig, Collection, Task
 from pipeline.datasets import schema
+from pipeline.datasets.blocks import Recorder, stored_bytes
+from pipeline.datasets.describe import size
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import EpisodeRow, Flag
 from pipeline.datasets.verify import verify
@@ -247,8 +252,26 @@ def test_more_is_added_to_a_dataset_without_playing_its_whole_shards_again(
         collect("extended", 1000)
 
 
-def test_a_worker_that_does_not_see_the_blocks_says_so(breakout_teacher: Path, teacher: Agent, tmp_path: Path) -> None:
-    task = Task(blocks=range(1), config=config(), teacher_digest=teacher.digest, url=str(tmp_path / "elsewhere"))
+def task_in(folder: Path, teacher: Agent) -> Task:
+    world = fingerprint("Breakout", ENVIRONMENT)
+    return Task(blocks=range(1), config=config(), world=world, teacher_digest=teacher.digest, url=str(folder))
+
+
+def test_a_worker_of_another_version_plays_nothing(teacher: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = task_in(tmp_path, teacher)
+    monkeypatch.setattr("ale_py.__version__", "0.0.1")
+    with pytest.raises(
+        ValueError, match=r"the worker on \S+ plays another .*\(environment.ale_py: 0.0.1 there, .* here\): install"
+    ):
+        collecting.play(task)
+    monkeypatch.undo()
+    monkeypatch.setattr(collecting, "RECIPE", 2)
+    with pytest.raises(ValueError, match=r"\(recipe: 2 there, 1 here\)"):
+        collecting.play(task)
+
+
+def test_a_worker_that_does_not_see_the_blocks_says_so(teacher: Agent, tmp_path: Path) -> None:
+    task = task_in(tmp_path / "elsewhere", teacher)
     with pytest.raises(ValueError, match=r"does not see .*elsewhere: collect into a folder that every worker shares"):
         collecting.play(task)
 
@@ -277,6 +300,33 @@ def test_a_student_acts_and_the_teacher_labels(
     list(rederive(data, [0, 1], other, found, other))  # had the teacher acted, it would have done something else
     assert all(re.search(r"step \d+: the actor's action is \d, stored is \d", fault) for fault in found)
     assert len(found) == 2
+
+
+def test_an_estimate_is_of_one_core_and_of_the_datasets_own_compression(
+    teacher: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    cores, seen = os.sched_getaffinity(0), set()
+
+    def rollout_seen(*arguments: Any) -> Iterator[Any]:
+        seen.add((torch.get_num_threads(), len(os.sched_getaffinity(0))))
+        yield from rollout(*arguments)
+
+    monkeypatch.setattr(collecting, "rollout", rollout_seen)
+    monkeypatch.setattr(collecting, "SLOTS", 2)
+    monkeypatch.setattr(collecting, "_world", lambda game, environment: SlotWorld(game, environment, width=2))
+    found = collecting.estimate(config(), teacher, None, 0.1)
+    assert seen == {(1, 1)}
+    assert (torch.get_num_threads(), os.sched_getaffinity(0)) == (2, cores)
+    assert found["ended"] < 2
+    sample = open_dataset("data/samples/Pong")
+    records = sample.episode(0)
+    recorder = Recorder(0)
+    for frame, q, action, reward, flags in zip(*records, strict=True):
+        recorder.add(frame, q, int(action), float(reward), int(flags))
+    assert stored_bytes(recorder.finish(terminated=True, truncated=False)[1]) / records.steps == pytest.approx(
+        size(sample) / len(sample), rel=0.1
+    )
 
 
 def test_how_much_must_be_said_once() -> None:

@@ -2,18 +2,23 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+from pipeline.agents.checkpoints import save_agent
+from pipeline.agents.networks import NETWORKS, QNetwork
+from pipeline.atari.envs import fingerprint
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.verify import verify
 from stages.cli import main
-from tests.fakes import edited_params
+from tests.fakes import ENVIRONMENT, edited_params
 from tests.processes import Cluster
 
 
@@ -29,26 +34,41 @@ def collect(folder: Path, *options: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
+@contextmanager
+def killed_in(function: str) -> Iterator[None]:
+    """Collections are killed where they call it."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(function, killed)
+        yield
+
+
 def test_a_bucket_is_all_that_they_share(
     tmp_path: Path, breakout_teacher: Path, bucket: str, scheduler: str, on_one_worker: tuple[str, str]
 ) -> None:
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
     url = f"{bucket}/sets/Breakout"
-    result = collect(tmp_path, "--scheduler", scheduler, "--out", url)
-    assert result.exit_code == 0, result.output
-    assert result.stdout.strip() == url
+    with killed_in("pipeline.datasets.folders.Folder.clear"):
+        result = collect(tmp_path, "--scheduler", scheduler, "--out", url)
+    assert result.exit_code == 130, result.output
+    assert Folder(f"{url}.blocks").files()
+    again = collect(tmp_path, *on_one_worker, "--out", f"{url}/")
+    assert again.exit_code == 0, again.output
+    assert "has been collected already" in again.stderr
+    assert again.stdout.strip() == url
     assert re.search(r"(no|1|2) workers( yet)?, dashboard http://", result.stderr)
     there = open_dataset(url, check_files=True)
     found: list[str] = []
     list(verify(there, found))
     assert found == []
-    assert not Folder(f"{bucket}/sets/Breakout.blocks").files()
+    assert not Folder(f"{url}.blocks").files()
     assert not list(tmp_path.glob(".work/collect/*"))
     assert collect(tmp_path, *on_one_worker).exit_code == 0
     assert open_dataset(tmp_path / "data/datasets/Breakout").manifest == there.manifest
-    again = collect(tmp_path, *on_one_worker, "--out", url)  # another collection takes its place
-    assert again.exit_code == 0, again.output
     Folder(url).remove("manifest.json")
     refused = collect(tmp_path, *on_one_worker, "--out", url)
     assert refused.exit_code == 1
@@ -86,11 +106,17 @@ def test_what_is_there_is_not_played_again(
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
     manifest = tmp_path / "data/datasets/Breakout/manifest.json"
-    assert collect(tmp_path, "--states", "600", *on_one_worker).exit_code == 0
+    elsewhere = tmp_path / ".work/collect/Breakout-0123"  # goes to a bucket
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "settings.json").write_text(json.dumps({"epsilon": 0.1, "out": "s3://other/Breakout"}))
+    with killed_in("stages.collect._discard"):
+        assert collect(tmp_path, "--states", "600", *on_one_worker).exit_code == 130
+    assert len(list(elsewhere.parent.iterdir())) == 2
     first = json.loads(manifest.read_text())
     again = collect(tmp_path, "--states", "600", *on_one_worker)
     assert again.exit_code == 0, again.output
     assert "has been collected already, digest" in again.stderr
+    assert list(elsewhere.parent.iterdir()) == [elsewhere]
     more = collect(tmp_path, "--states", "700", *on_one_worker)
     assert more.exit_code == 0, more.output
     assert "going on from the 600 states" in more.stderr
@@ -110,29 +136,38 @@ def test_what_is_there_is_not_played_again(
     assert json.loads(manifest.read_text()) == first
 
 
+def student_of_two_games(folder: Path, **card: Any) -> Path:
+    games = {game: {"environment": fingerprint(game, ENVIRONMENT)} for game in ("Breakout", "Pong")}
+    torch.manual_seed(0)
+    save_agent(folder, QNetwork(NETWORKS["tiny"], {"Breakout": 4, "Pong": 6}), {"role": "student", "games": games} | card)
+    return folder
+
+
 def test_a_dataset_by_its_name_in_params_with_an_actor_of_its_own(
     tmp_path: Path, breakout_teacher: Path, on_one_worker: tuple[str, str], small_blocks: None
 ) -> None:
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
-        student = {"game": "Breakout", "actor": "students/small/kl-0", "states": 200, "epsilon": 0.1, "seed": 5, "recipe": 1}
-        raw["datasets"]["Breakout-1"] = student
-    shutil.copytree(breakout_teacher, tmp_path / "data/students/small/kl-0")
+        rounds = {"game": "Breakout", "actor": "students/small/kl-0", "states": 200, "epsilon": 0.1, "seed": 5, "recipe": 1}
+        raw["datasets"]["Breakout-1"] = rounds
+    student = student_of_two_games(tmp_path / "data/students/small/kl-0")
+    policy = student_of_two_games(tmp_path / "policy", objective={"loss": "kl"})
 
     def call(*options: str) -> Result:
         return CliRunner().invoke(main, ["--params", str(tmp_path / "params.yaml"), "collect", *options, *on_one_worker])
 
-    result = call("--dataset", "Breakout-1", "--license", "cc-by-4.0")
+    result = call("--dataset", "Breakout-1", "--license", "cc-by-4.0", "--labels-from", str(student))
     assert result.exit_code == 0, result.output
     assert "license: cc-by-4.0" in (tmp_path / "data/datasets/Breakout-1/README.md").read_text()
     made = open_dataset(tmp_path / "data/datasets/Breakout-1").manifest
-    assert made.collection["actor"]["digest"] == made.teacher["digest"]  # a copy of the teacher acted
+    assert made.collection["actor"]["digest"] == made.teacher["digest"]  # it labels what it does itself
     assert made.collection["epsilon"] == 0.1
     for options, told in (
         (("--dataset", "Breakout-2"), "no dataset 'Breakout-2': it has Breakout-1, Pong"),
         (("--dataset", "Breakout-1", "--game", "Pong"), "datasets.Breakout-1 is of Breakout, not of Pong"),
         ((), "say what to collect: --game GAME, or --dataset NAME"),
         (("--game", "Pong", "--labels-from", str(breakout_teacher)), "plays Breakout, not Pong"),
+        (("--dataset", "Breakout-1", "--labels-from", str(policy)), "gives a policy's logits, not Q-values"),
     ):
         refused = call(*options)
         assert refused.exit_code == 1
@@ -145,6 +180,8 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, breakout_teacher: Path, monkey
     monkeypatch.setattr("stages.collect.PROBE_SECONDS", 0.5)
     result = collect(tmp_path, "--dry-run", "--workers", "3")
     assert result.exit_code == 0, result.output
+    assert "episodes of at least " in result.stderr
+    assert ": at most " in result.stderr
     assert "1,500 states into" in result.stderr
     assert "blocks of 16 episodes" in result.stderr
     assert "with 3 workers" in result.stderr

@@ -1,5 +1,6 @@
 """What README and docs/ say: their commands exist, their Python runs as printed, their links lead somewhere."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -36,6 +37,14 @@ def test_the_reader_of_the_format_page_reads_what_ours_does() -> None:
     steps = [0, 1, 2, 3, 100, ours.episodes[1].start, ours.episodes[1].start + 2]
     theirs = eval(run(f"{code}\nprint([int(state(t).astype('int64').sum()) for t in {steps}])").splitlines()[-1])  # noqa: S307
     assert theirs == [int(s.astype(np.int64).sum()) for s in (ours.stacks([t])[0] for t in steps)]
+
+
+def test_the_digest_of_the_format_page_is_the_samples() -> None:
+    page = (ROOT / "docs/dataset-format.md").read_text()
+    (text,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    digest = hashlib.sha256(text.replace("\n", "").encode()).hexdigest()
+    assert digest == open_dataset(ROOT / "data/samples/Pong").manifest.digest
+    assert f"`{digest}`" in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -33,7 +33,7 @@ from pipeline.evaluate import play
 from pipeline.rl import multitask
 from pipeline.rl.learner import Learner
 from pipeline.seeding import episode_seeds
-from stages import collect, distill, evaluate, train_multitask, train_teacher
+from stages import distill, evaluate, train_multitask, train_teacher
 from tests.distill import test_offline
 from tests.distill.test_multigame import SPEC as SEVERAL
 from tests.fakes import ENVIRONMENT, SMALL, Corridor, corridor_dataset, mirror_dataset
@@ -64,9 +64,10 @@ def run_collect() -> list[float]:
             folder, QNetwork(NETWORKS["net3"], {"Breakout": 4}), {"environment": fingerprint("Breakout", ENVIRONMENT)}
         )
         config = collecting.CollectConfig(
-            game="Breakout", environment=ENVIRONMENT, epsilon=0.5, seed=0, states=1, episodes=None, recipe=collect.RECIPE
+            game="Breakout", environment=ENVIRONMENT, epsilon=0.5, seed=0, states=1, episodes=None, recipe=collecting.RECIPE
         )
-        task = collecting.Task(blocks=range(1), config=config, teacher_digest=card["digest"], url=name)
+        world = fingerprint("Breakout", ENVIRONMENT)
+        task = collecting.Task(blocks=range(1), config=config, world=world, teacher_digest=card["digest"], url=name)
         collecting.send_agent(folder, Folder(name), "teacher")
         rows = collecting.play(task)[0]
         records = next(blocks.read_block(Folder(name), 0))
@@ -123,7 +124,7 @@ def run_evaluate() -> list[float]:
 
 STAGES: Final[dict[str, tuple[Any, Any]]] = {
     "train-teacher": (train_teacher, run_train_teacher),
-    "collect": (collect, run_collect),
+    "collect": (collecting, run_collect),
     "distill": (distill, run_distill),
     "train-multitask": (train_multitask, run_train_multitask),
     "evaluate": (evaluate, run_evaluate),

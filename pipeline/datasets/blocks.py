@@ -21,6 +21,7 @@ from numcodecs import Zstd
 
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.schema import EpisodeRow, Records
+from pipeline.datasets.writer import LEVEL
 
 _CODEC: Final = Zstd(level=1)
 _CHUNK: Final = 256
@@ -101,8 +102,10 @@ class Recorder:
 
 
 def stored_bytes(record: Mapping[str, Any]) -> int:
-    """About what a finished episode will take in a dataset."""
-    return sum(map(len, record["frames"])) + sum(len(_CODEC.encode(record[name])) for name, _ in _SMALL)
+    """About what a finished episode will take in a dataset, which is compressed harder than a block."""
+    parts = [*(_CODEC.decode(chunk) for chunk in record["frames"]), *(record[name] for name, _ in _SMALL)]
+    codec = Zstd(level=LEVEL)
+    return sum(len(codec.encode(part)) for part in parts)
 
 
 def _data(block: int) -> str:

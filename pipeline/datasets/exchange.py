@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -147,7 +149,7 @@ def from_minari(
     Minari does not record (random actions, lives, the environment's arguments) is not claimed. ValueError says where it does
     not fit.
     """
-    storage, actions, metadata = _open_minari(source)
+    storage, actions, metadata, total = _open_minari(source)
     identity = str(metadata.get("dataset_id", source.name))
     origin = parse_manifest(metadata[MANIFEST_KEY], f"{source}: {MANIFEST_KEY}") if MANIFEST_KEY in metadata else None
     if origin is None and game is None:
@@ -156,15 +158,17 @@ def from_minari(
         raise ValueError(f"{source} is of {origin.game}, not of {game}: leave out --game")
     writer = Writer(folder, actions)
     rows: list[EpisodeRow] = []
-    total = storage.total_episodes
-    notes = storage.get_episode_metadata(range(total))
-    for index, (episode, note) in enumerate(zip(storage.get_episodes(range(total)), notes, strict=True)):
-        records = _records(f"{source}: episode {index}", episode, actions, labels, ours=origin is not None)
+    for index in range(total):
+        where = f"{source}: episode {index}"
+        with _as_minari(where):
+            (episode,), (note,) = storage.get_episodes([index]), storage.get_episode_metadata([index])
+            seed = NOT_RECORDED if note.get("seed") is None else int(np.int64(note["seed"]))
+        records = _records(where, episode, actions, labels, ours=origin is not None)
         flags = int(records.flags_N[-1])
         terminated, truncated = bool(flags & Flag.TERMINATED), bool(flags & Flag.TRUNCATED)
         rows.append(
             EpisodeRow(
-                seed=NOT_RECORDED if note.get("seed") is None else int(note["seed"]),
+                seed=seed,
                 start=writer.steps,
                 length=records.steps,
                 episode_return=float(records.reward_N.sum(dtype=np.float64)),
@@ -203,20 +207,37 @@ def from_minari(
         raise ValueError(f"{source} was altered since it was exported: it is {manifest.digest[:12]}, not {origin.digest[:12]}")
 
 
-def _open_minari(source: Path) -> tuple[Any, int, dict[str, Any]]:
-    """The storage, the number of actions and the metadata of a Minari dataset. ValueError if it is not one that fits."""
+@contextmanager
+def _as_minari(where: str) -> Iterator[None]:
+    """ValueError that tells where a stranger's file is not what Minari and h5py, which raise many types, take it for."""
+    try:
+        yield
+    except Exception as error:
+        fault = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{where} is not as Minari writes it ({type(error).__name__}: {fault}): fetch it, or export it, again"
+        ) from None
+
+
+def _open_minari(source: Path) -> tuple[Any, int, dict[str, Any], int]:
+    """The storage, the number of actions, the metadata and the number of episodes of a Minari dataset. ValueError if it is not
+    one that fits.
+    """
     _minari()
     from gymnasium.spaces import Box, Discrete
     from minari.dataset.minari_storage import MinariStorage, is_image_space
 
     place = source / "data" if (source / "data").is_dir() else source
-    metadata = MinariStorage.read_raw_metadata(place)
+    with _as_minari(f"{source}: its metadata"):
+        metadata = dict(MinariStorage.read_raw_metadata(place))
     if missing := [name for name in ("observation_space", "action_space") if name not in metadata]:
         # Minari would make the environment that the file names, that is, run what a stranger wrote.
         raise ValueError(f"{source}: its metadata lacks {missing[0]}: update it with a current Minari")
     for path in place.rglob("*.hdf5"):
         _check_contained(path)
-    storage = MinariStorage.read(place)
+    with _as_minari(f"{source}: its metadata"):
+        storage = MinariStorage.read(place)
+        total = operator.index(metadata["total_episodes"])
     seen, acts = storage.observation_space, storage.action_space
     if not isinstance(seen, Box) or seen.dtype != np.uint8:
         raise ValueError(f"{source}: observations are {seen}, not uint8 frames")
@@ -224,7 +245,7 @@ def _open_minari(source: Path) -> tuple[Any, int, dict[str, Any]]:
         raise ValueError(f"{source}: frames are kept as JPEG, which alters them: record it anew with jpeg_encoding=False")
     if not isinstance(acts, Discrete) or acts.start != 0:
         raise ValueError(f"{source}: actions are {acts}, not Discrete(n) from 0")
-    return storage, int(acts.n), metadata
+    return storage, int(acts.n), metadata, total
 
 
 def _check_contained(path: Path) -> None:
@@ -240,37 +261,45 @@ def _check_contained(path: Path) -> None:
             elif held.external or held.is_virtual:
                 yield f"{held.name} lies in another file"
 
-    with h5py.File(path, "r") as file:
-        if (found := next(walk(file), None)) is not None:
-            raise ValueError(f"{path}: {found}: do not trust it")
+    with _as_minari(str(path)), h5py.File(path, "r") as file:
+        found = next(walk(file), None)
+    if found is not None:
+        raise ValueError(f"{path}: {found}: do not trust it")
 
 
 def _records(where: str, episode: Mapping[str, Any], actions: int, labels: str, *, ours: bool) -> Records:
     """A Minari episode's records, with its `flags` if they are `ours`; ValueError says what of it does not fit."""
-    reward_T = np.asarray(episode["rewards"], dtype=np.float32)
+    with _as_minari(where):
+        reward_T = np.asarray(episode["rewards"], dtype=np.float32)
+        terminated_T, truncated_T = (np.asarray(episode[name], dtype=np.bool_) for name in ("terminations", "truncations"))
     steps = len(reward_T)
     if steps == 0:
         raise ValueError(f"{where} has no steps")
+    if not (steps,) == reward_T.shape == terminated_T.shape == truncated_T.shape:
+        shapes = f"{reward_T.shape}, {terminated_T.shape} and {truncated_T.shape}"
+        raise ValueError(f"{where}: rewards, terminations and truncations are {shapes}, not one of each for each step")
     infos = episode["infos"] or {}
     if labels not in infos:
         held = ", ".join(sorted(infos)) or "nothing"
         raise ValueError(f"{where}: infos has no {labels!r}, it has {held}: name the Q-values or logits with --labels")
-    q_TA = np.asarray(infos[labels])[:steps]
+    with _as_minari(where):
+        q_TA, action_T, seen = (np.asarray(array) for array in (infos[labels], episode["actions"], episode["observations"]))
+        q_TA, seen = q_TA[:steps], seen[:steps]
     if q_TA.shape != (steps, actions) or not np.issubdtype(q_TA.dtype, np.floating):
         raise ValueError(f"{where}: infos[{labels!r}] is {q_TA.dtype} {q_TA.shape}, not a number for each of {actions} actions")
-    action_T = np.asarray(episode["actions"])
-    if action_T.shape != (steps,) or action_T.min() < 0 or action_T.max() >= actions:
-        raise ValueError(f"{where}: its {len(action_T)} actions are not {steps} numbers from 0 to {actions - 1}")
+    whole = action_T.shape == (steps,) and np.issubdtype(action_T.dtype, np.integer)
+    if not whole or action_T.min() < 0 or action_T.max() >= actions:
+        raise ValueError(f"{where}: actions are {action_T.dtype} {action_T.shape}, not {steps} numbers from 0 to {actions - 1}")
     flags_T: npt.NDArray[Any]
     if ours and "flags" in infos:
         flags_T = np.asarray(infos["flags"])[:steps]
     else:
-        flags_T = np.where(episode["terminations"], Flag.TERMINATED, 0) | np.where(episode["truncations"], Flag.TRUNCATED, 0)
+        flags_T = terminated_T * Flag.TERMINATED | truncated_T * Flag.TRUNCATED
         flags_T[0] |= Flag.EPISODE_START
     if flags_T.shape != (steps,):
         raise ValueError(f"{where}: its flags are {flags_T.shape}, not one for each of {steps} steps")
     return Records(
-        frame_NHW=_frames(where, np.asarray(episode["observations"])[:steps]),
+        frame_NHW=_frames(where, seen),
         q_NA=q_TA.astype(np.float32),
         action_N=action_T.astype(np.uint8),
         reward_N=reward_T,

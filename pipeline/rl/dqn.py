@@ -42,7 +42,9 @@ class DqnConfig:
     under its root: gradients are means over the minibatch here, in the paper sums over 32 states, so that its 0.01 is
     0.01 / 32^2 here. `double` picks the next action with the online network. With
     `learning_rate_end` the learning rate falls linearly to it by the end of the budget, else it is constant, as published. With
-    `average_decay` what is evaluated and published is a moving average of the weights, else the weights, as published.
+    `average_decay` what is evaluated and published is a moving average of the weights, else the weights, as published. With
+    `target_epsilon` a state is worth what it is to the policy that is epsilon-greedy with it, which keeps a margin for slips
+    (expected Sarsa, van Seijen et al. 2009), else what it is to the greedy one, as published.
     """
 
     envs: int
@@ -63,6 +65,7 @@ class DqnConfig:
     life_loss_ends: bool
     learning_rate_end: float | None = None
     average_decay: float | None = None
+    target_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.envs, self.minibatch, self.steps_per_update, self.target_every, self.epsilon_steps) < 1:
@@ -74,6 +77,10 @@ class DqnConfig:
             )
         if self.average_decay is not None and not 0 < self.average_decay < 1:
             raise ValueError(f"average_decay is {self.average_decay}, not in (0, 1): 0.9999 averages about 10,000 updates")
+        if self.target_epsilon is not None and not 0 < self.target_epsilon < 1:
+            raise ValueError(
+                f"target_epsilon is {self.target_epsilon}, not in (0, 1): leave it out for the greedy policy's value"
+            )
         if self.replay_start > self.replay:
             raise ValueError(f"replay_start {self.replay_start:,} exceeds replay {self.replay:,}: lower it")
 
@@ -188,13 +195,17 @@ class DqnLearner(Learner):
         return c.learning_rate + min(1.0, self.tally.steps / self.budget) * (c.learning_rate_end - c.learning_rate)
 
     def targets(self, batch: Transitions) -> Tensor:
-        """r + gamma max_a Q'(s', a), or with `double` Q'(s', argmax_a Q(s', a)); r alone where s' has no value."""
+        """r + gamma max_a Q'(s', a), or with `double` Q'(s', argmax_a Q(s', a)); r alone where s' has no value. With a
+        `target_epsilon` that share of the value is the mean over actions.
+        """
         device = self.compute.device
         next_obs_MCHW = torch.from_numpy(batch.next_obs_MCHW).to(device)
         with torch.no_grad(), self.compute.autocast():
             next_MA = self.weights.target(next_obs_MCHW, self.game)
             chooser_MA = self.network(next_obs_MCHW, self.game) if self.config.double else next_MA
         value_M = next_MA.gather(1, chooser_MA.argmax(dim=1, keepdim=True)).squeeze(1)
+        slip = self.config.target_epsilon or 0.0
+        value_M = (1.0 - slip) * value_M + slip * next_MA.mean(dim=1)
         reward_M, done_M = (torch.from_numpy(x).to(device) for x in (batch.reward_M, batch.done_M))
         target_M: Tensor = reward_M + self.config.gamma * (1.0 - done_M) * value_M
         return target_M

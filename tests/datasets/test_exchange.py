@@ -1,6 +1,7 @@
 """Out to other formats and back: nothing is lost, and what does not fit is refused."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,9 @@ def test_a_foreign_dataset_is_imported_without_claims(tmp_path: Path, channels_l
         ({"pad": True}, {}, "episode 0, step 0: the state is not the episode's last four frames"),
         ({"jpeg": True}, {}, "kept as JPEG, which alters them"),
         ({"infos": {"logits": np.zeros((60, 3))}}, {}, "episode 0: infos.'logits'. is float64 .*, not a number for each of 2"),
-        ({"actions": np.full(60, 2)}, {}, "are not .* numbers from 0 to 1"),
+        ({"actions": np.full(60, 2)}, {}, r"episode 0: actions are int64 \(60,\), not .* numbers from 0 to 1"),
+        ({"actions": np.zeros(6)}, {}, r"actions are float64 \(6,\), not 6 numbers"),
+        ({"rewards": np.zeros((7, 2))}, {}, r"rewards, terminations and truncations are \(7, 2\), "),
         ({"infos": None}, {}, "infos has no 'logits', it has nothing"),
     ],
 )
@@ -207,6 +210,32 @@ def test_a_relative_folder_will_do(source: Dataset, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     list(exchange.to_minari(source, Path("some/where")))
     assert len(list(Path("some/where/corridor").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "dropped", "said"),
+    [
+        ({"data_format": None}, None, "its metadata is not as Minari writes it"),
+        ({"action_space": 3}, None, "its metadata is not as Minari writes it (AssertionError: )"),
+        ({"total_episodes": 4}, None, "episode 3 is not as Minari writes it (KeyError: "),
+        ({"total_episodes": "all"}, None, "its metadata is not as Minari writes it (TypeError: "),
+        ({}, "rewards", "episode 0 is not as Minari writes it (KeyError: "),
+        ({}, "terminations", "episode 0 is not as Minari writes it (KeyError: "),
+        ({}, "", "main_data.hdf5 is not as Minari writes it (OSError: "),
+    ],
+)
+def test_what_minari_did_not_write_is_one_line(tmp_path: Path, told: dict[str, Any], dropped: str | None, said: str) -> None:
+    folder = foreign(tmp_path / "theirs")
+    path = folder / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    if dropped:
+        with h5py.File(folder / "main_data.hdf5", "a") as file:
+            del file[f"episode_0/{dropped}"]
+    elif dropped is not None:
+        (folder / "main_data.hdf5").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=f"^{re.escape(str(folder))}.*{re.escape(said)}") as caught:
+        imported(folder, tmp_path / "made", game="Corridor", labels="logits")
+    assert "\n" not in str(caught.value)
 
 
 def test_no_environment_is_made_for_a_stranger(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import gc
 import os
+import secrets
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import open_dataset
-from pipeline.datasets.repositories import UntrustedError, check_settings, check_stage
+from pipeline.datasets.repositories import UntrustedError, check_settings, check_stage, fetched
 from tests.datasets.test_folders import repository
 from tests.fakes import corridor_dataset
 from tests.repositories import new_repository, publish, run
@@ -72,6 +74,24 @@ def test_the_revision_that_is_read_is_the_one_that_is_checked(repository: Path, 
     with pytest.raises(ValueError, match=r"its \.dvc/config\.local sets 'site_cache_dir'"):
         open_dataset(f"git+{folder}@v1:data/corridor")
     assert len(open_dataset(f"git+file://{folder}@v1:data/corridor").episodes) == 400  # which does not bring that along
+
+
+def test_git_fetches_only_what_dvc_reads(repository: Path, tmp_path: Path) -> None:
+    run(tmp_path, "git", "clone", "-q", str(repository), "clone")
+    folder = tmp_path / "clone"
+    corridor_dataset(folder / "data/plain", 3)
+    pipeline = "vars: [size.json]\nstages:\n  make:\n    cmd: make ${size}\n    outs:\n    - data/made-${size}\n"
+    large = {f"large{i}": secrets.token_hex(100_000) for i in range(3)}
+    committed(folder, "large", **large, **{"dvc.yaml": pipeline, "size.json": '{"size": 3}'})
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "large"], cwd=folder, text=True).strip()
+    for address, revision, path, episodes in (
+        (f"file://{folder}", "large", "data/corridor", 400),
+        (f"file://{folder}", commit, "data/plain", 3),
+        (f"{folder}", "large", "data/corridor", 400),
+    ):
+        before = fetched[address]
+        assert len(open_dataset(f"git+{address}@{revision}:{path}").episodes) == episodes
+        assert 500 < fetched[address] - before < 30_000
 
 
 def test_what_was_fetched_goes_again(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ def test_rmsprop_by_hand() -> None:
         assert p.item() == pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.parametrize("double", [False, True])
-def test_targets_by_hand(double: bool) -> None:
-    agent = learner(100, double=double)
+@pytest.mark.parametrize(("double", "slip"), [(False, None), (True, None), (False, 0.25), (True, 0.25)])
+def test_targets_by_hand(double: bool, slip: float | None) -> None:
+    agent = learner(100, double=double, target_epsilon=slip)
     with torch.no_grad():
         for p in agent.weights.target.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
@@ -64,8 +64,9 @@ def test_targets_by_hand(double: bool) -> None:
     with torch.no_grad():
         online, target = agent.network(torch.from_numpy(obs)), agent.weights.target(torch.from_numpy(obs))
     for i, value in enumerate(agent.targets(batch).tolist()):
-        best = int((online if double else target)[i].argmax())
-        assert value == pytest.approx(i + 0.9 * (1 - done[i]) * target[i, best].item(), rel=1e-5)
+        best = target[i, int((online if double else target)[i].argmax())].item()
+        following = best if slip is None else 0.75 * best + 0.25 * target[i].mean().item()
+        assert value == pytest.approx(i + 0.9 * (1 - done[i]) * following, rel=1e-5)
 
 
 def test_the_learning_rate_falls_to_its_end() -> None:
@@ -159,5 +160,7 @@ def test_settings_that_cannot_be() -> None:
         replace(CONFIG, envs=6)
     with pytest.raises(ValueError, match="exceeds replay"):
         replace(CONFIG, replay_start=5000)
+    with pytest.raises(ValueError, match="target_epsilon is 1"):
+        replace(CONFIG, target_epsilon=1.0)
     with pytest.raises(ValueError, match="average_decay is 1"):
         replace(CONFIG, average_decay=1.0)
