@@ -1,7 +1,7 @@
 """PQN's steps/s against its own bound, 1 / (1/environment + 1/forward + epochs/update), and against Stable-Baselines3's DQN.
 
-All of it interleaved in one run, on Pong with the settings of params.yaml; Stable-Baselines3 with its published Atari settings
-(batch 32, one update per 4 steps), measured after its warm-up. `make bench` installs what its wrappers want.
+All of it interleaved in one run, on Pong with the settings that the zoo's teachers were trained with; Stable-Baselines3 with
+its published Atari settings (batch 32, one update per 4 steps), after its warm-up. `make bench` installs what is wanted.
 
     python -m benchmarks.teacher
 """
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from benchmarks.timing import rates
-from pipeline.agents.device import Compute, pick_device
 from pipeline.agents.networks import NETWORKS
 from pipeline.atari.envs import VectorWorld, action_meanings
 from pipeline.rl.pqn import PqnLearner
@@ -27,21 +26,22 @@ PEER_STEPS = 400
 
 
 def main() -> None:
-    settings = params.load(Path("params.yaml"))
-    teacher = settings.teachers[GAME]
-    config = settings.teacher_presets[teacher.preset].pqn
+    settings = params.load(Path("experiments/zoo/params.yaml"))
+    preset = settings.teacher_presets["pqn-atari"]
+    config, network = preset.pqn, NETWORKS["pqn"]
     assert config is not None
-    compute = Compute(pick_device("auto"), "bfloat16")
+    compute = preset.compute("auto")
     heads = {GAME: len(action_meanings(GAME, settings.environment))}
-    learner = PqnLearner(config, 10**9, NETWORKS[teacher.network], heads, compute, 0)
+    learner = PqnLearner(config, 10**9, network, heads, compute, 0)
     per_iteration = config.envs * config.horizon
-    training = learner.train(VectorWorld(GAME, settings.environment, width=config.envs))
+    playing = VectorWorld(GAME, settings.environment, width=config.envs, seed_once=bool(preset.seed_once))
+    training = learner.train(playing)
 
     world = VectorWorld(GAME, settings.environment, width=config.envs)
     everyone = np.ones(config.envs, dtype=np.bool_)
     obs, _ = world.reset(np.arange(config.envs), everyone)
     rng = np.random.default_rng(0)
-    alone = PqnLearner(config, 10**9, NETWORKS[teacher.network], heads, compute, 0)
+    alone = PqnLearner(config, 10**9, network, heads, compute, 0)
     for t in range(config.horizon):
         alone.q_values(obs, t)
     action_TB = torch.zeros((config.horizon, config.envs), dtype=torch.int64, device=compute.device)
