@@ -83,9 +83,7 @@ def test_windows_mix_distant_blocks(dataset: Dataset, small_blocks: None) -> Non
 
 @settings(max_examples=20, deadline=None)
 @given(blocks=st.integers(1, 5), size=st.sampled_from([5, 16, 33]), depth=st.sampled_from([1, 4]))
-def test_stacks_are_the_readers(
-    dataset: Dataset, stacks: dict[int, np.ndarray], blocks: int, size: int, depth: int
-) -> None:
+def test_stacks_are_the_readers(dataset: Dataset, stacks: dict[int, np.ndarray], blocks: int, size: int, depth: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "BLOCK", size)
         memory = room_for(dataset, blocks)
