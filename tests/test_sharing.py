@@ -16,8 +16,8 @@ from stages.cli import main
 from tests.fakes import blocks_of_four, edited_params
 from tests.repositories import add_remotes, new_repository, publish, run
 
-SHARD = 128
-STATES = {"v1": 500, "v2": 800}
+SHARD = 256
+STATES = {"v1": 600, "v2": 800}
 
 
 def pd_pipeline(folder: Path, *arguments: str) -> Result:
