@@ -19,7 +19,7 @@ repro: $(SETUP)  ## run whatever is missing of the quick road; the report is dat
 	@echo "report: $(CURDIR)/data/report/index.html"
 
 test: $(SETUP)  ## the default suite, under 3 minutes on two cores
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(SETUP)  ## what the default suite leaves out
 	OMP_NUM_THREADS=1 pytest -m slow

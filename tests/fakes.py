@@ -23,6 +23,7 @@ from pipeline.datasets import schema
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import EpisodeRow, Flag, Manifest, Records
 from pipeline.datasets.writer import Writer
+from stages import collect as stage
 
 LENGTH = 4
 CAP = 60
@@ -46,9 +47,11 @@ def edited_params(folder: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def blocks_of_four() -> Iterator[None]:
-    """Collect in blocks of four episodes, if in this process: most of a small collection is starting emulators."""
+    """Collect in blocks of four episodes, four at once, if in this process: a small collection is mostly starting emulators."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collecting, "BLOCK_EPISODES", 4)
+        for module in (collecting, stage):  # which imports them by name
+            patch.setattr(module, "BLOCK_EPISODES", 4)
+            patch.setattr(module, "SLOTS", 4)
         yield
 
 

@@ -1,7 +1,6 @@
 """Workers that share no disk: a real scheduler, two worker processes in folders of their own, a bucket on loopback."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from distributed import Client
 
+from pipeline import collect as collecting
 from pipeline.agents.checkpoints import save_agent
 from pipeline.agents.networks import NETWORKS, QNetwork
 from pipeline.atari.envs import fingerprint
@@ -23,14 +24,25 @@ from tests.processes import Cluster
 
 
 @pytest.fixture
-def scheduler(tmp_path: Path, bucket: str) -> Iterator[str]:
-    """The address of a cluster of two workers."""
-    with Cluster(tmp_path) as cluster:
+def scheduler(tmp_path: Path, bucket: str, small_blocks: None) -> Iterator[str]:
+    """The address of a cluster of two workers, which play small blocks too."""
+
+    def play_few(name: str, number: int) -> None:
+        setattr(collecting, name, number)
+
+    with Cluster(tmp_path) as cluster, Client(cluster.address) as client:
+        client.wait_for_workers(2)
+        for name in ("BLOCK_EPISODES", "SLOTS"):
+            client.run(play_few, name, getattr(collecting, name))
         yield cluster.address
 
 
+STATES = "800"
+"""Of two blocks: each worker plays one."""
+
+
 def collect(folder: Path, *options: str) -> Result:
-    arguments = ["--params", str(folder / "params.yaml"), "collect", "--game", "Breakout", "--states", "1500", *options]
+    arguments = ["--params", str(folder / "params.yaml"), "collect", "--game", "Breakout", "--states", STATES, *options]
     return CliRunner().invoke(main, arguments)
 
 
@@ -60,8 +72,9 @@ def test_a_bucket_is_all_that_they_share(
     assert again.exit_code == 0, again.output
     assert "has been collected already" in again.stderr
     assert again.stdout.strip() == url
-    assert re.search(r"(no|1|2) workers( yet)?, dashboard http://", result.stderr)
+    assert "2 workers, dashboard http://" in result.stderr
     there = open_dataset(url, check_files=True)
+    assert len(there.episodes) > 4
     found: list[str] = []
     list(verify(there, found))
     assert found == []
@@ -110,27 +123,27 @@ def test_what_is_there_is_not_played_again(
     elsewhere.mkdir(parents=True)
     (elsewhere / "settings.json").write_text(json.dumps({"epsilon": 0.1, "out": "s3://other/Breakout"}))
     with killed_in("stages.collect._discard"):
-        assert collect(tmp_path, "--states", "600", *on_one_worker).exit_code == 130
+        assert collect(tmp_path, "--states", "400", *on_one_worker).exit_code == 130
     assert len(list(elsewhere.parent.iterdir())) == 2
     first = json.loads(manifest.read_text())
-    again = collect(tmp_path, "--states", "600", *on_one_worker)
+    again = collect(tmp_path, "--states", "400", *on_one_worker)
     assert again.exit_code == 0, again.output
     assert "has been collected already, digest" in again.stderr
     assert list(elsewhere.parent.iterdir()) == [elsewhere]
-    more = collect(tmp_path, "--states", "700", *on_one_worker)
+    more = collect(tmp_path, "--states", "450", *on_one_worker)
     assert more.exit_code == 0, more.output
-    assert "going on from the 600 states" in more.stderr
-    assert json.loads(manifest.read_text())["states"] == 700
+    assert "going on from the 400 states" in more.stderr
+    assert json.loads(manifest.read_text())["states"] == 450
     for options, told in (
-        (("--states", "600"), "holds 700 states in "),
+        (("--states", "400"), "holds 450 states in "),
         (("--states", "900", "--seed", "7"), "holds a dataset of other settings (seed: 0 there, 7 here): choose another --out"),
     ):
         refused = collect(tmp_path, *options, *on_one_worker)
         assert refused.exit_code == 1
         assert told in refused.output
-    assert json.loads(manifest.read_text())["states"] == 700
+    assert json.loads(manifest.read_text())["states"] == 450
     (manifest.parent / "episodes.parquet").write_bytes(b"damage")
-    anew = collect(tmp_path, "--states", "600", *on_one_worker)
+    anew = collect(tmp_path, "--states", "400", *on_one_worker)
     assert anew.exit_code == 0, anew.output
     assert "is collected again" in anew.stderr
     assert json.loads(manifest.read_text()) == first
@@ -177,12 +190,13 @@ def test_a_dataset_by_its_name_in_params_with_an_actor_of_its_own(
 def test_a_dry_run_writes_nothing(tmp_path: Path, breakout_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
-    monkeypatch.setattr("stages.collect.PROBE_SECONDS", 0.5)
+    monkeypatch.setattr("stages.collect.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(collecting, "SLOTS", 2)
     result = collect(tmp_path, "--dry-run", "--workers", "3")
     assert result.exit_code == 0, result.output
     assert "episodes of at least " in result.stderr
     assert ": at most " in result.stderr
-    assert "1,500 states into" in result.stderr
+    assert "800 states into" in result.stderr
     assert "blocks of 16 episodes" in result.stderr
     assert "with 3 workers" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["params.yaml"]

@@ -24,13 +24,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "network": "pqn",
             "steps": 512,
             "select_every": 256,
-            "select_episodes": 2,
+            "select_episodes": 1,
             "gate_return": 0.0,
             "gate_episodes": 2,
         }
         raw["teachers"] = {"Breakout": teacher}
-        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 8, "horizon": 16, "minibatch": 64}
-        raw["datasets"] = {"Breakout": raw["datasets"]["Pong"] | {"states": 1500}}
+        raw["environment"]["max_episode_frames"] = 800
+        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 4, "horizon": 32, "minibatch": 64}
+        raw["datasets"] = {"Breakout": raw["datasets"]["Pong"] | {"states": 600}}
         raw["mixes"] = {"small": ["Breakout"]}
         raw["students"] = {
             name: {"temperature": 0.01, "network": "net3", "preset": "fast", "updates": 12, "recipe": 1} | more
@@ -38,7 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         raw["presets"]["fast"] |= {"batch": 32, "validate_every": 6, "validation_states": 64, "warmup_updates": 2}
         raw["grid"] = {"small": {"students": list(STUDENTS), "seeds": [0]}}
-        raw["evaluation"] |= {"episodes": 6, "epsilon": 0.5}
+        raw["evaluation"] |= {"episodes": 4, "epsilon": 0.5, "width": 2}
     return folder
 
 
@@ -60,7 +61,7 @@ def travelled(project: Path, on_one_worker: tuple[str, str]) -> Path:
     with blocks_of_four():
         call(project, "collect", "--game", "Breakout", *on_one_worker)
     manifest = json.loads((project / "data/datasets/Breakout/manifest.json").read_text())
-    assert manifest["states"] == 1500
+    assert manifest["states"] == 600
     assert manifest["teacher"]["digest"] == card["digest"]
     assert not list((project / ".work/collect").iterdir())
     call(project, "dataset", "verify", str(project / "data/datasets/Breakout"))

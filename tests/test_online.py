@@ -53,11 +53,12 @@ def one_cluster(one_worker: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def project(folder: Path) -> Path:
     """params.yaml of a history of three points and a student of a few updates at each."""
     with edited_params(folder) as raw:
-        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 4, "horizon": 16, "minibatch": 32}
+        raw["environment"]["max_episode_frames"] = 200
+        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 2, "horizon": 32, "minibatch": 32}
         raw["history"] = {
             "Breakout": {"preset": "pqn-atari", "network": "net3", "steps": 192, "every": 64, "episodes": 2, "recipe": 1}
         }
-        raw["online"] = {"Breakout": {"student": "kl", "states": 300, "epsilon": 0.05, "window": 2, "seeds": [0], "recipe": 1}}
+        raw["online"] = {"Breakout": {"student": "kl", "states": 150, "epsilon": 0.05, "window": 2, "seeds": [0], "recipe": 1}}
         raw["students"]["kl"] = (
             raw["students"]["kl-net3"] | {"updates": 4}
             if "kl-net3" in raw["students"]
@@ -70,7 +71,7 @@ def project(folder: Path) -> Path:
             "warmup_updates": 0,
             "schedule": "constant",
         }
-        raw["evaluation"] |= {"epsilon": 0.5, "episodes": 2}
+        raw["evaluation"] |= {"epsilon": 0.5, "episodes": 2, "width": 1}
         raw["grid"] = {}
     return folder
 
@@ -94,7 +95,7 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
         assert (float(row["best_return"]), row["labelled_by"]) == (best["scored"], best["digest"])
         assert float(row["teacher_return"]) == points[number]["scored"]
         version = open_dataset(recorded / f"data/versions/Breakout-0/{number:03}", check_files=True).manifest
-        assert (version.digest, version.teacher["digest"], version.states) == (row["dataset"], row["labelled_by"], 300)
+        assert (version.digest, version.teacher["digest"], version.states) == (row["dataset"], row["labelled_by"], 150)
     assert not list(recorded.glob(".work/*/*/checkpoint.pt"))
     assert not (recorded / "data/versions/Breakout-0/.work").exists()
     assert "evaluate online/Breakout-0" in invoke(recorded, "report").output
@@ -157,7 +158,7 @@ def test_killed_while_it_publishes_it_publishes(recorded: Path, tmp_path: Path, 
     assert [invoke(folder, "distill-online", "--game", "Breakout", "--replay").exit_code for _ in range(3)] == [130, 130, 0]
     if (recorded / "data/online/Breakout-0").exists():
         assert rows(folder) == rows(recorded)
-    assert open_dataset(folder / "data/versions/Breakout-0/002").manifest.states == 300
+    assert open_dataset(folder / "data/versions/Breakout-0/002").manifest.states == 150
 
 
 def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from pipeline.seeding import episode_seeds
 from stages import distill, evaluate, train_multitask, train_teacher
 from tests.distill import test_offline
 from tests.distill.test_multigame import SPEC as SEVERAL
-from tests.fakes import ENVIRONMENT, SMALL, Corridor, corridor_dataset, mirror_dataset
+from tests.fakes import ENVIRONMENT, SMALL, Corridor, blocks_of_four, corridor_dataset, mirror_dataset
 from tests.rl import test_multitask
 from tests.rl.small import small_dqn, small_pqn
 
@@ -56,7 +56,7 @@ def run_train_teacher() -> list[float]:
 
 
 def run_collect() -> list[float]:
-    """Seeds, lengths, returns, flags and Q-values of one block of real Breakout."""
+    """Seeds, lengths, returns, flags and Q-values of a few episodes of real Breakout."""
     torch.manual_seed(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "teacher"
@@ -69,7 +69,8 @@ def run_collect() -> list[float]:
         world = fingerprint("Breakout", ENVIRONMENT)
         task = collecting.Task(blocks=range(1), config=config, world=world, teacher_digest=card["digest"], url=name)
         collecting.send_agent(folder, Folder(name), "teacher")
-        rows = collecting.play(task)[0]
+        with blocks_of_four():
+            rows = collecting.play(task)[0]
         records = next(blocks.read_block(Folder(name), 0))
     numbers = [float(x) for row in rows[:4] for x in (row.seed, row.length, row.episode_return)]
     return [

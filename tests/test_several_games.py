@@ -56,7 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two games with teachers that know nothing and datasets of noise, in an environment whose episodes are short."""
     folder = tmp_path_factory.mktemp("pair")
     with edited_params(folder) as raw:
-        raw["environment"]["max_episode_frames"] = 400
+        raw["environment"]["max_episode_frames"] = 160
         raw["datasets"] = {game: {"states": 200, "epsilon": 0.05, "seed": 1, "recipe": 1} for game in GAMES}
         raw["mixes"] = {"pair": list(GAMES), "first": ["Breakout"], "second": ["Qbert"]}
         student: dict[str, Any] = {
@@ -74,7 +74,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "onward": student | {"begins_with": "students/first/alone-0"},
         }
         raw["presets"]["fast"] |= {"batch": 16, "validate_every": 3, "validation_states": 16, "warmup_updates": 2}
-        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 4, "horizon": 8, "minibatch": 16}
+        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 2, "horizon": 16, "minibatch": 16}
         raw["teacher_presets"]["pqn-held"] = {
             **raw["teacher_presets"]["pqn-atari"],
             "pqn": raw["teacher_presets"]["pqn-atari"]["pqn"] | {"hold_exponent": 2.0},
@@ -99,9 +99,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "pair": {"students": ["kl"], "baselines": ["pqn"], "seeds": [0]},
             "added": {"mixes": ["second"], "students": ["more"], "seeds": [0]},
         }
-        raw["evaluation"] |= {"episodes": 2, "epsilon": 0.5}
+        raw["evaluation"] |= {"episodes": 2, "epsilon": 0.5, "width": 1}
     environment = ENVIRONMENT.__class__(
-        **{name: getattr(ENVIRONMENT, name) for name in ENVIRONMENT.__slots__} | {"max_episode_frames": 400}
+        **{name: getattr(ENVIRONMENT, name) for name in ENVIRONMENT.__slots__} | {"max_episode_frames": 160}
     )
     rng = np.random.default_rng(0)
     for game, actions in GAMES.items():

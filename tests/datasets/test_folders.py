@@ -12,7 +12,7 @@ from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.verify import verify
 from tests.fakes import corridor_dataset
-from tests.repositories import new_repository, publish, run
+from tests.repositories import add_remotes, new_repository, publish, run
 
 
 def same(ours: Path, theirs: str) -> int:
@@ -69,7 +69,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = new_repository(tmp_path_factory.mktemp("team") / "a")
     corridor_dataset(repository / "data/corridor", 400)
     corridor_dataset(repository.parent / "kept", 400)
-    run(repository, "dvc", "remote", "add", "-q", "-d", "storage", str(repository.parent / "storage"))
+    add_remotes(repository, "storage", storage={"url": str(repository.parent / "storage")})
     publish(repository, "data/corridor", "v1")
     run(repository, "dvc", "push", "-q")
     run(repository, "rm", "-r", "data/corridor", ".dvc/cache")

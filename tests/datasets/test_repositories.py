@@ -13,7 +13,7 @@ from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.repositories import UntrustedError, check_settings, check_stage, fetched
 from tests.datasets.test_folders import repository
 from tests.fakes import corridor_dataset
-from tests.repositories import new_repository, publish, run
+from tests.repositories import add_remotes, new_repository, publish, run
 
 __all__ = ["repository"]
 
@@ -26,17 +26,15 @@ def committed(folder: Path, tag: str, **files: str) -> None:
     run(folder, "git", "tag", tag)
 
 
-@pytest.fixture
-def hostile(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository, tagged v1, of a dataset on S3; nobody answers there, and a command waits to be run."""
-    folder = new_repository(tmp_path / "hostile")
+    folder = new_repository(tmp_path_factory.mktemp("stranger") / "hostile")
     corridor_dataset(folder / "data", 3)
-    aws = f"[default]\ncredential_process = touch {tmp_path / 'ran'}\nregion = eu-west-1\n"
+    aws = f"[default]\ncredential_process = touch {folder.parent / 'ran'}\nregion = eu-west-1\n"
     (folder / "aws").write_text(aws)
-    settings = {"url": "s3://bucket/x", "endpointurl": "http://127.0.0.1:9", "configpath": "aws"}
-    run(folder, "dvc", "remote", "add", "-q", "-d", "cloud", settings["url"])
-    for key in ("endpointurl", "configpath"):
-        run(folder, "dvc", "remote", "modify", "-q", "cloud", key, settings[key])
+    settings = {"url": "s3://bucket/x", "endpointurl": "http://127.0.0.1:9", "configpath": "../aws"}
+    add_remotes(folder, "cloud", cloud=settings)
     publish(folder, "data", "v1")
     run(folder, "rm", "-r", "data", ".dvc/cache")
     return folder

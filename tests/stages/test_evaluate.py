@@ -33,11 +33,6 @@ def call(folder: Path, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["--params", str(folder / "params.yaml"), "evaluate", *(arguments or ["random/Breakout"])])
 
 
-@pytest.fixture(autouse=True)
-def _short_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "CLIP_STEPS", 20)
-
-
 def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = project(tmp_path / "whole"), project(tmp_path / "cut")
     first = call(whole)

@@ -17,8 +17,9 @@ from tests.fakes import edited_params
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with params.yaml and a CleanRL checkpoint that nobody trained: it loses Breakout in short episodes."""
-    (tmp_path / "params.yaml").write_text(Path("params.yaml").read_text())
+    """A folder with params.yaml, whose episodes are short, and a CleanRL checkpoint that nobody trained."""
+    with edited_params(tmp_path) as raw:
+        raw["environment"]["max_episode_frames"] = 160
     torch.manual_seed(0)
     torch.save(CleanRl(4).state_dict(), tmp_path / "dqn.pth")
     return tmp_path

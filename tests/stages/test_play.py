@@ -41,7 +41,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, breakout_teacher: Path) ->
     folder = tmp_path_factory.mktemp("play")
     with edited_params(folder) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
-        raw["evaluation"] |= {"episodes": 4, "width": 3}
+        raw["evaluation"] |= {"episodes": 3, "width": 1}
     assert call(folder, "evaluate", "random/Breakout").exit_code == 0
     return folder
 

@@ -41,8 +41,9 @@ def write(
 ) -> None:
     few = {"steps": steps, "select_every": select_every, "select_episodes": 1, "gate_return": gate, "gate_episodes": 1}
     with edited_params(folder) as raw:
+        raw["environment"]["max_episode_frames"] = 160
         raw["teachers"] = {"Breakout": raw["teachers"]["Pong"] | few}
-        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 8, "horizon": 8, "minibatch": 64}
+        raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 2, "horizon": 32, "minibatch": 64}
         raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"epsilon_low": epsilon, "epsilon_high": epsilon}
         if algorithm == "dqn":
             raw["teacher_presets"]["pqn-atari"] = {"algorithm": "dqn", "dqn": DQN}
