@@ -259,7 +259,7 @@ def test_another_seed_goes_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("algorithm", "start", "gate"),
-    [("pqn", "data/teachers/Pong", 15.0), ("dqn", "experiments/same-network/unfinished/Pong", 5.0)],
+    [("pqn", "data/teachers/Pong", 15.0), ("dqn", "experiments/same-network/data/teachers/Pong", 10.0)],
 )
 def test_sigkill_at_a_random_moment_then_the_same_command_reaches_the_gate(
     tmp_path: Path, algorithm: str, start: str, gate: float
