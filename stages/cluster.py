@@ -27,8 +27,12 @@ def cluster(scheduler: str | None, workers: int) -> Iterator[Client]:
         for name in ("distributed", "distributed.client", "distributed.core"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if scheduler is None:
-            quiet = {"distributed.admin.tick.limit": "1h", "logging.distributed": "critical"}
-            stack.enter_context(dask.config.set(quiet))
+            settings = {
+                "distributed.admin.tick.limit": "1h",
+                "distributed.worker.profile.enabled": False,  # it interrupts the playing thread: a twentieth of a collection's time
+                "logging.distributed": "critical",
+            }
+            stack.enter_context(dask.config.set(settings))
             local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL)
             client = stack.enter_context(Client(stack.enter_context(local)))
         else:
