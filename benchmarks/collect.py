@@ -25,7 +25,6 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
-from distributed import Client, LocalCluster
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from minari import DataCollector
 
@@ -39,9 +38,10 @@ from pipeline.collect import BLOCK_EPISODES, SLOTS, CollectConfig, Collection, T
 from pipeline.datasets import blocks
 from pipeline.datasets.folders import Folder
 from stages import params
+from stages.cluster import cluster
 
 STEPS = 500
-WORKERS_STATES = 131_072
+WORKERS_STATES = 262_144  # ten of Pong's blocks: two workers have five each
 
 
 def main(game: str) -> None:
@@ -156,11 +156,7 @@ def _minari_episode(game: str, config: EnvConfig, network: QNetwork, folder: Pat
 def one_against_two(game: str, env: EnvConfig, folder: Path, agent: Agent) -> None:
     seconds = {}
     for workers in (1, 2):
-        with (
-            tempfile.TemporaryDirectory() as name,
-            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
-            Client(cluster) as client,
-        ):
+        with tempfile.TemporaryDirectory() as name, cluster(None, workers) as client:
             whole = CollectConfig(
                 game=game,
                 environment=env,

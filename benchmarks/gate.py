@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,10 +25,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / GAME
         began = time.monotonic()
-        subprocess.run(
-            ["pd-pipeline", "train-teacher", "--game", GAME, "--minutes", str(minutes), "--out", str(out)], check=True
-        )
+        command = ["pd-pipeline", "train-teacher", "--game", GAME, "--minutes", str(minutes), "--out", str(out)]
+        done = subprocess.run(command, check=False)
         spent = time.monotonic() - began
+        if done.returncode:
+            sys.exit(f"{GAME}: no teacher after {spent / 60:.1f} minutes (see above)")
         card = json.loads((out / "card.json").read_text())
     evaluation = card["evaluation"]
     print(

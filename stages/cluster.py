@@ -29,7 +29,7 @@ def cluster(scheduler: str | None, workers: int) -> Iterator[Client]:
         if scheduler is None:
             settings = {
                 "distributed.admin.tick.limit": "1h",
-                "distributed.worker.profile.enabled": False,  # it interrupts the playing thread: a twentieth of a collection's time
+                "distributed.worker.profile.enabled": False,  # it interrupts what plays: a twentieth of the time
                 "logging.distributed": "critical",
             }
             stack.enter_context(dask.config.set(settings))
