@@ -71,7 +71,8 @@ def test_a_baseline_is_also_measured_by_teachers_of_its_steps(tmp_path: Path) ->
         games[name] = Game(replace(found.teacher, curve=curve, card={"steps": 3000}), found.chance, [*found.students, baseline])
     kl, pqn = summarise(games)
     assert (kl.steps, kl.at_equal_steps) == (None, None)
-    assert (pqn.steps, pqn.mean, pqn.at_equal_steps) == (2500, pytest.approx(60.0), pytest.approx(120.0))
+    assert pqn.steps == 2500
+    assert pqn.at_equal_steps == pytest.approx(120.0)
     page = reproduction.markdown([], [[kl, pqn]], {n: g.teacher for n, g in games.items()}, "", "dvc repro")
     assert "| pair/pqn | reward, pqn | 2,500 | 100 | 1 | 60.0 | 60.0 | 60.0 | 60.0 [60.0, 60.0] | 60.0 | 120.0 |" in page
     assert "published after their own (Freeway 3,000, Pong 3,000)" in page
