@@ -399,7 +399,7 @@ def plan(session: Session, as_json: bool) -> None:
     for job in left:
         click.echo(f"{job.stage:17}{job.name:48}{'unknown' if job.seconds is None else duration(job.seconds):>9}")
     total = duration(sum(job.seconds or 0.0 for job in left))
-    unknown = " and the teachers' training" if any(job.seconds is None for job in left) else ""
+    unknown = " and what is unknown" if any(job.seconds is None for job in left) else ""
     click.echo(f"{len(found) - len(left)} of {len(found)} done; what is left takes about {total}{unknown} on this machine")
 
 

@@ -144,12 +144,17 @@ def _games(
 
 def _played(student: Student) -> bool:
     """Whether the curve's last point has what the student reached in each game."""
-    return all(f"return_{game}" in student.curve[-1] for game in student.lessons)
+    return all(f"return_{game}" in student.curve[-1] for game in _changing(student))
+
+
+def _changing(student: Student) -> list[str]:
+    """The games that it learns, and, unless they are frozen, those that it could play before."""
+    return list(student.lessons if student.frozen else student.network.actions)
 
 
 def _play(params: settings.Params, student: Student, episodes: int, title: str) -> None:
     """Add to the curve's last point, and record, what the student reaches in each game by now. It chooses nothing."""
-    for game in student.lessons:
+    for game in _changing(student):
         policy = EpsilonGreedy(q_function(student.network, student.compute, game), params.evaluation.epsilon)
         contestant = Contestant(f"student of {game}", game, params.environment, policy)
         reached = mean_return(played(contestant, params, "select", student.seed, episodes))

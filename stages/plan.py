@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -68,6 +68,10 @@ class Machine:
             passes = 1 + (BACKWARD + 1) * preset.dqn.minibatch / preset.dqn.steps_per_update
         return float(1 / self.emulate(game) + passes / self.forward(network, "bfloat16", 64))
 
+    def episodes(self, layout: Layout, game: str, count: int, *networks: str) -> float:
+        """Seconds of so many episodes."""
+        return count * _steps(layout, game) * self.play(game, *networks) if count else 0.0
+
     def distil(self, variant: settings.StudentParams) -> float:
         """Seconds of all updates of a variant."""
         preset = settings.pick(self._params.presets, variant.preset, "preset")
@@ -86,14 +90,18 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
         yield Job("train-teacher", game, trained, 0.0 if trained else None)
         yield _evaluation(layout, params, machine, f"random/{game}", game)
         yield _evaluation(layout, params, machine, f"teachers/{game}", game, labelling[game])
+    unfinished = [c for c in cells if c.kind == "students" and not (layout.agent(c.agent) / CARD).is_file()]
+    wanted = {name for cell in unfinished for name in params.mixes[cell.mix]}
     for name in dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix")):
+        done = (layout.dataset(name) / MANIFEST).is_file()
         if name in params.datasets:
             dataset = params.datasets[name]
             game = dataset.game or name
             actor = params.students.get(_variant(dataset.actor or ""))
             acting = (actor.network,) if actor else ()
-            done = (layout.dataset(name) / MANIFEST).is_file()
             yield Job("collect", name, done, 0.0 if done else dataset.states * machine.play(game, labelling[game], *acting))
+        elif not done and name in wanted:  # another experiment's
+            yield Job("collect", name, done, None)
     for cell in cells:
         yield from _cell(layout, params, machine, cell)
     for game, online in params.online.items():
@@ -103,27 +111,38 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
 
 def _evaluation(layout: Layout, params: settings.Params, machine: Machine, agent: str, game: str, *networks: str) -> Job:
     done = layout.scores(agent).is_file()
-    steps = params.evaluation.episodes * _steps(layout, game)
-    return Job("evaluate", agent, done, 0.0 if done else steps * machine.play(game, *networks))
+    return Job("evaluate", agent, done, 0.0 if done else machine.episodes(layout, game, params.evaluation.episodes, *networks))
 
 
 def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: settings.Cell) -> Iterator[Job]:
     """A student or a baseline, and its evaluations."""
     done = (layout.agent(cell.agent) / CARD).is_file()
+    played = games_of_cell(layout, params, cell)
     if cell.kind == "multitask":
         baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")
-        network, stage, seconds = baseline.network, "train-multitask", 0.0
-        if not done:
-            for game in games_of_mix(layout, params, cell.mix):
-                preset = baseline.presets.get(game, baseline.preset)
-                seconds += baseline.steps * machine.learn(preset, network, game)
+        network, stage = baseline.network, "train-multitask"
+        seconds = 0.0 if done else multitask_seconds(layout, machine, baseline, games_of_mix(layout, params, cell.mix))
     else:
         variant: settings.StudentParams = settings.pick(params.students, cell.variant, "student")
-        network, stage, seconds = variant.network, "distill", 0.0 if done else machine.distil(variant)
+        network, stage, seconds = variant.network, "distill", 0.0
+        if not done:
+            shown = games_of_mix(layout, params, cell.mix) if variant.frozen else played
+            validations = -(-variant.updates // settings.pick(params.presets, variant.preset, "preset").validate_every)
+            episodes = validations * variant.play_episodes
+            seconds = machine.distil(variant) + sum(machine.episodes(layout, game, episodes, network) for game in shown)
     yield Job(stage, cell.name, done, seconds)
-    played = games_of_cell(layout, params, cell)
     for game in played:
         yield _evaluation(layout, params, machine, scored_as(cell.agent, played, game), game, network)
+
+
+def multitask_seconds(layout: Layout, machine: Machine, baseline: settings.MultitaskParams, games: Sequence[str]) -> float:
+    """What a baseline of these games takes, its selections included."""
+    selected = -(-baseline.steps // baseline.select_every) * baseline.select_episodes
+    return sum(
+        baseline.steps * machine.learn(baseline.presets.get(game, baseline.preset), baseline.network, game)
+        + machine.episodes(layout, game, selected, baseline.network)
+        for game in games
+    )
 
 
 def _followed(layout: Layout, params: settings.Params, machine: Machine, game: str, seed: int) -> Iterator[Job]:

@@ -26,10 +26,9 @@ from pipeline.datasets.schema import MANIFEST
 from pipeline.evaluate import PROTOCOLS
 from pipeline.report import reproduction, tables
 from pipeline.report.aggregate import aggregates
-from pipeline.report.figures import read_curve
 from pipeline.report.online import Run
 from pipeline.report.page import Section, Several, render
-from pipeline.report.scores import Evaluated, score
+from pipeline.report.scores import Evaluated, read_curve, score
 from pipeline.report.summary import Game, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
@@ -76,11 +75,9 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     alone = _only(games, lambda who: len(games_of(who.card)) == 1)
     summaries = summarise(alone)
     typical = aggregates(alone) if len(alone) > 1 else []
-    several = []
     plays = (tuple(sorted(games_of_cell(layout, params, cell))) for cell in cells)
-    for names in dict.fromkeys(names for names in plays if len(names) > 1):
-        of_these = _only({name: games[name] for name in names}, lambda who, names=names: sorted(games_of(who.card)) == [*names])  # type: ignore[misc]
-        several.append(Several(summaries=summarise(of_these), games=of_these))
+    sets = dict.fromkeys(names for names in plays if len(names) > 1)
+    several = [_several({name: games[name] for name in names}) for names in sets]
     rows = [row for section in sections for row in section.rows]
     folder = layout.work("report", "page", {})
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +115,14 @@ def _only(games: Mapping[str, Game], wanted: Callable[[Evaluated], bool]) -> dic
     """The games with those of their students alone; games without any are left out."""
     kept = {name: replace(game, students=[who for who in game.students if wanted(who)]) for name, game in games.items()}
     return {name: game for name, game in kept.items() if game.students}
+
+
+def _several(games: Mapping[str, Game]) -> Several:
+    """The agents that play all of these games and no other; before them those that they began with, if these play fewer."""
+    cards = [who.card for game in games.values() for who in game.students if games_of(who.card).keys() == games.keys()]
+    wanted = {card["digest"] for card in cards} | {card["begins_with"] for card in cards if "begins_with" in card}
+    theirs = _only(games, lambda who: who.card["digest"] in wanted)
+    return Several(summaries=sorted(summarise(theirs), key=lambda s: s.games.keys() == theirs.keys()), games=theirs)
 
 
 def _followed(layout: Layout, game: str, seed: int) -> bool:

@@ -25,8 +25,9 @@ from stages import params as settings
 from stages.contest import Contestant, mean_return, played
 from stages.grid import games_of_mix
 from stages.paths import Layout
+from stages.plan import Machine, multitask_seconds
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
-from stages.runlog import mark, say, show
+from stages.runlog import duration, mark, say, show
 from stages.versions import code_version
 
 CHECKPOINT_EVERY_SECONDS = 120.0
@@ -69,6 +70,11 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         state = _Run(work / "checkpoint.pt", agent, learner, params, variant, seed, references)
         if state.resume():
             say(f"resuming {agent} at {learner.steps:,} steps a game from {work}")
+        if learner.steps < learner.budget:
+            seconds = multitask_seconds(layout, Machine(params), variant, games) * (1.0 - learner.steps / learner.budget)
+            say(
+                f"{agent}: to {learner.budget:,} steps of each of {', '.join(games)}, about {duration(seconds)} on this machine"
+            )
         if learner.beyond:
             raise ValueError(
                 f"the unfinished run in {work} is at {learner.steps:,} steps a game, "

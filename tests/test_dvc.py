@@ -81,13 +81,24 @@ def test_rounds_wait_for_who_acts_and_for_every_dataset_of_their_mix() -> None:
 def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
     raw = YAML(typ="safe", pure=True).load((path.parent / "params.yaml").read_text())
     for name, stage in stages_of(path).items():
-        params = set(stage.get("params", []))
+        told = stage.get("params", [])
+        params = {param for param in told if isinstance(param, str)}
         command = stage["cmd"].split()[1]
         assert not params & {"presets", "students", "teachers", "teacher_presets", "datasets", "evaluation"}, name
         if command == "distill":
             block = stage["matrix"]["student"].removeprefix("${grid.").removesuffix(".students}")
             presets = {f"presets.{raw['students'][student]['preset']}" for student in raw["grid"][block]["students"]}
             assert {p for p in params if p.startswith("presets.")} == presets
+        if command == "train-multitask":
+            grid = stage["matrix"]["baseline"].removeprefix("${grid.").removesuffix(".baselines}")
+            baselines = [raw["multitask"][name] for name in raw["grid"][grid]["baselines"]]
+            presets = {p for b in baselines for p in (b["preset"], *b.get("presets", {}).values())}
+            assert {p for p in params if p.startswith("teacher_presets.")} == {f"teacher_presets.{p}" for p in presets}
+            assert {"mixes.${item.mix}", "multitask.${item.baseline}", "environment", "evaluation.epsilon"} <= params
+            (mix,) = stage["matrix"]["mix"]
+            cards = [f"../../data/teachers/{game}/card.json" for game in raw["mixes"][mix]]
+            assert [p for p in told if not isinstance(p, str)] == [{card: ["evaluation.mean_return"]} for card in cards]
+            assert "deps" not in stage  # a card says more of its teacher than decides here
         if command == "evaluate":
             deciding = set(raw["evaluation"]) - {"width"}  # slots at once; episodes do not depend on it
             assert params == {"environment", *(f"evaluation.{key}" for key in deciding)}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -19,7 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from pipeline.report.online import Run
 from pipeline.report.paper import LADDER
-from pipeline.report.scores import Evaluated, Score, read_returns
+from pipeline.report.scores import Evaluated, Score, read_curve, read_returns
 from pipeline.report.tables import short_name
 
 LOSS_COLOURS = {"kl": "#0b6e99", "nll": "#c2571a", "mse": "#6b7d3a"}
@@ -43,11 +41,6 @@ def svg(figure: Figure) -> str:
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     plt.close(figure)
     return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def read_curve(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _points(curve: list[dict[str, str]], x: str, y: str) -> tuple[list[float], list[float]]:
@@ -157,7 +150,8 @@ def student_curves(students: Sequence[Evaluated], quantity: str, label: str) -> 
 
 def race(teacher: Evaluated, several: Sequence[Evaluated]) -> str:
     """Return in one game while agents of several games learn, and while the game's own teacher did, against states of the game
-    learned from: steps of those who learn from reward, stored states of those who learn from the teacher.
+    learned from: steps of those who learn from reward, stored states of those who learn from the teacher. One that could play
+    the game before and learns others is drawn against the states of those.
     """
     figure, axes = plt.subplots(figsize=(7.5, 3.6))
     if teacher.curve is not None:
@@ -168,9 +162,14 @@ def race(teacher: Evaluated, several: Sequence[Evaluated]) -> str:
         curve = read_curve(who.curve)
         own, reward = (f"states_{who.game}", f"return_{who.game}"), ("steps", f"eval_return_{who.game}")
         x, y = reward if reward[1] in curve[0] else own
-        if x not in curve[0] or y not in curve[0]:
-            continue  # what it began with had learned this game
-        _line(axes, curve, x, y, color=next(colours), label=short_name(who.agent))
+        label = short_name(who.agent)
+        if y not in curve[0]:
+            continue  # it was not played while learning
+        if x not in curve[0]:
+            others = [name for name in curve[0] if name.startswith("states_")]
+            curve = [row | {x: str(sum(float(row[name]) for name in others))} for row in curve]
+            label += f", learning {', '.join(name.removeprefix('states_') for name in others)}"
+        _line(axes, curve, x, y, color=next(colours), label=label)
     axes.axhline(read_returns(teacher.episodes)[0].mean(), color="#444444", linewidth=1)
     axes.set_xlabel(f"million states of {teacher.game} learned from")
     axes.set_ylabel("return")

@@ -155,12 +155,14 @@ def _several(several: Several) -> str:
     table = tables.several(several.summaries).html(
         "Each game's mean return in per cent of its teacher's, and their geometric mean, as the paper has them; the geometric mean of "
         "the random-normalised per cents, and the least of those. Intervals: 95 % bootstrap over episodes, paired with the teacher by "
-        "seed. * a game below 1 % counts as 1 %.",
+        "seed. * a game below 1 % counts as 1 %."
+        + tables.of_steps(several.summaries, {name: game.teacher for name, game in several.games.items()}),
     )
     races = [
         figure(
             figures.race(game.teacher, game.students),
-            f"{name}: return while learning. The line is the teacher as it was published.",
+            f"{name}: return while learning. The line is the teacher as it was published. A student's states are repeats of "
+            "stored ones, from a teacher that had steps of its own before it played them.",
         )
         for name, game in several.games.items()
     ]

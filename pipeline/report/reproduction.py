@@ -75,11 +75,11 @@ training runs of each game, where there are several, and their episodes; what te
 """
     many = "".join(
         f"""
-## One network for {", ".join(dict.fromkeys(game for s in found for game in s.games))}
+## One network for {", ".join(sorted({game for s in found for game in s.games}))}
 
 A game's raw mean return in per cent of its teacher's, and their geometric mean, as the paper has it; beside it the geometric
 mean of the random-normalised per cents, and the least of those. Intervals: 95 % over episodes, paired with the teacher by seed;
-{training}.
+{training}.{tables.of_steps(found, teachers)}
 
 {tables.several(found).markdown()}
 """

@@ -5,6 +5,7 @@ Dimensions: N episodes, R resamples.
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ def read_returns(path: Path) -> tuple[Values, npt.NDArray[np.int64], int]:
     table = pq.read_table(path)
     order = np.argsort(table["seed"].to_numpy())
     return table["episode_return"].to_numpy()[order], table["seed"].to_numpy()[order], int(np.sum(table["stalled"].to_numpy()))
+
+
+def read_curve(path: Path) -> list[dict[str, str]]:
+    """The rows of a learning curve, as text."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def score(who: Evaluated, teacher: Evaluated, chance: Evaluated) -> Score:

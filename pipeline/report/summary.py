@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.report.bootstrap import RESAMPLES, Values, percentiles, resampled_means
-from pipeline.report.scores import Evaluated, read_returns
+from pipeline.report.scores import Evaluated, read_curve, read_returns
 from pipeline.seeding import stream
 
 FLOOR: Final = 1.0
@@ -38,7 +38,8 @@ class Summary:
     """One kind of student over the games, or of baseline. `learned` tells from what: a loss, or an algorithm.
 
     `mean` is the geometric mean of the normalised per cents, None where it has not played every game; `floored` names the games
-    in which it was taken to reach 1 %.
+    in which it was taken to reach 1 %. A baseline has had so many `steps` of each game; `at_equal_steps` is its mean where the
+    teachers are taken as they were after these, None where their curves do not tell or one knew no more than chance then.
     """
 
     variant: str
@@ -50,6 +51,8 @@ class Summary:
     mean: float | None
     ci95: tuple[float, float] | None
     floored: tuple[str, ...]
+    steps: int | None = None
+    at_equal_steps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,13 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
     assert first is not None
     whole = standings.keys() == games.keys()
     means_R = geometric_mean(list(drawn.values()))
+    steps = first.card.get("steps_trained") if first.role == "multitask" else None
+    then = {name: _evaluated_at(games[name].teacher, steps or 0) for name in standings}
+    shares = [
+        100.0 * (standing.returned - zero) / (best - zero)
+        for name, standing in standings.items()
+        if (best := then[name]) is not None and best > (zero := baselines[name].zero)
+    ]
     return Summary(
         variant=variant,
         loss=first.loss or "",
@@ -92,7 +102,16 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
         mean=float(geometric_mean([np.array([s.normalized]) for s in standings.values()])[0]) if whole else None,
         ci95=percentiles(means_R) if whole else None,
         floored=tuple(name for name, s in standings.items() if s.normalized < FLOOR),
+        steps=steps,
+        at_equal_steps=float(geometric_mean([np.array(s) for s in shares])) if len(shares) == len(games) else None,
     )
+
+
+def _evaluated_at(teacher: Evaluated, steps: int) -> float | None:
+    """What a teacher scored when it was evaluated last while it learned, after so many steps at most."""
+    rows = read_curve(teacher.curve) if teacher.curve else []
+    told = [float(row["eval_return"]) for row in rows if row.get("eval_return") and float(row["steps"]) <= steps]
+    return told[-1] if told else None
 
 
 def geometric_mean(percents: Sequence[npt.NDArray[np.float64]]) -> Values:

@@ -156,29 +156,46 @@ def facts(rows: Sequence[Mapping[str, str]]) -> Table:
 
 def several(summaries: Sequence[Summary]) -> Table:
     """Agents of several games, a row each: every game's raw per cent of its teacher, the geometric means of these and of the
-    normalised per cents, and the least of the latter; the paper's beside those of its three games.
+    normalised per cents, and the least of the latter; the paper's beside those of its three games. Of baselines their steps of
+    each game, too, and the mean of normalised per cents of the teachers as they were after as many.
     """
-    games = list(dict.fromkeys(game for s in summaries for game in s.games))
-    known = tuple(sorted(games)) == THREE_GAMES
-    head = ["agent", "learned from", "parameters", "runs", *(f"{g} %" for g in games), "mean %"]
-    head += ["paper, mean %"] * known + ["normalised mean % [95 %]", "least %"]
+    games = sorted({game for s in summaries for game in s.games})
+    known = tuple(games) == THREE_GAMES
+    head = ["agent", "learned from", "steps a game", "parameters", "runs", *(f"{g} %" for g in games), "mean %"]
+    head += ["paper, mean %"] * known
+    head += ["normalised mean % [95 %]", "least %", "normalised mean % of the teachers at equal steps"]
     cells = []
     for s in summaries:
+        whole = len(s.games) == len(games)
         percents = [s.games[g].percent if g in s.games else None for g in games]
         raw = [np.array(p) for p in percents if p is not None]
         floored = "*" if any(p < FLOOR for p in raw) else ""
         runs = "-".join(map(str, sorted({standing.runs for standing in s.games.values()})))
         cells.append(
             [
-                *(s.variant, f"teachers, {s.loss}" if s.loss else f"reward, {s.learned}", f"{s.parameters:,}", runs),
+                *(s.variant, f"teachers, {s.loss}" if s.loss else f"reward, {s.learned}"),
+                *("" if s.steps is None else f"{s.steps:,}", f"{s.parameters:,}", runs),
                 *("" if p is None else f"{p:.1f}" for p in percents),
                 f"{float(geometric_mean(raw)):.1f}{floored}" if len(raw) == len(games) else "",
-                *([f"{MULTITASK[s.learned]:.1f}" if s.learned in MULTITASK else ""] if known else []),
+                *([f"{MULTITASK[s.learned]:.1f}" if whole and s.learned in MULTITASK else ""] if known else []),
                 "" if s.mean is None or s.ci95 is None else _with_interval(s.mean, s.ci95, 1) + ("*" if s.floored else ""),
                 f"{min(standing.normalized for standing in s.games.values()):.1f}",
+                "" if s.at_equal_steps is None else f"{s.at_equal_steps:.1f}",
             ]
         )
     return Table(head, cells)
+
+
+def of_steps(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) -> str:
+    """What to say beside `several` of its baselines' steps; nothing where there are none."""
+    if all(s.steps is None for s in summaries):
+        return ""
+    games = sorted({game for s in summaries for game in s.games})
+    own = ", ".join(f"{game} {steps:,}" for game in games if (steps := teachers[game].card.get("steps")))
+    return (
+        f" Steps a game: those that a baseline learned from. Its teachers were published after their own{own and f' ({own})'}, "
+        "so the last column takes each as it was when last evaluated within the baseline's."
+    )
 
 
 def online(runs: Sequence[Run]) -> Table:

@@ -55,9 +55,38 @@ def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> Non
     page = reproduction.markdown([], [summarise(games)], {n: g.teacher for n, g in games.items()}, "", "dvc repro")
     assert "## Table 1" not in page
     mean = (90 * 90 * 160) ** (1 / 3)
-    assert f"| trio/kl | teachers, kl | 100 | 1 | 90.0 | 90.0 | 160.0 | {mean:.1f} | 116.9 |" in page
+    assert f"| trio/kl | teachers, kl |  | 100 | 1 | 90.0 | 90.0 | 160.0 | {mean:.1f} | 116.9 |" in page
     del games["Pong"]
     assert "116.9" not in tables.several(summarise(games)).markdown()  # the paper's are of three games
+
+
+def test_a_baseline_is_also_measured_by_teachers_of_its_steps(tmp_path: Path) -> None:
+    curve = tmp_path / "curve.csv"
+    curve.write_text("steps,train_return,eval_return\n500,1,\n1000,2,4\n2000,9,5\n2048,9,\n3000,9,10\n")
+    games = {}
+    for name in ("Freeway", "Pong"):
+        found = game(tmp_path, name, 10, {"pair/kl": [[9, 9]]})
+        told = {"game": name, "variant": "pair/pqn", "algorithm": "pqn", "card": {"steps_trained": 2500}}
+        baseline = evaluated(tmp_path, "multitask", [6, 6], name=f"{name}-pqn", **told)
+        games[name] = Game(replace(found.teacher, curve=curve, card={"steps": 3000}), found.chance, [*found.students, baseline])
+    kl, pqn = summarise(games)
+    assert (kl.steps, kl.at_equal_steps) == (None, None)
+    assert pqn.steps == 2500
+    assert pqn.at_equal_steps == pytest.approx(120.0)
+    page = reproduction.markdown([], [[kl, pqn]], {n: g.teacher for n, g in games.items()}, "", "dvc repro")
+    assert "| pair/pqn | reward, pqn | 2,500 | 100 | 1 | 60.0 | 60.0 | 60.0 | 60.0 [60.0, 60.0] | 60.0 | 120.0 |" in page
+    assert "published after their own (Freeway 3,000, Pong 3,000)" in page
+    assert "Steps a game" not in tables.of_steps([kl], {})
+    curve.write_text("steps,train_return,eval_return\n1000,2,0\n3000,9,10\n")  # it knew no more than chance
+    assert summarise(games)[1].at_equal_steps is None
+
+
+def test_a_race_shows_what_is_forgotten_while_others_are_learned(tmp_path: Path) -> None:
+    curve = tmp_path / "curve.csv"
+    curve.write_text("updates,states_Breakout,return_Breakout,return_Pong\n10,1000000,1,20\n20,2000000,2,3\n")
+    runs = game(tmp_path, "Pong", 10, {"breakout/kl": [[9, 9]]})
+    drawn = figures.race(runs.teacher, [replace(who, curve=curve) for who in runs.students])
+    assert ", learning Breakout" in drawn
 
 
 def test_a_race_may_have_many_runners(tmp_path: Path) -> None:

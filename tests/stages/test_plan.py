@@ -1,0 +1,46 @@
+"""plan: everything that a run takes is in what it is said to take, before it starts."""
+
+from pathlib import Path
+
+import pytest
+
+from stages import params, plan
+from stages.paths import Layout
+from tests.fakes import edited_params
+
+STEP = 1 / 100 + 1 / 1000
+"""Seconds of playing: 100 emulated and 1,000 evaluated states a second."""
+
+
+def test_a_run_counts_what_is_played_for_its_curve_and_a_missing_dataset_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_emulation", lambda game, environment: 100.0)
+    monkeypatch.setattr(plan.Machine, "_forward", lambda self, network, precision, batch: 1000.0)
+    with edited_params(tmp_path) as raw:
+        raw["datasets"] = {}
+        raw["mixes"] = {"pair": ["Pong", "Qbert"], "more": ["Freeway"], "alone": ["Breakout"]}
+        raw["presets"]["fast"] |= {"batch": 100, "validate_every": 50}
+        student = {"loss": "kl", "temperature": 0.01, "network": "multi3", "preset": "fast", "updates": 120, "recipe": 1}
+        onward = student | {"begins_with": "students/pair/kl-0", "play_episodes": 2}
+        raw["students"] = {"kl": student, "onward": onward, "frozen": onward | {"frozen": True}}
+        baseline = {"preset": "pqn-atari", "network": "pqn-multi3", "steps": 1000, "select_every": 400, "recipe": 1}
+        raw["multitask"] = {"pqn": baseline | {"select_episodes": 5}}
+        raw["grid"] = {
+            "pair": {"students": ["kl"], "seeds": [0]},
+            "more": {"students": ["onward", "frozen"], "seeds": [0]},
+            "alone": {"baselines": ["pqn"], "seeds": [0]},
+        }
+    loaded = params.load(tmp_path / "params.yaml")
+    found = {(job.stage, job.name): job.seconds for job in plan.jobs(Layout(tmp_path, tmp_path / "zoo"), loaded)}
+    learning, episode = 3 * 120 * 100 / 1000, plan.UNKNOWN_STEPS * STEP
+    assert found["distill", "pair/kl-0"] == pytest.approx(learning)
+    assert found["distill", "more/onward-0"] == pytest.approx(learning + 3 * 2 * 3 * episode)  # three games, three validations
+    assert found["distill", "more/frozen-0"] == pytest.approx(learning + 3 * 2 * 1 * episode)  # the old ones stay as they are
+    learning = 1000 * plan.Machine(loaded).learn("pqn-atari", "pqn-multi3", "Breakout")
+    assert found["train-multitask", "alone/pqn-0"] == pytest.approx(learning + 3 * 5 * episode)
+    assert {name: told for (stage, name), told in found.items() if stage == "collect"} == {
+        "Pong": None,
+        "Qbert": None,
+        "Freeway": None,  # Breakout's baseline wants none
+    }
