@@ -26,7 +26,7 @@ from stages.paths import Layout
 
 STEPS, STATES, UPDATES, EPISODES, LENGTH = 2048, 4096, 40, 2, 300
 """A point's, and an episode's steps."""
-POINTS = 4
+POINTS = 3
 """The first is not counted."""
 PLAYED = 2000
 """Steps of an episode of the experiment, about."""

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ class Follower:
 
     At a point the policy that did best on the seeds that choose labels a new version of the dataset; the student goes on
     learning from the versions of that policy; it and the teacher are scored on seeds that chose nobody. After the last point
-    the final best labels one more version and the student's learning rate falls to zero.
+    the final best labels one more version, for the student's last updates.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Follower:
         moments = [time.monotonic()]
         version = self._collect(point.number, best, self._told.states, scheduler)
         moments.append(time.monotonic())
-        measured = self._learn(self._labelled_by(best, point.number), self._variant.updates, self._config)
+        measured = self._learn(self._labelled_by(best, point.number), self._variant.updates)
         moments.append(time.monotonic())
         assert self._network is not None
         student = self._score("student", self._network)
@@ -232,15 +232,15 @@ class Follower:
         """The last `window` versions that this policy labelled, up to the latest, which it did."""
         return [*(row["point"] for row in self.rows if row["best_point"] == best.number), latest][-self._told.window :]
 
-    def _learn(self, numbers: Sequence[int], updates: int, config: DistillConfig) -> dict[str, float]:
-        """Go on learning from these versions; returns what held-out episodes say.
+    def _learn(self, numbers: Sequence[int], updates: int) -> dict[str, float]:
+        """Go on learning from these versions, a whole schedule of the preset's; returns what held-out episodes say.
 
         A version's held-out episodes are the same at every point: what has been learned from once is never measured on.
         """
         versions = [open_dataset(self._version(number), check_files=True) for number in numbers]
         begins = np.cumsum([0, *(len(version) for version in versions)])
         first = self._seed * (settings.MOST_POINTS + 1)
-        splits = [split_episodes(v, config.held_out, first + number) for v, number in zip(versions, numbers, strict=True)]
+        splits = [split_episodes(v, self._config.held_out, first + number) for v, number in zip(versions, numbers, strict=True)]
         split = Split(
             *(
                 np.concatenate([part + begin for part, begin in zip(parts, begins, strict=False)])
@@ -248,7 +248,7 @@ class Follower:
             )
         )
         student = Student(
-            config,
+            self._config,
             self._variant.objective(),
             settings.network(self._variant.network),
             [Joined(versions)],
@@ -277,8 +277,7 @@ class Follower:
         """Learn for the last time, and write student and curve into `folder`; the curve first, the card last."""
         number, best = len(self.rows), self._history.best(len(self.rows))
         version = self._collect(number, best, self._told.final_states, scheduler)
-        annealed = replace(self._config, schedule="cosine", warmup_updates=0)
-        measured = self._learn(self._labelled_by(best, number), self._told.final_updates, annealed)
+        measured = self._learn(self._labelled_by(best, number), self._told.final_updates)
         assert self._network is not None
         shutil.rmtree(self._work / "versions/.work", ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)

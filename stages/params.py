@@ -169,7 +169,7 @@ class OnlineParams(Section):
     """A student, a variant of `students`, that follows a history: at each point the best policy so far plays a version of a
     dataset, `states` with `epsilon`, and the student makes the variant's `updates` on that policy's versions, the last
     `window` of them; then everybody's curve has a score of `score_episodes`. After the last point the final best plays
-    `final_states`, and `final_updates` follow whose learning rate falls to zero. `seeds` are what the report shows.
+    `final_states`, for `final_updates`. The preset's schedule spans each of these. `seeds` are what the report shows.
     """
 
     student: str

@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from tests import processes
 from tests.fakes import edited_params
 from tests.rl.test_dqn import CONFIG
 
-POINTS = 6
+POINTS = 5
 MOMENTS = 5
 FOLLOW = ("distill-online", "--game", "Breakout")
 
@@ -52,7 +52,8 @@ def check_whole(project: Path, before: tuple[list[str], list[dict[str, str]]]) -
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     with edited_params(tmp_path) as raw:
         raw["environment"]["max_episode_frames"] = 400
-        dqn = {key: value for key, value in asdict(CONFIG).items() if value is not None}
+        small = replace(CONFIG, minibatch=8, steps_per_update=8)
+        dqn = {key: value for key, value in asdict(small).items() if value is not None}
         raw["teacher_presets"]["dqn"] = {"algorithm": "dqn", "dqn": dqn}
         told = {"preset": "dqn", "network": "net3", "steps": 2048 * POINTS, "every": 2048, "select_episodes": 2, "recipe": 1}
         raw["history"] = {"Breakout": told}
