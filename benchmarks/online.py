@@ -53,13 +53,15 @@ def main(game: str) -> None:
 
     learning = told.every * seconds("learning") / STEPS
     states, updates = online.states + online.final_states / points, params.students[online.student].updates
-    distilling = states * seconds("collecting") / STATES
-    distilling += (updates + online.final_updates / points) * seconds("distilling") / UPDATES
+    collecting = states * seconds("collecting") / STATES
+    distilling = (updates + online.final_updates / points) * seconds("distilling") / UPDATES
     scoring = online.score_episodes * PLAYED * seconds("scoring") / (EPISODES * LENGTH)
     print(f"{game}, {1 / without:.0f} steps/s alone; beside a student, {STEPS / seconds('learning'):.0f} while it learns")
-    print(f"a point: {learning:.0f} s of learning, {distilling:.0f} s of collecting and distilling, {scoring:.0f} s of scores")
-    print(f"kept: {told.every * without / (learning + distilling):.0%} of its steps/s, or with scores ", end="")
-    print(f"{told.every * without / (learning + distilling + scoring):.0%}")
+    parts = {"learning": learning, "collecting": collecting, "distilling": distilling, "scores": scoring}
+    print("seconds a point: " + ", ".join(f"{what} {took:.0f}" for what, took in parts.items()))
+    beside = learning + collecting + distilling
+    kept, scored = (told.every * without / total for total in (beside, beside + scoring))
+    print(f"kept: {kept:.0%} of its steps/s, or {scored:.0%} with scores")
 
 
 def _small(params: settings.Params, game: str) -> settings.Params:
