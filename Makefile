@@ -41,6 +41,7 @@ bench: $(SETUP)  ## ratios against bounds and peers, each measured in one run; w
 	python -m benchmarks.remote $(DATASET)
 	test -z "$(DATASET)" || python -m benchmarks.loader $(DATASET)
 	python -m benchmarks.distill
+	python -m benchmarks.online
 	python -m benchmarks.networks
 
 sample: $(SETUP)  ## the small real dataset in git, from the committed teacher

@@ -299,7 +299,7 @@ elsewhere_option = click.option(
 @click.pass_obj
 def evaluate(session: Session, /, device: str, agents: tuple[str, ...], **options: Any) -> None:
     """Play whole episodes on fresh seeds with AGENTs: teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED,
-    online/GAME-SEED, history/GAME-SEED (the best snapshot) or random/GAME.
+    online/GAME-SEED, history/GAME-SEED/best (or /last, or a snapshot's number) or random/GAME.
 
     Killed or stopped, the same command goes on where it was. Where and how many play at once does not change the scores.
     """
@@ -370,8 +370,8 @@ def cut(session: Session, agent: str, game: str, out: Path) -> None:
 def export(session: Session, /, agent: str, **options: Any) -> None:
     """Write AGENT as one file that runs without pd-pipeline, once it is seen to choose as AGENT does; time both and teacher.
 
-    AGENT is teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, online/GAME-SEED, history/GAME-SEED (the
-    best snapshot) or a folder. Exit code 1 and no file where fewer than 99.9 % of its actions are the same.
+    AGENT is teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, online/GAME-SEED, history/GAME-SEED/best or a
+    folder. Exit code 1 and no file where fewer than 99.9 % of its actions are the same.
     """
     from stages import export as stage
 

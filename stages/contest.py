@@ -76,7 +76,7 @@ def find_contestant(
     if kind not in ("teachers", "students", "multitask", "online", "history") or not name:
         raise ValueError(
             f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, "
-            f"online/GAME-SEED, history/GAME-SEED or random/GAME"
+            f"online/GAME-SEED, history/GAME-SEED/best (or /last) or random/GAME"
         )
     loaded = load_agent(layout.agent(agent), device)
     game = chosen_game(agent, loaded, game)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.agents.checkpoints import CARD, save_agent
+from pipeline.agents.checkpoints import CARD, load_agent, save_agent
 from pipeline.agents.device import Compute, exact, keep_freed_memory, pick_device
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
@@ -39,7 +41,7 @@ RECIPE = 1
 def run(layout: Layout, params: settings.Params, game: str, seed: int, device_name: str, *, replay: bool) -> Path:
     """Follow the teacher of `game` as it learns, or with `replay` its recorded history; returns data/online/GAME-SEED.
 
-    Versions of the dataset, each labelled by the best policy at its time, become data/versions/GAME-SEED.
+    Versions of the dataset, each labelled by the best policy at its time, become data/versions/GAME-SEED, with an index.csv.
     """
     game = find_game(game).name
     told: settings.OnlineParams = settings.pick(params.online, game, "online")
@@ -50,16 +52,16 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     name = f"{game}-{seed}"
     recorded = History(layout.history(name))
     making = work_folder(layout, params, game, seed)
-    protocol = {"episodes": params.history[game].episodes, "epsilon": params.evaluation.epsilon}
+    epsilon = params.evaluation.epsilon
     if replay:
-        _check_recorded(recorded, protocol, f"train-history --game {game} --seed {seed}")
+        _check_recorded(recorded, epsilon, f"train-history --game {game} --seed {seed}")
     decides = {
-        "online": told.model_dump(),
+        "online": told.model_dump(exclude={"seeds"}),
         "variant": variant.model_dump(),
         "preset": asdict(config),
         "seed": seed,
-        "history": [p._asdict() for p in recorded.points] if replay else making.name,
-        "protocol": protocol,
+        "history": [(p.steps, p.selected, p.digest) for p in recorded.points] if replay else making.name,
+        "epsilon": epsilon,
     }
     work = layout.work("distill-online", name, decides)
     with ExitStack() as stack:
@@ -75,25 +77,22 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
             keep_freed_memory()
             follower = Follower(layout, params, game, seed, work, history, device_name)
             client = stack.enter_context(cluster(None, os.cpu_count() or 1))
+            scheduler = str(client.scheduler_info()["address"])
             with closing(points):
                 for point in points:
-                    follower.follow(point, str(client.scheduler_info()["address"]))
-            if not replay:
-                history.finish()
-            follower.publish(finished)
-        _publish(layout, name, work, None if replay else making)
+                    follower.follow(point, scheduler)
+            follower.finish(finished, scheduler)
+        if not replay:
+            history.publish(layout.history(name))
+        _publish(layout, name, work)
         say(f"published {layout.online(name) / CARD}")
         return layout.online(name)
 
 
-def _publish(layout: Layout, name: str, work: Path, making: Path | None) -> None:
-    """Move what is made to where it belongs, the student last: while it is in `work`, the others may have gone already."""
-    moves = {work / "versions": layout.versions(name), work / "publish": layout.online(name)}
+def _publish(layout: Layout, name: str, work: Path) -> None:
+    """Move what is made to where it belongs, the student last: while it is in `work`, the versions may have gone already."""
     (work / "checkpoint.pt").unlink(missing_ok=True)
-    if making is not None:
-        (making / "checkpoint.pt").unlink(missing_ok=True)
-        moves = {making / "history": layout.history(name), **moves}
-    for made, target in moves.items():
+    for made, target in {work / "versions": layout.versions(name), work / "publish": layout.online(name)}.items():
         if made.exists():
             replace_folder(made, target)
         elif not target.exists():
@@ -112,13 +111,13 @@ def _check(variant: settings.StudentParams, name: str, game: str) -> None:
         raise ValueError(f"students.{name}.temperatures name {', '.join(unknown)}, the game is {game}")
 
 
-def _check_recorded(recorded: History, protocol: dict[str, Any], command: str) -> None:
-    """ValueError if there is no record, or one that was scored otherwise."""
+def _check_recorded(recorded: History, epsilon: float, command: str) -> None:
+    """ValueError if there is no record, or one whose best were chosen under another epsilon than they are scored under."""
     if not recorded.points:
         raise ValueError(f"{recorded.folder} has no history: run `pd-pipeline {command}`")
-    if recorded.protocol != protocol:
+    if (theirs := recorded.protocol.get("epsilon")) != epsilon:
         raise ValueError(
-            f"{recorded.folder} was scored with {recorded.protocol}, params.yaml says {protocol}: "
+            f"the best of {recorded.folder} were chosen with epsilon {theirs}, evaluation.epsilon is {epsilon:g}: "
             f"set that back, or record the history again"
         )
 
@@ -131,7 +130,8 @@ class Follower:
     """The student's resumable state: its network and optimiser after the last point, and a row per point.
 
     At a point the policy that did best on the seeds that choose labels a new version of the dataset; the student goes on
-    learning from the latest versions, and is scored, as the teacher is, on seeds that chose nobody.
+    learning from the versions of that policy; it and the teacher are scored on seeds that chose nobody. After the last point
+    the final best labels one more version, for the student's last updates.
     """
 
     def __init__(
@@ -160,46 +160,36 @@ class Follower:
                 raise ValueError(f"{self._work} follows another history: remove it to start afresh")
             return
         best = self._history.best(point.number)
-        version = self._version(point.number)
-        if not (version / MANIFEST).is_file():
-            collect.run(
-                self._layout,
-                self._params.model_copy(update={"datasets": {}}),  # whose actors and numbers are of other datasets
-                game=self._game,
-                dataset=None,
-                states=self._told.states,
-                episodes=None,
-                epsilon=self._told.epsilon,
-                seed=point.number,
-                actor=None,
-                labels_from=self._history.agent(best),
-                workers=None,
-                scheduler=scheduler,
-                out=str(version),
-                licence=None,
-                dry_run=False,
-            )
-        first = max(0, point.number + 1 - self._told.window)
-        latest = [open_dataset(self._version(number), check_files=True) for number in range(first, point.number + 1)]
-        measured = self._learn(latest, first, point.number)
+        moments = [time.monotonic()]
+        version = self._collect(point.number, best, self._told.states, scheduler)
+        moments.append(time.monotonic())
+        measured = self._learn(self._labelled_by(best, point.number), self._variant.updates)
+        moments.append(time.monotonic())
         assert self._network is not None
-        policy = EpsilonGreedy(q_function(self._network, exact(self._compute.device)), self._params.evaluation.epsilon)
-        contestant = Contestant(f"student of {self._game}", self._game, self._params.environment, policy)
-        episodes = self._history.protocol["episodes"]
-        reached = mean_return(played(contestant, self._params, "follow", self._seed, episodes))
-        returns = {"teacher_return": point.scored, "best_return": best.scored, "student_return": reached}
+        student = self._score("student", self._network)
+        teacher = self._score(f"{point.steps:,}", load_agent(self._history.agent(point), self._compute.device).network)
+        moments.append(time.monotonic())
+        returns = {
+            "teacher_return": teacher,
+            "best_return": teacher if best == point else self.rows[best.number]["teacher_return"],
+            "student_return": student,
+        }
         mark(f"follow {self._game}-{self._seed}", point.steps, returns)
+        took = [round(after - before, 1) for before, after in pairwise(moments)]
         self.rows.append(
             {
                 "point": point.number,
                 "steps": point.steps,
                 "frames": point.steps * self._params.environment.frame_skip,
                 **returns,
-                "best_steps": best.steps,
+                "best_point": best.number,
                 **{key: measured[key] for key in MEASURES},
                 "snapshot": point.digest,
                 "labelled_by": best.digest,
-                "dataset": latest[-1].manifest.digest,
+                "dataset": version.manifest.digest,
+                "seconds_learning": point.seconds_learning,
+                "seconds_selecting": point.seconds_selecting,
+                **dict(zip(("seconds_collecting", "seconds_distilling", "seconds_scoring"), took, strict=True)),
             }
         )
         state = {
@@ -209,22 +199,48 @@ class Follower:
             "optimizer": self._optimizer,
         }
         save_state(self._work / "checkpoint.pt", state)
-        say(f"{self._game} at {point.steps:,} steps: teacher {point.scored:.2f}, best {best.scored:.2f}, student {reached:.2f}")
+        told = ", ".join(f"{who.removesuffix('_return')} {value:.2f}" for who, value in returns.items())
+        say(f"{self._game} at {point.steps:,} steps: {told}")
 
     def _version(self, number: int) -> Path:
         return self._work / "versions" / f"{number:03}"
 
-    def _learn(self, versions: Sequence[Dataset], first: int, number: int) -> dict[str, float]:
-        """Go on learning from these versions, of which `first` is the first; returns what held-out episodes say.
+    def _collect(self, number: int, best: Point, states: int, scheduler: str) -> Dataset:
+        """Version `number` of the dataset, played and labelled by `best`, unless it is there."""
+        version = self._version(number)
+        if not (version / MANIFEST).is_file():
+            collect.run(
+                self._layout,
+                self._params.model_copy(update={"datasets": {}}),  # whose actors and numbers are of other datasets
+                game=self._game,
+                dataset=None,
+                states=states,
+                episodes=None,
+                epsilon=self._told.epsilon,
+                seed=number,
+                actor=None,
+                labels_from=self._history.agent(best),
+                workers=None,
+                scheduler=scheduler,
+                out=str(version),
+                licence=None,
+                dry_run=False,
+            )
+        return open_dataset(version)
+
+    def _labelled_by(self, best: Point, latest: int) -> list[int]:
+        """The last `window` versions that this policy labelled, up to the latest, which it did."""
+        return [*(row["point"] for row in self.rows if row["best_point"] == best.number), latest][-self._told.window :]
+
+    def _learn(self, numbers: Sequence[int], updates: int) -> dict[str, float]:
+        """Go on learning from these versions, a whole schedule of the preset's; returns what held-out episodes say.
 
         A version's held-out episodes are the same at every point: what has been learned from once is never measured on.
         """
-        source = Joined(versions)
+        versions = [open_dataset(self._version(number), check_files=True) for number in numbers]
         begins = np.cumsum([0, *(len(version) for version in versions)])
-        splits = [
-            split_episodes(version, self._config.held_out, self._seed * settings.MOST_POINTS + first + index)
-            for index, version in enumerate(versions)
-        ]
+        first = self._seed * (settings.MOST_POINTS + 1)
+        splits = [split_episodes(v, self._config.held_out, first + number) for v, number in zip(versions, numbers, strict=True)]
         split = Split(
             *(
                 np.concatenate([part + begin for part, begin in zip(parts, begins, strict=False)])
@@ -235,45 +251,69 @@ class Follower:
             self._config,
             self._variant.objective(),
             settings.network(self._variant.network),
-            [source],
-            self._variant.updates,
+            [Joined(versions)],
+            updates,
             self._compute,
-            self._seed * settings.MOST_POINTS + number,
+            first + numbers[-1],
             start=self._network,
             splits={self._game: split},
         )
         if self._optimizer is not None:
             student.optimizer.load_state_dict(self._optimizer)
-        title = f"distill {self._game}-{self._seed} at point {number}"
+        title = f"distill {self._game}-{self._seed} at point {numbers[-1]}"
         with closing(show(train(student), title, ("loss", "kl", "agreement"), learning=True)) as progress:
             for _ in progress:
                 pass
         self._network, self._optimizer = student.network, student.optimizer.state_dict()
         return student.curve[-1]
 
-    def publish(self, folder: Path) -> None:
-        """Write the student and the curve into `folder`; the curve first, the card last."""
+    def _score(self, who: str, network: QNetwork) -> float:
+        """Mean return on seeds that choose nobody."""
+        policy = EpsilonGreedy(q_function(network, exact(self._compute.device)), self._params.evaluation.epsilon)
+        contestant = Contestant(f"{self._game} {who}", self._game, self._params.environment, policy)
+        return mean_return(played(contestant, self._params, "follow", self._seed, self._told.score_episodes))
+
+    def finish(self, folder: Path, scheduler: str) -> None:
+        """Learn for the last time, and write student and curve into `folder`; the curve first, the card last."""
+        number, best = len(self.rows), self._history.best(len(self.rows))
+        version = self._collect(number, best, self._told.final_states, scheduler)
+        measured = self._learn(self._labelled_by(best, number), self._told.final_updates)
         assert self._network is not None
         shutil.rmtree(self._work / "versions/.work", ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
+        write_csv(self._work / "versions/index.csv", self._index(version.manifest.digest))
         write_csv(folder / "curve.csv", self.rows)
-        last = self.rows[-1]
-        manifest = open_dataset(self._version(last["point"])).manifest
         save_agent(
             folder,
             self._network,
             {
                 "role": "student",
                 "game": self._game,
-                "environment": manifest.environment,
-                "teacher": manifest.teacher,
+                "environment": version.manifest.environment,
+                "teacher": version.manifest.teacher,
                 "variant": self._told.student,
                 "seed": self._seed,
                 "objective": asdict(self._variant.objective()),
-                "updates": self._variant.updates * len(self.rows),
-                "versions": len(self.rows),
-                "held_out": {key: last[key] for key in MEASURES},
+                "updates": self._variant.updates * len(self.rows) + self._told.final_updates,
+                "versions": len(self.rows) + 1,
+                "held_out": {key: measured[key] for key in MEASURES},
                 "settings": {"preset": self._variant.preset, **asdict(self._config)},
                 "recipe": self._told.recipe,
             },
         )
+
+    def _index(self, final: str) -> list[dict[str, Any]]:
+        """Which snapshot labelled each version, a row each; `final` is the digest of the last version."""
+        labelled = [(self._history.points[row["best_point"]], row["dataset"]) for row in self.rows]
+        return [
+            {
+                "version": self._version(number).name,
+                "snapshot": best.number,
+                "steps": best.steps,
+                "return": best.selected,
+                "return_on_other_seeds": self.rows[best.number]["teacher_return"],
+                "snapshot_digest": best.digest,
+                "dataset_digest": dataset,
+            }
+            for number, (best, dataset) in enumerate([*labelled, (self._history.best(len(self.rows)), final)])
+        ]

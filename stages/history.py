@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,8 +15,6 @@ from pipeline.agents.device import exact, keep_freed_memory
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
-from pipeline.atari.rollout import World
-from pipeline.rl.learner import Learner
 from stages import params as settings
 from stages.contest import Contestant, mean_return, played
 from stages.paths import Layout
@@ -31,17 +29,20 @@ RECIPE = 1
 
 
 class Point(NamedTuple):
-    """A snapshot: its place in the history, steps so far, and mean returns on the seeds that choose and on those that score."""
+    """A snapshot: its place in the history, steps so far, mean return on the seeds that choose, and how many seconds it took to
+    learn since the last one and to play for that return.
+    """
 
     number: int
     steps: int
     selected: float
-    scored: float
     digest: str
+    seconds_learning: float
+    seconds_selecting: float
 
 
 class History:
-    """Snapshots in a folder: `history.json`, and an agent per point. `protocol` is how they were scored, {} without any."""
+    """Snapshots in a folder: `history.json`, and an agent per point. `protocol` is how the best is chosen, {} without any."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,21 +62,22 @@ class History:
         """The best of the points up to this one, by the seeds that choose."""
         return max(self.points[: number + 1], key=lambda p: p.selected)
 
-    def finish(self) -> None:
-        """Keep the best of all as `best`, an agent to evaluate."""
-        shutil.copytree(self.agent(self.best(len(self.points))), self.folder / "best", dirs_exist_ok=True)
-
-    def add(self, point: Point, protocol: Mapping[str, Any]) -> None:
+    def add(self, point: Point, protocol: dict[str, Any]) -> None:
         """Its agent is there already."""
         self.points.append(point)
-        self.protocol = dict(protocol)
-        told = {"protocol": self.protocol, "points": [p._asdict() for p in self.points]}
+        self.protocol = protocol
+        told = {"protocol": protocol, "points": [p._asdict() for p in self.points]}
         with replaced_file(self.folder / RECORD) as part:
             part.write_text(json.dumps(told, indent=1) + "\n")
 
-    def whole(self, steps: int) -> bool:
-        """Whether the last snapshot was taken when so many steps were spent."""
-        return bool(self.points) and self.points[-1].steps >= steps
+    def publish(self, target: Path) -> None:
+        """Copy it to `target`, with `best` and `last` of all as agents. What is here stays: more steps go on from it."""
+        copy = self.folder.with_name("publish")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.folder, copy)
+        for name, point in (("best", self.best(len(self.points))), ("last", self.points[-1])):
+            shutil.copytree(self.agent(point), copy / name)
+        replace_folder(copy, target)
 
 
 def run(layout: Layout, params: settings.Params, game: str, seed: int, device_name: str) -> Path:
@@ -86,22 +88,23 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         history = History(work / "history")
         for _ in live(params, game, seed, work, history, device_name):
             pass
-        history.finish()
         target = layout.history(f"{game}-{seed}")
-        (work / "checkpoint.pt").unlink(missing_ok=True)  # first: without it, a whole history is only to be published
-        replace_folder(work / "history", target)
+        history.publish(target)
         best = history.best(len(history.points))
-        say(f"published {target}: {len(history.points)} snapshots, best {best.scored:.2f} at {best.steps:,} steps")
+        say(f"published {target}: {len(history.points)} snapshots, the best at {best.steps:,} steps ({best.selected:.2f})")
         return target
 
 
 def work_folder(layout: Layout, params: settings.Params, game: str, seed: int) -> Path:
-    """Where the history of a game is made. ValueError if params.yaml has none, or of another recipe."""
+    """Where the history of a game is made; a longer one goes on there if its learner's settings do not heed the budget.
+
+    ValueError if params.yaml has none, or of another recipe.
+    """
     told: settings.HistoryParams = settings.pick(params.history, game, "history")
     settings.check_recipe(f"history.{game}", told.recipe, RECIPE)
     preset: settings.TeacherPreset = settings.pick(params.teacher_presets, told.preset, "teacher preset")
     decides = {
-        "history": told.model_dump(),
+        "history": told.model_dump(exclude=set() if preset.heeds_budget else {"steps"}),
         "preset": preset.model_dump(exclude_none=True),
         "environment": fingerprint(game, params.environment),
         "epsilon": params.evaluation.epsilon,
@@ -115,80 +118,109 @@ def live(
 ) -> Generator[Point, None, None]:
     """The points of a history that is being made in `work`: those that are there, then each as it comes.
 
-    While the caller does something with a point the learner rests, and all that it needs to go on is on disk.
+    While the caller does something with a point the learner rests, and all that it needs to go on is on disk. ValueError if it
+    has gone beyond its steps, or cannot go on.
     """
-    told: settings.HistoryParams = params.history[game]
+    recording = _Recording(params, game, seed, work, history, device_name)
     yield from list(history.points)
-    checkpoint = work / "checkpoint.pt"
-    state = load_state(checkpoint)
-    if state is None and history.whole(told.steps):
-        return  # only to be published
-    if state is None and history.points:
-        raise ValueError(f"{history.folder} is unfinished and {checkpoint} is gone: remove {work} to start afresh")
-    keep_freed_memory()
-    preset: settings.TeacherPreset = params.teacher_presets[told.preset]
-    heads = {game: len(action_meanings(game, params.environment))}
-    compute = preset.compute(device_name)
-    learner = preset.learner(told.steps, settings.network(told.network), heads, compute, seed)
-    if state is not None:
-        learner.load_state_dict(state)
-        say(f"resuming {game} at {learner.tally.steps:,} steps from {work}")
-    if _due(told, learner, history):  # an evaluation that the last sitting did not finish
-        yield _point(params, game, seed, learner, history, checkpoint)
-    if learner.tally.steps < told.steps:
-        world = VectorWorld(game, params.environment, width=learner.envs, seed_once=bool(preset.seed_once))
-        yield from _learn(params, game, seed, learner, world, history, checkpoint)
+    yield from recording.points()
 
 
-def _learn(
-    params: settings.Params, game: str, seed: int, learner: Learner, world: World, history: History, checkpoint: Path
-) -> Generator[Point, None, None]:
-    """Spend the steps, with a point wherever one is due."""
-    saved = time.monotonic()
-    with closing(
-        show(learner.train(world), f"train {game}-{seed}", ("refilled", "return", "loss", "q"), learning=True)
-    ) as progress:
-        try:
-            for _ in progress:
-                if _due(params.history[game], learner, history):
-                    yield _point(params, game, seed, learner, history, checkpoint)
-                    saved = time.monotonic()
-                elif time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
-                    save_state(checkpoint, learner.state_dict())
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            save_state(checkpoint, learner.state_dict())
-            say(f"stopped at {learner.tally.steps:,} steps; the same command goes on from there")
-            raise
+class _Recording:
+    """A learner, its history, and how long it has learned since the last point. Resumes by itself."""
 
+    def __init__(self, params: settings.Params, game: str, seed: int, work: Path, history: History, device_name: str) -> None:
+        self._params, self._game, self._seed, self._history = params, game, seed, history
+        self._told: settings.HistoryParams = params.history[game]
+        self._preset: settings.TeacherPreset = params.teacher_presets[self._told.preset]
+        self._checkpoint = work / "checkpoint.pt"
+        state = load_state(self._checkpoint)
+        if state is None and history.points:
+            raise ValueError(f"{self._checkpoint} is gone, {history.folder} cannot go on: remove {work} to start afresh")
+        keep_freed_memory()
+        heads = {game: len(action_meanings(game, params.environment))}
+        compute = self._preset.compute(device_name)
+        self._learner = self._preset.learner(self._told.steps, settings.network(self._told.network), heads, compute, seed)
+        self._seconds = 0.0
+        if state is None:
+            return
+        self._learner.load_state_dict(state["learner"])
+        steps = self._learner.tally.steps
+        if self._learner.beyond:
+            raise ValueError(
+                f"the history in {work} is at {steps:,} steps, beyond history.{game}.steps = {self._told.steps:,}: "
+                f"raise that, or remove the folder to start afresh"
+            )
+        if not history.points or history.points[-1].steps < steps:
+            self._seconds = state["seconds"]
+        say(f"resuming {game} at {steps:,} steps from {work}")
 
-def _due(told: settings.HistoryParams, learner: Learner, history: History) -> bool:
-    """Whether it is time for a snapshot: every so many steps, and when they are spent."""
-    last = history.points[-1].steps if history.points else 0
-    return last < told.steps and learner.tally.steps >= min((last // told.every + 1) * told.every, told.steps)
+    def points(self) -> Generator[Point, None, None]:
+        """Spend the steps, with a point wherever one is due."""
+        if self._due():  # an evaluation that the last sitting did not finish
+            yield self._point()
+        if self._learner.tally.steps >= self._told.steps:
+            return
+        world = VectorWorld(
+            self._game, self._params.environment, width=self._learner.envs, seed_once=bool(self._preset.seed_once)
+        )
+        shown = ("refilled", "return", "loss", "q")
+        title = f"train {self._game}-{self._seed}"
+        saved = began = time.monotonic()
+        with closing(show(self._learner.train(world), title, shown, learning=True)) as progress:
+            try:
+                for _ in progress:
+                    self._seconds += time.monotonic() - began
+                    if self._due():
+                        yield self._point()
+                        saved = time.monotonic()
+                    elif time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
+                        self._save()
+                        saved = time.monotonic()
+                    began = time.monotonic()
+            except KeyboardInterrupt:
+                self._save()
+                say(f"stopped at {self._learner.tally.steps:,} steps; the same command goes on from there")
+                raise
 
+    def _save(self) -> None:
+        save_state(self._checkpoint, {"learner": self._learner.state_dict(), "seconds": self._seconds})
 
-def _point(params: settings.Params, game: str, seed: int, learner: Learner, history: History, checkpoint: Path) -> Point:
-    """Evaluate the learner as it is, and keep it."""
-    save_state(checkpoint, learner.state_dict())
-    network = learner.result
-    policy = EpsilonGreedy(q_function(network, exact(learner.compute.device)), params.evaluation.epsilon)
-    contestant = Contestant(f"{game} at {learner.tally.steps:,}", game, params.environment, policy)
-    episodes = params.history[game].episodes
-    selected, scored = (mean_return(played(contestant, params, purpose, seed, episodes)) for purpose in ("select", "follow"))
-    number = len(history.points)
-    card: dict[str, Any] = {
-        "role": "snapshot",
-        "game": game,
-        "algorithm": params.teacher_presets[params.history[game].preset].algorithm,
-        "environment": fingerprint(game, params.environment),
-        "steps": learner.tally.steps,
-        "evaluation": {"mean_return": scored, "episodes": episodes, "epsilon": params.evaluation.epsilon},
-        "seed": seed,
-    }
-    digest = save_agent(history.folder / f"{number:03}", network, card)["digest"]
-    point = Point(number, learner.tally.steps, selected, scored, digest)
-    mark(f"train {game}-{seed}", point.steps, {"eval_return": scored})
-    history.add(point, {"episodes": episodes, "epsilon": params.evaluation.epsilon})
-    say(f"{game} at {point.steps:,} steps: mean return {scored:.2f} ({selected:.2f} on the seeds that choose)")
-    return point
+    def _due(self) -> bool:
+        """Whether it is time for a snapshot: every so many steps, and when they are spent."""
+        told, last = self._told, self._history.points[-1].steps if self._history.points else 0
+        return last < told.steps and self._learner.tally.steps >= min((last // told.every + 1) * told.every, told.steps)
+
+    def _point(self) -> Point:
+        """Evaluate the learner as it is, and keep it."""
+        self._save()
+        began = time.monotonic()
+        game, learner, environment, epsilon = (
+            self._game,
+            self._learner,
+            self._params.environment,
+            self._params.evaluation.epsilon,
+        )
+        network, steps = learner.result, learner.tally.steps
+        policy = EpsilonGreedy(q_function(network, exact(learner.compute.device)), epsilon)
+        contestant = Contestant(f"{game} at {steps:,}", game, environment, policy)
+        episodes = self._told.select_episodes
+        selected = mean_return(played(contestant, self._params, "select", self._seed, episodes))
+        number = len(self._history.points)
+        card: dict[str, Any] = {
+            "role": "snapshot",
+            "game": game,
+            "algorithm": self._preset.algorithm,
+            "environment": fingerprint(game, environment),
+            "steps": steps,
+            "evaluation": {"mean_return": selected, "episodes": episodes, "epsilon": epsilon},
+            "seed": self._seed,
+        }
+        digest = save_agent(self._history.folder / f"{number:03}", network, card)["digest"]
+        selecting = round(time.monotonic() - began, 1)
+        point = Point(number, steps, selected, digest, round(self._seconds, 1), selecting)
+        mark(f"train {game}-{self._seed}", steps, {"eval_return": selected})
+        self._history.add(point, {"select_episodes": episodes, "epsilon": epsilon})
+        self._seconds = 0.0
+        say(f"{game} at {steps:,} steps: mean return {selected:.2f} on the seeds that choose")
+        return point

@@ -52,6 +52,11 @@ class TeacherPreset(Section):
         fields = self.model_dump(exclude_none=True)
         return {**fields.pop(fields.pop("algorithm")), **fields}
 
+    @property
+    def heeds_budget(self) -> bool:
+        """Whether what it does at a step depends on how many there will be: its schedules end where its budget does."""
+        return self.dqn is None or self.dqn.learning_rate_end is not None
+
     def compute(self, device_name: str) -> Compute:
         """Where and in which precision it learns."""
         return Compute(pick_device(device_name), self.precision or "bfloat16")
@@ -134,18 +139,20 @@ class MultitaskParams(Section):
     recipe: int
 
 
-MOST_POINTS: Final = 100
-"""Of a history: each point's data has a root seed of its own."""
+MOST_POINTS: Final = 99
+"""Of a history: each point's data has a root seed of its own, and so has what the student learns from in the end."""
 
 
 class HistoryParams(Section):
-    """A learner whose snapshots are kept: every so many steps, with their mean return over `episodes` of two sets of seeds."""
+    """A learner whose snapshots are kept: every so many steps, with their mean return over `select_episodes`, which choose the
+    best.
+    """
 
     preset: str
     network: str
     steps: int = Field(gt=0)
     every: int = Field(gt=0)
-    episodes: int = Field(gt=0)
+    select_episodes: int = Field(gt=0)
     recipe: int
 
     @model_validator(mode="after")
@@ -159,15 +166,19 @@ class HistoryParams(Section):
 
 
 class OnlineParams(Section):
-    """A student, a variant of `students`, that follows a history: at each point so many `updates` of the variant on the last
-    `window` versions of a dataset, each of `states` played with `epsilon` by the best policy so far. `seeds` are what the
-    report shows.
+    """A student, a variant of `students`, that follows a history: at each point the best policy so far plays a version of a
+    dataset, `states` with `epsilon`, and the student makes the variant's `updates` on that policy's versions, the last
+    `window` of them; then everybody's curve has a score of `score_episodes`. After the last point the final best plays
+    `final_states`, for `final_updates`. The preset's schedule spans each of these. `seeds` are what the report shows.
     """
 
     student: str
     states: int = Field(gt=0)
     epsilon: float = Field(ge=0, le=1)
     window: int = Field(gt=0)
+    score_episodes: int = Field(gt=0)
+    final_states: int = Field(gt=0)
+    final_updates: int = Field(gt=0)
     seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(min_length=1)
     recipe: int
 

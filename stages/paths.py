@@ -53,7 +53,7 @@ class Layout:
 
     def agent(self, name: str) -> Path:
         """The folder of `teachers/GAME`, `students/MIX/VARIANT-SEED`, `multitask/MIX/VARIANT-SEED`, `online/GAME-SEED` or
-        `history/GAME-SEED` (the best snapshot), or a folder that is no agent's name.
+        `history/GAME-SEED/best` (or `last`, or a snapshot's number), or a folder that is no agent's name.
         """
         kind, _, which = name.partition("/")
         folders = {
@@ -61,7 +61,7 @@ class Layout:
             "students": self.student(which),
             "multitask": self.multitask(which),
             "online": self.online(which),
-            "history": self.history(which) / "best",
+            "history": self.history(which),
         }
         return folders[kind] if kind in folders and which else Path(name)
 

@@ -150,18 +150,21 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
     name, online = f"{game}-{seed}", params.online[game]
     told: settings.HistoryParams = settings.pick(params.history, game, "history")
     variant: settings.StudentParams = settings.pick(params.students, online.student, "student")
-    points, steps = -(-told.steps // told.every), told.episodes * _steps(layout, game)
+    points, steps = -(-told.steps // told.every), _steps(layout, game)
     done = (layout.history(name) / RECORD).is_file()
     learning = 0.0 if done else told.steps * machine.learn(told.preset, told.network, game)
-    scoring = 0.0 if done else points * 2 * steps * machine.play(game, told.network)
-    yield Job("train-history", name, done, learning + scoring)
+    choosing = 0.0 if done else points * told.select_episodes * steps * machine.play(game, told.network)
+    yield Job("train-history", name, done, learning + choosing)
     done = (layout.online(name) / CARD).is_file()
     seconds = 0.0
     if not done:
-        seconds = online.states * machine.play(game, told.network) + machine.distil(variant)
-        seconds = points * (seconds + steps * machine.play(game, variant.network))
+        seconds = (points * online.states + online.final_states) * machine.play(game, told.network)
+        seconds += machine.distil(variant) * (points + online.final_updates / variant.updates)
+        scores = points * online.score_episodes * steps
+        seconds += scores * (machine.play(game, told.network) + machine.play(game, variant.network))
     yield Job("distill-online", name, done, seconds)
-    yield _evaluation(layout, params, machine, f"history/{name}", game, told.network)
+    for which in ("best", "last"):
+        yield _evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network)
     yield _evaluation(layout, params, machine, f"online/{name}", game, variant.network)
 
 

@@ -28,7 +28,7 @@ from pipeline.report import reproduction, tables
 from pipeline.report.aggregate import aggregates
 from pipeline.report.online import Run
 from pipeline.report.page import Section, Several, render
-from pipeline.report.scores import Evaluated, read_curve, score
+from pipeline.report.scores import Evaluated, read_curve, read_returns, score
 from pipeline.report.summary import Game, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
@@ -56,7 +56,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
             say(f"left out, not followed or not evaluated yet: {', '.join(missing)}")
         runs = followed
         cells = _finished(layout, params, cells, others=bool(runs))
-    online = [_run(layout, *run) for run in runs]
+    online = [_run(layout, *run, params.online[run[0]].states) for run in runs]
     taught = dict.fromkeys(cell.mix for cell in cells if cell.kind == "students")
     mixes = {mix: read_mix(layout.mix(mix)) for mix in taught}
     players: dict[str, list[tuple[str, Path]]] = {}  # of each game: agents and their folders
@@ -127,11 +127,16 @@ def _several(games: Mapping[str, Game]) -> Several:
 
 def _followed(layout: Layout, game: str, seed: int) -> bool:
     name = f"{game}-{seed}"
-    scored = all(layout.scores(f"{kind}/{name}").is_file() for kind in ("online", "history"))
-    return scored and (layout.online(name) / "curve.csv").is_file()
+    played = all(layout.episodes(agent).is_file() for agent in _ends(name).values())
+    return played and (layout.online(name) / "curve.csv").is_file()
 
 
-def _run(layout: Layout, game: str, seed: int) -> Run:
+def _ends(name: str) -> dict[str, str]:
+    """The agents that a run left."""
+    return {"student": f"online/{name}", "best": f"history/{name}/best", "last": f"history/{name}/last"}
+
+
+def _run(layout: Layout, game: str, seed: int, states: int) -> Run:
     """How a student followed a teacher, and what became of both."""
     name = f"{game}-{seed}"
     curve = layout.online(name) / "curve.csv"
@@ -140,12 +145,12 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
             f"the report lacks {curve}: run `pd-pipeline distill-online --game {game} --seed {seed}` or `dvc repro`"
         )
     rows = read_curve(curve)
-    facts = {}
-    for kind in ("online", "history"):
-        scores = layout.scores(f"{kind}/{name}")
-        if not scores.is_file():
-            raise ValueError(f"the report lacks {scores}: run `pd-pipeline evaluate {kind}/{name}` or `dvc repro`")
-        facts[kind] = json.loads(scores.read_text())
+    returns = {}
+    for who, agent in _ends(name).items():
+        episodes = layout.episodes(agent)
+        if not episodes.is_file():
+            raise ValueError(f"the report lacks {episodes}: run `pd-pipeline evaluate {agent}` or `dvc repro`")
+        returns[f"{who}_N"], _, _ = read_returns(episodes)
     return Run(
         game=game,
         seed=seed,
@@ -153,10 +158,9 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
         teacher_P=[float(row["teacher_return"]) for row in rows],
         best_P=[float(row["best_return"]) for row in rows],
         student_P=[float(row["student_return"]) for row in rows],
-        student_score=facts["online"]["mean"],
-        best_score=facts["history"]["mean"],
         zero=reference.random if (reference := find_game(game).reference) else 0.0,
-        episodes=facts["online"]["episodes"],
+        states=states,
+        **returns,
     )
 
 

@@ -44,7 +44,7 @@ def run(layout: Layout, game: str, seed: int, dataset: str | None, states: int, 
     best = history.best(len(history.points))
     facts = {
         "snapshots": len(history.points),
-        "best, on the seeds that choose": f"{best.scored:.2f} at {best.steps:,} steps",
+        "best, on the seeds that choose": f"{best.selected:.2f} at {best.steps:,} steps",
         "states from": opened.manifest.digest,
     }
     titles = [f"Step {step:,} of the dataset" for step in chosen]

@@ -36,10 +36,10 @@ ENVIRONMENT = EnvConfig(
 
 
 @contextmanager
-def edited_params(folder: Path) -> Iterator[dict[str, Any]]:
-    """The repository's params.yaml as a mapping to edit; what it has become is written to `folder`."""
+def edited_params(folder: Path, source: Path = Path("params.yaml")) -> Iterator[dict[str, Any]]:
+    """A params.yaml, by default the repository's, as a mapping to edit; what it has become is written to `folder`."""
     yaml = YAML(typ="safe", pure=True)
-    raw: dict[str, Any] = yaml.load(Path("params.yaml").read_text())
+    raw: dict[str, Any] = yaml.load(source.read_text())
     yield raw
     folder.mkdir(parents=True, exist_ok=True)
     yaml.dump(raw, folder / "params.yaml")

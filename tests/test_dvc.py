@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.cli import main
+from stages.params import OnlineParams
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(p for p in ROOT.glob("**/dvc.yaml") if ".venv" not in p.parts)
@@ -99,6 +100,9 @@ def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
             cards = [f"../../data/teachers/{game}/card.json" for game in raw["mixes"][mix]]
             assert [p for p in told if not isinstance(p, str)] == [{card: ["evaluation.mean_return"]} for card in cards]
             assert "deps" not in stage  # a card says more of its teacher than decides here
+        if command == "distill-online":
+            deciding = OnlineParams.model_fields.keys() - {"seeds"}  # of others: a new one reruns nobody
+            assert {p for p in params if p.startswith("online")} == {f"online.${{item.game}}.{key}" for key in deciding}
         if command == "evaluate":
             deciding = set(raw["evaluation"]) - {"width"}  # slots at once; episodes do not depend on it
             assert params == {"environment", *(f"evaluation.{key}" for key in deciding)}

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stages import collect, distill_online, history
 from stages.cli import main
 from stages.publish import replace_folder
 from tests.fakes import blocks_of_four, edited_params
+from tests.rl.test_dqn import CONFIG as DQN
 
 
 def invoke(project: Path, *arguments: str) -> Any:
@@ -32,7 +34,7 @@ def call(project: Path, *arguments: str) -> str:
 
 def rows(project: Path) -> list[dict[str, str]]:
     with (project / "data/online/Breakout-0/curve.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [{key: value for key, value in row.items() if "seconds" not in key} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +58,10 @@ def project(folder: Path) -> Path:
         raw["environment"]["max_episode_frames"] = 200
         raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 2, "horizon": 32, "minibatch": 32}
         raw["history"] = {
-            "Breakout": {"preset": "pqn-atari", "network": "net3", "steps": 192, "every": 64, "episodes": 2, "recipe": 1}
+            "Breakout": {"preset": "pqn-atari", "network": "net3", "steps": 192, "every": 64, "select_episodes": 2, "recipe": 1}
         }
-        raw["online"] = {"Breakout": {"student": "kl", "states": 150, "epsilon": 0.05, "window": 2, "seeds": [0], "recipe": 1}}
+        followed = {"states": 150, "epsilon": 0.05, "window": 2, "score_episodes": 3, "final_states": 200, "final_updates": 8}
+        raw["online"] = {"Breakout": {"student": "kl", **followed, "seeds": [0], "recipe": 1}}
         raw["students"]["kl"] = (
             raw["students"]["kl-net3"] | {"updates": 4}
             if "kl-net3" in raw["students"]
@@ -90,18 +93,25 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     call(recorded, "distill-online", "--game", "Breakout", "--replay")
     told = rows(recorded)
     assert [int(row["steps"]) for row in told] == [64, 128, 192]
-    for number, row in enumerate(told):
+    with (recorded / "data/versions/Breakout-0/index.csv").open(newline="") as file:
+        index = list(csv.DictReader(file))
+    assert len(index) == 4
+    for number, (row, labelled) in enumerate(zip([*told, None], index, strict=True)):
         best = max(points[: number + 1], key=lambda p: p["selected"])
-        assert (float(row["best_return"]), row["labelled_by"]) == (best["scored"], best["digest"])
-        assert float(row["teacher_return"]) == points[number]["scored"]
-        version = open_dataset(recorded / f"data/versions/Breakout-0/{number:03}", check_files=True).manifest
-        assert (version.digest, version.teacher["digest"], version.states) == (row["dataset"], row["labelled_by"], 150)
-    assert not list(recorded.glob(".work/*/*/checkpoint.pt"))
+        assert (labelled["steps"], labelled["return"]) == (str(best["steps"]), str(best["selected"]))
+        assert labelled["return_on_other_seeds"] == told[best["number"]]["teacher_return"]
+        version = open_dataset(recorded / f"data/versions/Breakout-0/{labelled['version']}", check_files=True).manifest
+        assert (version.digest, version.states) == (labelled["dataset_digest"], 150 if row else 200)
+        assert version.teacher["digest"] == labelled["snapshot_digest"] == best["digest"]
+        if row:
+            assert (row["best_return"], row["labelled_by"]) == (labelled["return_on_other_seeds"], best["digest"])
+            assert (row["dataset"], row["snapshot"]) == (version.digest, points[number]["digest"])
+    assert json.loads((recorded / "data/online/Breakout-0/card.json").read_text())["updates"] == 3 * 4 + 8
+    assert not list(recorded.glob(".work/distill-online/*/checkpoint.pt"))
     assert not (recorded / "data/versions/Breakout-0/.work").exists()
     assert "evaluate online/Breakout-0" in invoke(recorded, "report").output
     assert "no student of the params' grid has been evaluated yet" in invoke(recorded, "report", "--partial").output
-    for agent in ("online/Breakout-0", "history/Breakout-0"):
-        call(recorded, "evaluate", agent)
+    call(recorded, "evaluate", "online/Breakout-0", "history/Breakout-0/best", "history/Breakout-0/last")
     call(recorded, "report", "--paper", str(recorded / "online.md"))
     assert "Following a teacher that is still learning" in (recorded / "data/report/index.html").read_text()
     assert "| Breakout | student | 1 | " in (recorded / "online.md").read_text()
@@ -109,7 +119,8 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     assert [(job["stage"], job["name"], job["done"]) for job in plan["jobs"]] == [
         ("train-history", "Breakout-0", True),
         ("distill-online", "Breakout-0", True),
-        ("evaluate", "history/Breakout-0", True),
+        ("evaluate", "history/Breakout-0/best", True),
+        ("evaluate", "history/Breakout-0/last", True),
         ("evaluate", "online/Breakout-0", True),
     ]
     call(recorded, "history", "--game", "breakout", "--states", "3")
@@ -136,9 +147,11 @@ def test_interrupted_it_comes_to_the_same(recorded: Path, tmp_path: Path, monkey
         call(recorded, "distill-online", "--game", "Breakout", "--replay")
     folder = project(tmp_path)
     shutil.copytree(recorded / "data/history", folder / "data/history")
-    interrupt(monkeypatch, 1)  # the student's at the second point
+    interrupt(monkeypatch, 3)  # the teacher's at the second point
     assert invoke(folder, "distill-online", "--game", "Breakout", "--replay").exit_code == 130
-    call(folder, "distill-online", "--game", "Breakout", "--replay")
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["online"]["Breakout"]["seeds"] = [0, 1]
+    assert "resuming Breakout after 1 points" in call(folder, "distill-online", "--game", "Breakout", "--replay")
     assert rows(folder) == rows(recorded)
     ours, theirs = (json.loads((p / "data/online/Breakout-0/card.json").read_text())["digest"] for p in (folder, recorded))
     assert ours == theirs
@@ -158,24 +171,45 @@ def test_killed_while_it_publishes_it_publishes(recorded: Path, tmp_path: Path, 
     assert [invoke(folder, "distill-online", "--game", "Breakout", "--replay").exit_code for _ in range(3)] == [130, 130, 0]
     if (recorded / "data/online/Breakout-0").exists():
         assert rows(folder) == rows(recorded)
-    assert open_dataset(folder / "data/versions/Breakout-0/002").manifest.states == 150
+    assert open_dataset(folder / "data/versions/Breakout-0/003").manifest.states == 200
 
 
 def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = project(tmp_path)
-    interrupt(monkeypatch, 4, 7)  # the teacher's at the second point; then, two of its and the student's later, at the third
+    interrupt(monkeypatch, 3, 8)  # what chooses at the second point; then, the student's score at the third
     sittings = 0
     while (result := invoke(folder, "distill-online", "--game", "Breakout")).exit_code == 130:
         sittings += 1
     assert result.exit_code == 0, result.output
     assert sittings == 2
     ours, theirs = (json.loads((p / "data/history/Breakout-0/history.json").read_text())["points"] for p in (folder, recorded))
-    assert ours[0] == theirs[0]  # afterwards a resumed learner plays other episodes
-    assert [(int(row["steps"]), float(row["teacher_return"])) for row in rows(folder)] == [
-        (point["steps"], point["scored"]) for point in ours
-    ]
+    assert ours[0]["digest"] == theirs[0]["digest"]  # afterwards a resumed learner plays other episodes
+    assert [(int(row["steps"]), row["snapshot"]) for row in rows(folder)] == [(p["steps"], p["digest"]) for p in ours]
     assert len(ours) == 3
-    assert not list(folder.glob(".work/*/*/checkpoint.pt"))
+    assert not list(folder.glob(".work/distill-online/*/checkpoint.pt"))
+
+
+def test_a_history_that_was_too_short_goes_on(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    with edited_params(folder, folder / "params.yaml") as raw:
+        small = {key: value for key, value in asdict(replace(DQN, replay_start=64)).items() if value is not None}
+        raw["teacher_presets"]["dqn"] = {"algorithm": "dqn", "dqn": small}
+        raw["history"]["Breakout"] |= {"preset": "dqn", "steps": 256, "every": 128, "select_episodes": 1}
+    call(folder, "train-history", "--game", "breakout")
+    path = folder / "data/history/Breakout-0/history.json"
+    before = json.loads(path.read_text())["points"]
+    shutil.rmtree(path.parent)  # as `dvc repro` does
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["history"]["Breakout"]["steps"] = 320
+    assert "resuming Breakout at 256 steps" in call(folder, "train-history", "--game", "breakout")
+    after = json.loads(path.read_text())["points"]
+    assert after[:-1] == before
+    assert after[-1]["steps"] == 320
+    last = json.loads((path.parent / "last/card.json").read_text())
+    assert last["digest"] == after[-1]["digest"]
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["history"]["Breakout"]["steps"] = 192
+    assert "beyond history.Breakout.steps = 192" in invoke(folder, "train-history", "--game", "breakout").output
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -187,7 +221,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "has no history" in invoke(folder, "history", "--game", "breakout").output
     lines = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(lines.replace("every: 64", "every: 192"))
-    assert "1 snapshots are not 2 to 100" in invoke(folder, "train-history", "--game", "breakout").output
+    assert "1 snapshots are not 2 to 99" in invoke(folder, "train-history", "--game", "breakout").output
     (folder / "params.yaml").write_text(lines)
     damaged = folder / "data/history/Breakout-0/history.json"
     damaged.parent.mkdir(parents=True)
@@ -195,8 +229,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     result = invoke(folder, "distill-online", "--game", "Breakout", "--replay")
     assert result.exit_code == 1
     assert "is not a history" in result.output
-    damaged.write_text(json.dumps({"protocol": {"episodes": 9}, "points": [[]]}))
+    damaged.write_text(json.dumps({"protocol": {}, "points": [[]]}))
     assert "is not a history" in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
-    point = {"number": 0, "steps": 1, "selected": 0.0, "scored": 0.0, "digest": "d"}
-    damaged.write_text(json.dumps({"protocol": {"episodes": 9, "epsilon": 0.5}, "points": [point]}))
-    assert "was scored with" in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
+    point = {"number": 0, "steps": 1, "selected": 0.0, "digest": "d", "seconds_learning": 1.0, "seconds_selecting": 1.0}
+    damaged.write_text(json.dumps({"protocol": {"epsilon": 0.4}, "points": [point]}))
+    assert (
+        "were chosen with epsilon 0.4, evaluation.epsilon is 0.5"
+        in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
+    )

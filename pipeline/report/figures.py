@@ -190,7 +190,7 @@ def following(runs: Sequence[Run]) -> str:
             axes.plot(
                 *(millions, getattr(run, name), style), color=colour, linewidth=1.3, alpha=0.8, label="" if number else label
             )
-    axes.set_xlabel("million frames of the teacher's learning")
+    axes.set_xlabel("million frames that the teacher learned from")
     axes.set_ylabel("return")
     axes.legend(fontsize=9)
     return svg(figure)

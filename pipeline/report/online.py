@@ -1,6 +1,6 @@
 """How steadily a student follows a teacher that is still learning, in numbers.
 
-Dimensions: P points of a history.
+Dimensions: P points of a history, N episodes, R resamples.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.report.bootstrap import Values, percentiles, resampled_means
+
 
 class Steadiness(NamedTuple):
-    """Of mean returns at successive points: the root of the mean square of their changes, the worst drop below the best so far,
-    and the mean over the run (the area under the curve, over its length).
+    """Of mean returns at successive points: the root of the mean square of their changes, the worst drop below the best policy
+    so far, 0 if there is none, and the mean over the run (the area under the curve, over its length).
     """
 
     change: float
@@ -22,14 +24,16 @@ class Steadiness(NamedTuple):
     area: float
 
 
-def steadiness(return_P: Sequence[float]) -> Steadiness:
-    """ValueError for fewer than two points."""
+def steadiness(return_P: Sequence[float], best_P: Sequence[float]) -> Steadiness:
+    """`best_P` are the returns, on the same seeds, of the policy that other seeds have chosen as the best so far: below its own
+    greatest value every curve drops by noise, and one that never rises does not. ValueError for fewer than two points.
+    """
     if len(return_P) < 2:
         raise ValueError(f"{len(return_P)} point(s) have no changes: a history wants two at least")
     values_P = np.asarray(return_P, dtype=np.float64)
     return Steadiness(
         change=float(np.sqrt(np.mean(np.diff(values_P) ** 2))),
-        drop=float((np.maximum.accumulate(values_P) - values_P).max()),
+        drop=max(0.0, float((np.asarray(best_P, dtype=np.float64) - values_P).max())),
         area=float(values_P.mean()),
     )
 
@@ -38,7 +42,9 @@ def steadiness(return_P: Sequence[float]) -> Steadiness:
 class Run:
     """One seed of a game: mean returns at each point, of the teacher as it was, of the best so far, and of the student.
 
-    Scores are of the last student and of the best snapshot, on seeds that chose neither; `zero` is the random agent's.
+    The episodes, on seeds that chose nobody and made no curve, are of the teacher's last policy, of its best, and of the final
+    student, the latter two on the same seeds; `zero` is the random agent's mean return, `states` what was played at each point
+    for the student to learn from, in steps.
     """
 
     game: str
@@ -47,25 +53,57 @@ class Run:
     teacher_P: Sequence[float]
     best_P: Sequence[float]
     student_P: Sequence[float]
-    student_score: float
-    best_score: float
+    last_N: Values
+    best_N: Values
+    student_N: Values
     zero: float
-    episodes: int
+    states: int
+
+    def steadiness(self, who: str) -> Steadiness:
+        """Of `teacher`, `best` or `student`."""
+        return steadiness(getattr(self, f"{who}_P"), self.best_P)
+
+    @property
+    def share_of_drop(self) -> float | None:
+        """The student's worst drop over the teacher's; None where the teacher never dropped."""
+        dropped = self.steadiness("teacher").drop
+        return self.steadiness("student").drop / dropped if dropped else None
 
     @property
     def kept(self) -> float | None:
-        """The student's final score in per cent of the best snapshot's, random-normalised; None where that learned nothing."""
-        above = self.best_score - self.zero
-        return 100.0 * (self.student_score - self.zero) / above if above > 0 else None
+        """The final student's score in per cent of the best snapshot's, random-normalised; None where that is not surely above
+        the random agent's.
+        """
+        return None if self.kept_R is None else 100.0 * (self.student_N.mean() - self.zero) / (self.best_N.mean() - self.zero)
+
+    @property
+    def kept_R(self) -> Values | None:
+        """`kept` of resampled episodes, paired by seed."""
+        above_R = resampled_means(self.best_N) - self.zero
+        return None if above_R.min() <= 0 else 100.0 * (resampled_means(self.student_N) - self.zero) / above_R
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean, and over several seeds their least and greatest."""
-    mean = f"{np.mean(values):.2f}"
-    return mean if len(values) < 2 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+def spread(values: Sequence[float | None], digits: int = 2) -> str:
+    """Mean, and over several seeds their least and greatest; empty where there is none."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return ""
+    mean = f"{np.mean(there):.{digits}f}"
+    return mean if len(there) < 2 else f"{mean} ({min(there):.{digits}f} to {max(there):.{digits}f})"
 
 
-HEAD = ("game", "who", "seeds", "change", "worst drop", "mean over the run", "at the end, fresh seeds", "normalised %")
+HEAD = (
+    "game",
+    "who",
+    "seeds",
+    "change",
+    "worst drop",
+    "drop, of the teacher's",
+    "mean over the run",
+    "at the end, fresh seeds",
+    "kept %",
+    "95 % over episodes",
+)
 
 
 def table(runs: Sequence[Run]) -> list[list[str]]:
@@ -73,15 +111,19 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
     cells = []
     for game in dict.fromkeys(run.game for run in runs):
         of_game = [run for run in runs if run.game == game]
-        kept = [run.kept for run in of_game if run.kept is not None]
-        for who, curves, ends, share in (
-            ("teacher", [run.teacher_P for run in of_game], [], []),
-            ("best so far", [run.best_P for run in of_game], [run.best_score for run in of_game], []),
-            ("student", [run.student_P for run in of_game], [run.student_score for run in of_game], kept),
+        drawn = [kept_R for run in of_game if (kept_R := run.kept_R) is not None]
+        low, high = percentiles(np.mean(drawn, axis=0)) if drawn else (0.0, 0.0)
+        student = [
+            spread([run.share_of_drop for run in of_game]),
+            spread([run.kept for run in of_game]),
+            f"{low:.1f} to {high:.1f}" if drawn else "",
+        ]
+        for who, name, ends, (share, kept, within) in (
+            ("teacher", "teacher", [run.last_N.mean() for run in of_game], ["", "", ""]),
+            ("best so far", "best", [run.best_N.mean() for run in of_game], ["", "", ""]),
+            ("student", "student", [run.student_N.mean() for run in of_game], student),
         ):
-            found = [steadiness(curve) for curve in curves]
-            numbers = [spread([getattr(s, name) for s in found]) for name in ("change", "drop", "area")]
-            cells.append(
-                [game, who, str(len(of_game)), *numbers, *(spread(values) if values else "" for values in (ends, share))]
-            )
+            found = [run.steadiness(name) for run in of_game]
+            change, drop, area = (spread([getattr(s, what) for s in found]) for what in ("change", "drop", "area"))
+            cells.append([game, who, str(len(of_game)), change, drop, share, area, spread(ends), kept, within])
     return cells

@@ -191,15 +191,17 @@ def _online(runs: Sequence[Run]) -> str:
         return ""
     drawn = [
         figure(
-            figures.following([run for run in runs if run.game == game]),
-            f"{game}: mean returns at each point of the teacher's learning, on seeds that did not choose the best; a line per seed.",
+            figures.following(of_game := [run for run in runs if run.game == game]),
+            f"{game}: mean returns at each point of the teacher's learning, on seeds that did not choose the best; a line per seed. "
+            f"Frames are those that the teacher learned from; for the student {of_game[0].states:,} steps more were played at each point.",
         )
         for game in dict.fromkeys(run.game for run in runs)
     ]
     table = tables.online(runs).html(
-        "Change: root mean square of the changes from point to point. Worst drop: below the best so far. Where there are several "
-        f"seeds, their mean, least and greatest. At the end: {runs[0].episodes} episodes on seeds that nothing else has seen; normalised: "
-        "(student - random) / (best snapshot - random).",
+        "Change: root mean square of the changes from point to point. Worst drop: below the best policy so far, which other seeds chose, "
+        "at the same point. Where there are several seeds, their mean, least and greatest. At the end: the teacher's last policy, its best, "
+        f"and the student after its last updates, {len(runs[0].student_N)} episodes each on seeds that nothing else has seen; kept: "
+        "(student - random) / (best - random), with the 95 % bootstrap interval of the seeds' mean over episodes, paired by seed.",
     )
     return f"<section><h2>Following a teacher that is still learning</h2>{table}<div class='figures'>{''.join(drawn)}</div></section>"
 

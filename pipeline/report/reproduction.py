@@ -89,9 +89,11 @@ mean of the random-normalised per cents, and the least of those. Intervals: 95 %
 ## Following a teacher that is still learning
 
 At each point of the teacher's learning the policy that did best on the seeds that choose labels a new version of the dataset,
-and the student goes on learning from the latest ones; teacher, best so far and student are scored on other seeds. Change is the
-root mean square of the changes from point to point, worst drop that below the best so far; over several seeds, their mean,
-least and greatest. At the end: on seeds that nothing else has seen, and of these (student - random) / (best snapshot - random).
+and the student goes on learning from what that policy has labelled; teacher, best so far and student are scored on other seeds.
+Change is the root mean square of the changes from point to point. The worst drop is below the best policy so far at the same
+point, of the student also as a share of the teacher's. Over several seeds: their mean, least and greatest. At the end: the
+teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is (student - random) /
+(best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, paired by seed.
 
 {tables.online(online).markdown()}
 """

@@ -56,6 +56,16 @@ def test_the_published_preset_is_as_published() -> None:
     assert (loaded.environment.noop_max, loaded.environment.max_episode_frames) == (30, 30 * 60 * 60)
 
 
+def test_schedules_that_end_with_the_budget_heed_it() -> None:
+    heeds = {
+        (experiment, name): preset.heeds_budget
+        for experiment in ("online", "same-network")
+        for name, preset in params.load(ROOT / f"experiments/{experiment}/params.yaml").teacher_presets.items()
+    }
+    assert [key for key, heeded in heeds.items() if heeded] == [("same-network", "dqn-fast")]
+    assert params.load(ROOT / "params.yaml").teacher_presets["pqn-atari"].heeds_budget
+
+
 def test_a_missing_key(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"evaluation.epsilon is missing$"):
         params.load(edited(tmp_path, lambda raw: raw["evaluation"].pop("epsilon")))

@@ -1,0 +1,85 @@
+"""A teacher's training steps/s with a student that follows it, against without: which share is kept.
+
+Two learners of `experiments/online` take turns, from point to point; one has a student. Points are close here and the student
+does little at each, in short episodes: what a step, a state and an update take is put together as the experiment has them, the
+final updates spread over its points. Scores, which distilling does not want, are told apart.
+
+    python -m benchmarks.online [GAME]
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from stages import params as settings
+from stages.cluster import cluster
+from stages.distill_online import Follower
+from stages.history import History, live
+from stages.paths import Layout
+
+STEPS, STATES, UPDATES, EPISODES, LENGTH = 2048, 4096, 40, 16, 300
+"""A point's, and an episode's steps. Fewer episodes at once would take as long: states are valued 16 at a time."""
+POINTS = 3
+"""The first is not counted."""
+PLAYED = 2000
+"""Steps of an episode of the experiment, about."""
+
+
+def main(game: str) -> None:
+    params = settings.load(Path("experiments/online/params.yaml"))
+    small = _small(params, game)
+    torch.set_num_threads(1)  # one core a run, as the experiment's hours are told
+    with tempfile.TemporaryDirectory() as name, cluster(None, os.cpu_count() or 1) as client:
+        scheduler = str(client.scheduler_info()["address"])
+        alone, followed = (Path(name) / who for who in ("alone", "followed"))
+        histories = [History(work / "history") for work in (alone, followed)]
+        runs = [live(small, game, 0, h.folder.parent, h, "cpu") for h in histories]
+        follower = Follower(Layout(Path(name), Path(name)), small, game, 0, followed, histories[1], "cpu")
+        for _, point in zip(*runs, strict=True):
+            follower.follow(point, scheduler)
+    told, online = params.history[game], params.online[game]
+    points = -(-told.steps // told.every)
+    without = statistics.median(point.seconds_learning for point in histories[0].points[1:]) / STEPS
+
+    def seconds(what: str) -> float:
+        return float(statistics.median(row[f"seconds_{what}"] for row in follower.rows[1:]))
+
+    learning = told.every * seconds("learning") / STEPS
+    states, updates = online.states + online.final_states / points, params.students[online.student].updates
+    collecting = states * seconds("collecting") / STATES
+    distilling = (updates + online.final_updates / points) * seconds("distilling") / UPDATES
+    scoring = online.score_episodes * PLAYED * seconds("scoring") / (EPISODES * LENGTH)
+    print(f"{game}, {1 / without:.0f} steps/s alone; beside a student, {STEPS / seconds('learning'):.0f} while it learns")
+    parts = {"learning": learning, "collecting": collecting, "distilling": distilling, "scores": scoring}
+    print("seconds a point: " + ", ".join(f"{what} {took:.0f}" for what, took in parts.items()))
+    beside = learning + collecting + distilling
+    kept, scored = (told.every * without / total for total in (beside, beside + scoring))
+    print(f"kept: {kept:.0%} of its steps/s, or {scored:.0%} with scores")
+
+
+def _small(params: settings.Params, game: str) -> settings.Params:
+    """The experiment's params with little of everything."""
+    told, online = params.history[game], params.online[game]
+    preset, student = params.teacher_presets[told.preset], params.students[online.student]
+    assert preset.dqn is not None
+    history = {"steps": POINTS * STEPS, "every": STEPS, "select_episodes": 1}
+    return params.model_copy(
+        update={
+            "environment": replace(params.environment, max_episode_frames=LENGTH * params.environment.frame_skip),
+            "history": {game: told.model_copy(update=history)},
+            "online": {game: online.model_copy(update={"states": STATES, "score_episodes": EPISODES})},
+            "teacher_presets": {told.preset: preset.model_copy(update={"dqn": replace(preset.dqn, replay_start=STEPS // 2)})},
+            "students": {online.student: student.model_copy(update={"updates": UPDATES})},
+        }
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "Pong")
