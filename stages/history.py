@@ -21,7 +21,7 @@ from stages import params as settings
 from stages.contest import Contestant, mean_return, played
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, save_state
-from stages.runlog import mark, say, show
+from stages.runlog import mark, saved_when_stopped, say, show
 
 CHECKPOINT_EVERY_SECONDS = 120.0
 RECORD: Final = "history.json"
@@ -145,21 +145,16 @@ def _learn(
 ) -> Generator[Point, None, None]:
     """Spend the steps, with a point wherever one is due."""
     saved = time.monotonic()
-    with closing(
-        show(learner.train(world), f"train {game}-{seed}", ("refilled", "return", "loss", "q"), learning=True)
-    ) as progress:
-        try:
-            for _ in progress:
-                if _due(params.history[game], learner, history):
-                    yield _point(params, game, seed, learner, history, checkpoint)
-                    saved = time.monotonic()
-                elif time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
-                    save_state(checkpoint, learner.state_dict())
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            save_state(checkpoint, learner.state_dict())
-            say(f"stopped at {learner.tally.steps:,} steps; the same command goes on from there")
-            raise
+    shown = show(learner.train(world), f"train {game}-{seed}", ("refilled", "return", "loss", "q"), learning=True)
+    stopped = saved_when_stopped(lambda: save_state(checkpoint, learner.state_dict()), lambda: f"{learner.tally.steps:,} steps")
+    with stopped, closing(shown) as progress:
+        for _ in progress:
+            if _due(params.history[game], learner, history):
+                yield _point(params, game, seed, learner, history, checkpoint)
+                saved = time.monotonic()
+            elif time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
+                save_state(checkpoint, learner.state_dict())
+                saved = time.monotonic()
 
 
 def _due(told: settings.HistoryParams, learner: Learner, history: History) -> bool:
