@@ -45,7 +45,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     agent = f"{mix_name}/{variant_name}-{seed}"
     decides = {
         "variant": variant.model_dump(exclude={"play_episodes"}),
-        "preset": asdict(config),
+        "preset": config.settings(),
         "seed": seed,
         "digests": [i.digest for ingredients in mix.values() for i in ingredients],
         "start": start.digest if start else None,
@@ -107,7 +107,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 "best_updates": student.best_updates,
                 "samples": variant.updates * config.batch,
                 "held_out": {key: best[key] for key in MEASURES},
-                "settings": {"preset": variant.preset, **asdict(config)},
+                "settings": {"preset": variant.preset, **config.settings()},
                 "datasets": [
                     {"name": i.dataset, "digest": i.digest, "states": len(part)}
                     for game, ingredients in mix.items()

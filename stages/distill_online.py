@@ -56,7 +56,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     decides = {
         "online": told.model_dump(),
         "variant": variant.model_dump(),
-        "preset": asdict(config),
+        "preset": config.settings(),
         "seed": seed,
         "history": [p._asdict() for p in recorded.points] if replay else making.name,
         "protocol": protocol,
@@ -273,7 +273,7 @@ class Follower:
                 "updates": self._variant.updates * len(self.rows),
                 "versions": len(self.rows),
                 "held_out": {key: last[key] for key in MEASURES},
-                "settings": {"preset": self._variant.preset, **asdict(self._config)},
+                "settings": {"preset": self._variant.preset, **self._config.settings()},
                 "recipe": self._told.recipe,
             },
         )
