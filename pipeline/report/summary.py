@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.report.bootstrap import RESAMPLES, Values, percentiles, resampled_means
-from pipeline.report.scores import Evaluated, read_returns
+from pipeline.report.scores import Evaluated, learned_from, read_returns
 from pipeline.seeding import stream
 
 FLOOR: Final = 1.0
@@ -22,12 +22,15 @@ FLOOR: Final = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """One kind of student in one game: means over its runs. `percent` is of the teacher's raw return, None if that is not
-    above zero; `runs` says how many training runs the interval includes.
+    """One kind of student in one game: means over its runs. `percent` is of the teacher's raw return, None if that is not above
+    zero, as its interval is where resamples are not; `runs` says how many training runs the intervals include, of which
+    `ci95` is that of `normalized`.
     """
 
     returned: float
+    returned_ci95: tuple[float, float]
     percent: float | None
+    percent_ci95: tuple[float, float] | None
     normalized: float
     ci95: tuple[float, float]
     runs: int
@@ -36,6 +39,8 @@ class Standing:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """One kind of student over the games, or of baseline. `learned` tells from what: a loss, or an algorithm.
+
+    `plain` as `Evaluated` has it; of students of one game, `rounds` of them acted for `states` in all that each learned from.
 
     `mean` is the geometric mean of the normalised per cents, None where it has not played every game; `floored` names the games
     in which it was taken to reach 1 %.
@@ -50,6 +55,9 @@ class Summary:
     mean: float | None
     ci95: tuple[float, float] | None
     floored: tuple[str, ...]
+    plain: bool
+    rounds: int
+    states: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,9 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
         mean=float(geometric_mean([np.array([s.normalized]) for s in standings.values()])[0]) if whole else None,
         ci95=percentiles(means_R) if whole else None,
         floored=tuple(name for name, s in standings.items() if s.normalized < FLOOR),
+        plain=first.plain,
+        rounds=max(0, len(learned_from(first.card)) - 1),
+        states=sum(told["states"] for told in learned_from(first.card)),
     )
 
 
@@ -140,7 +151,9 @@ def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> tuple[Standing,
     mean = float(np.mean(means))
     standing = Standing(
         returned=mean,
+        returned_ci95=percentiles(own_R),
         percent=100.0 * mean / best if best > 0 else None,
+        percent_ci95=percentiles(100.0 * own_R / best_R) if best_R.min() > 0 else None,
         normalized=100.0 * (mean - zero) / (best - zero),
         ci95=percentiles(normalized_R),
         runs=len(runs),
