@@ -161,14 +161,15 @@ def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> tuple[Standing,
     return standing, normalized_R
 
 
-def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """Spearman's: the correlation of ranks, ties sharing theirs. 0 where one of them does not vary."""
+def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> Values:
+    """Spearman's, over the last axis: the correlation of ranks, ties sharing theirs. 0 where one of them does not vary."""
     ranks = [_ranks(np.asarray(values, dtype=np.float64)) for values in (x, y)]
-    spread = ranks[0].std() * ranks[1].std()
-    return float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / spread) if spread else 0.0
+    a, b = (rank - rank.mean(axis=-1, keepdims=True) for rank in ranks)
+    spread = np.sqrt((a * a).mean(axis=-1) * (b * b).mean(axis=-1))
+    return np.asarray(np.divide((a * b).mean(axis=-1), spread, out=np.zeros_like(spread), where=spread > 0))
 
 
-def _ranks(values_N: Values) -> Values:
-    _, inverse, counts = np.unique(values_N, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2.0)[inverse])
+def _ranks(values: Values) -> Values:
+    """Over the last axis."""
+    own, other = values[..., :, None], values[..., None, :]
+    return np.asarray((own > other).sum(axis=-1) + ((own == other).sum(axis=-1) + 1) / 2.0)

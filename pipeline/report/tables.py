@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import HEAD, Run, table
 from pipeline.report.paper import BARS, LADDER, MULTITASK, STUDENTS, TABLE1, THREE_GAMES, Bar, published_percent
+from pipeline.report.predictors import PREDICTORS, Group
 from pipeline.report.scores import Evaluated, Score, read_returns
 from pipeline.report.summary import FLOOR, Standing, Summary, geometric_mean
 
@@ -152,6 +153,17 @@ def costs(teacher: Evaluated, students: Sequence[Evaluated]) -> Table:
 def facts(rows: Sequence[Mapping[str, str]]) -> Table:
     """A column per key of the first row."""
     return Table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def correlations(groups: Sequence[Group]) -> Table:
+    """A row per held-out number, a column per group of students."""
+    head = ["rank correlation [95 %]", *(f"{g.game}, {g.loss or 'all losses'} ({g.students})" for g in groups)]
+    found = {name: [g.correlations[name] for g in groups] for name in PREDICTORS}
+    cells = [
+        [label, *(f"{c.value:.2f} [{c.ci95[0]:.2f}, {c.ci95[1]:.2f}]" for c in found[name])]
+        for name, label in PREDICTORS.items()
+    ]
+    return Table(head, cells)
 
 
 def several(summaries: Sequence[Summary]) -> Table:
