@@ -25,11 +25,8 @@ class Session:
 
     def load(self) -> tuple[Layout, Params]:
         from stages import params
-        from stages.paths import Layout
 
-        loaded = params.load(self.params_path)
-        root = self.params_path.parent
-        return Layout(root=root, zoo=root / loaded.zoo, store=root / loaded.store), loaded
+        return params.load_project(self.params_path)
 
 
 class Group(click.Group):

@@ -19,7 +19,7 @@ from stages import params as settings
 from stages.contest import Contestant, mean_return, played
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
-from stages.runlog import mark, say, show
+from stages.runlog import mark, saved_when_stopped, say, show
 
 CHECKPOINT_EVERY_SECONDS = 60.0
 
@@ -45,7 +45,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     agent = f"{mix_name}/{variant_name}-{seed}"
     decides = {
         "variant": variant.model_dump(exclude={"play_episodes"}),
-        "preset": asdict(config),
+        "preset": config.settings(),
         "seed": seed,
         "digests": [i.digest for ingredients in mix.values() for i in ingredients],
         "start": start.digest if start else None,
@@ -77,18 +77,17 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             if variant.play_episodes and student.curve and not _played(student):
                 _play(params, student, variant.play_episodes, title)  # what the last sitting did not finish
         saved = time.monotonic()
-        with closing(show(train(student), title, ("loss", "kl", "agreement", "regret"), learning=True)) as progress:
-            try:
-                for p in progress:
-                    if variant.play_episodes and "kl" in p.metrics:
-                        _play(params, student, variant.play_episodes, title)
-                    if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS and p.done < p.total:
-                        save_state(checkpoint, student.state_dict())
-                        saved = time.monotonic()
-            except KeyboardInterrupt:
-                save_state(checkpoint, student.state_dict())
-                say(f"stopped at {student.updates:,} updates; the same command goes on from there")
-                raise
+        shown = show(train(student), title, ("loss", "kl", "agreement", "regret"), learning=True)
+        stopped = saved_when_stopped(
+            lambda: save_state(checkpoint, student.state_dict()), lambda: f"{student.updates:,} updates"
+        )
+        with stopped, closing(shown) as progress:
+            for p in progress:
+                if variant.play_episodes and "kl" in p.metrics:
+                    _play(params, student, variant.play_episodes, title)
+                if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS and p.done < p.total:
+                    save_state(checkpoint, student.state_dict())
+                    saved = time.monotonic()
         network = QNetwork(spec, student.network.actions)
         network.load_state_dict(student.best_weights)
         folder = work / "publish"
@@ -108,7 +107,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 "best_updates": student.best_updates,
                 "samples": variant.updates * config.batch,
                 "held_out": {key: best[key] for key in MEASURES},
-                "settings": {"preset": variant.preset, **asdict(config)},
+                "settings": {"preset": variant.preset, **config.settings()},
                 "datasets": [
                     {"name": i.dataset, "digest": i.digest, "states": len(part)}
                     for game, ingredients in mix.items()

@@ -58,7 +58,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     decides = {
         "online": told.model_dump(exclude={"seeds"}),
         "variant": variant.model_dump(),
-        "preset": asdict(config),
+        "preset": config.settings(),
         "seed": seed,
         "history": [(p.steps, p.selected, p.digest) for p in recorded.points] if replay else making.name,
         "epsilon": epsilon,
@@ -297,7 +297,7 @@ class Follower:
                 "updates": self._variant.updates * len(self.rows) + self._told.final_updates,
                 "versions": len(self.rows) + 1,
                 "held_out": {key: measured[key] for key in MEASURES},
-                "settings": {"preset": self._variant.preset, **asdict(self._config)},
+                "settings": {"preset": self._variant.preset, **self._config.settings()},
                 "recipe": self._told.recipe,
             },
         )

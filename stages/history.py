@@ -19,7 +19,7 @@ from stages import params as settings
 from stages.contest import Contestant, mean_return, played
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, save_state
-from stages.runlog import mark, say, show
+from stages.runlog import mark, saved_when_stopped, say, show
 
 CHECKPOINT_EVERY_SECONDS = 120.0
 RECORD: Final = "history.json"
@@ -167,21 +167,18 @@ class _Recording:
         shown = ("refilled", "return", "loss", "q")
         title = f"train {self._game}-{self._seed}"
         saved = began = time.monotonic()
-        with closing(show(self._learner.train(world), title, shown, learning=True)) as progress:
-            try:
-                for _ in progress:
-                    self._seconds += time.monotonic() - began
-                    if self._due():
-                        yield self._point()
-                        saved = time.monotonic()
-                    elif time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
-                        self._save()
-                        saved = time.monotonic()
-                    began = time.monotonic()
-            except KeyboardInterrupt:
-                self._save()
-                say(f"stopped at {self._learner.tally.steps:,} steps; the same command goes on from there")
-                raise
+        showing = show(self._learner.train(world), title, shown, learning=True)
+        stopped = saved_when_stopped(self._save, lambda: f"{self._learner.tally.steps:,} steps")
+        with stopped, closing(showing) as progress:
+            for _ in progress:
+                self._seconds += time.monotonic() - began
+                if self._due():
+                    yield self._point()
+                    saved = time.monotonic()
+                elif time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+                began = time.monotonic()
 
     def _save(self) -> None:
         save_state(self._checkpoint, {"learner": self._learner.state_dict(), "seconds": self._seconds})

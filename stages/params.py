@@ -21,6 +21,7 @@ from pipeline.evaluate import PROTOCOLS, Protocol
 from pipeline.rl.dqn import DqnConfig, DqnLearner
 from pipeline.rl.learner import Learner
 from pipeline.rl.pqn import PqnConfig, PqnLearner
+from stages.paths import Layout
 
 
 class Section(BaseModel):
@@ -228,10 +229,13 @@ class EvaluationParams(Section):
 
 
 class Params(Section):
-    """All of a params file. `zoo` holds the teachers, `store` the datasets where another experiment has them already."""
+    """All of a params file. `zoo` holds the teachers, `store` the datasets where another experiment has them already; `beside`
+    are folders of other experiments, whose students `report --paper` shows as well.
+    """
 
     zoo: str
     store: str = "data/datasets"
+    beside: list[str] = []
     environment: EnvConfig
     teachers: dict[str, TeacherParams]
     teacher_presets: dict[str, TeacherPreset]
@@ -297,6 +301,12 @@ def load(path: Path) -> Params:
         return Params.model_validate_json(raw)
     except ValidationError as error:
         raise ValueError("\n".join(f"{path}: {_fault(e)}" for e in error.errors(include_url=False))) from None
+
+
+def load_project(path: Path) -> tuple[Layout, Params]:
+    """A params file, and where things lie in its folder. ValueError as `load` has it."""
+    params = load(path)
+    return Layout(root=path.parent, zoo=path.parent / params.zoo, store=path.parent / params.store), params
 
 
 def _fault(error: Any) -> str:

@@ -28,8 +28,8 @@ from pipeline.report import reproduction, tables
 from pipeline.report.aggregate import aggregates
 from pipeline.report.online import Run
 from pipeline.report.page import Section, Several, render
-from pipeline.report.scores import Evaluated, read_curve, read_returns, score
-from pipeline.report.summary import Game, summarise
+from pipeline.report.scores import Evaluated, learned_from, read_curve, read_returns, score
+from pipeline.report.summary import Game, Summary, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
 from stages.disputes import disputes
@@ -81,8 +81,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     rows = [row for section in sections for row in section.rows]
     folder = layout.work("report", "page", {})
     folder.mkdir(parents=True, exist_ok=True)
-    scores = [asdict(row.score) for row in rows]
-    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    (folder / "scores.json").write_text(json.dumps([asdict(row.score) for row in rows], indent=2) + "\n")
     (folder / "table.md").write_text(tables.scores(rows).markdown())
     root = layout.root.resolve()
     command = f"dvc repro experiments/{root.name}/dvc.yaml" if root.parent.name == "experiments" else "dvc repro"
@@ -103,9 +102,12 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     replace_folder(folder, layout.report)
     if paper is not None:
         teachers = {game: who.teacher for game, who in games.items()}
+        beside = [row for name in params.beside for row in _beside(layout.root / name, games)]
         told = [found.summaries for found in several]
         with replaced_file(paper) as part:
-            part.write_text(reproduction.markdown(summaries, told, teachers, facts["protocol"], command, online, typical))
+            part.write_text(
+                reproduction.markdown(summaries, told, teachers, facts["protocol"], command, online, typical, beside)
+            )
     written = layout.report / "index.html"
     say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     return written
@@ -123,6 +125,28 @@ def _several(games: Mapping[str, Game]) -> Several:
     wanted = {card["digest"] for card in cards} | {card["begins_with"] for card in cards if "begins_with" in card}
     theirs = _only(games, lambda who: who.card["digest"] in wanted)
     return Several(summaries=sorted(summarise(theirs), key=lambda s: s.games.keys() == theirs.keys()), games=theirs)
+
+
+def _beside(folder: Path, ours: Mapping[str, Game]) -> list[tuple[Evaluated, list[Summary]]]:
+    """Teachers of another experiment and what became of their students of one game, as far as they are evaluated; says what is
+    left out: what is not, and what was not under a protocol of ours.
+    """
+    protocols = {game.teacher.protocol for game in ours.values()}
+    layout, params = settings.load_project(folder / "params.yaml")
+    of_games: dict[str, list[Evaluated]] = {}
+    for cell in _finished(layout, params, params.cells(), others=True, where=f" in {folder}"):
+        played = games_of_cell(layout, params, cell)
+        if cell.kind == "students" and len(played) == 1:
+            of_games.setdefault(played[0], []).append(_evaluated(layout, cell.agent, layout.agent(cell.agent)))
+    rows = []
+    for name, students in of_games.items():
+        teacher = _evaluated(layout, f"teachers/{name}", layout.teacher(name))
+        game = Game(teacher, _evaluated(layout, f"random/{name}", None), students)
+        if unlike := [who.agent for who in (game.teacher, game.chance, *students) if who.protocol not in protocols]:
+            say(f"left out of {folder}, of another protocol: {', '.join(unlike)}")
+            continue
+        rows.append((teacher, summarise({name: game})))
+    return rows
 
 
 def _followed(layout: Layout, game: str, seed: int) -> bool:
@@ -164,7 +188,9 @@ def _run(layout: Layout, game: str, seed: int, states: int) -> Run:
     )
 
 
-def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.Cell], *, others: bool) -> list[settings.Cell]:
+def _finished(
+    layout: Layout, params: settings.Params, cells: Sequence[settings.Cell], *, others: bool, where: str = ""
+) -> list[settings.Cell]:
     """Those of the cells that have been evaluated, as have their teachers and the random agents; says which have not.
 
     ValueError if none has, and there is nothing else to report on.
@@ -181,7 +207,7 @@ def _finished(layout: Layout, params: settings.Params, cells: Sequence[settings.
 
     done = [cell for cell in cells if finished(cell)]
     if missing := [cell.name for cell in cells if cell not in done]:
-        say(f"left out, not evaluated yet: {', '.join(missing)}")
+        say(f"left out, not evaluated yet{where}: {', '.join(missing)}")
     if not done and not others:
         raise ValueError("no student of the params' grid has been evaluated yet: run `dvc repro`")
     return done
@@ -255,8 +281,8 @@ def _datasets(
 ) -> list[dict[str, str]]:
     """A row per dataset of the mixes; what only the dataset itself can tell is there where it is at hand."""
     cards = {who.card["digest"]: who.card for who in students}.values()  # once, however many games it plays
-    states = {told["digest"]: told["states"] for card in cards for told in card.get("datasets", [])}
-    learned = Counter(told["digest"] for card in cards for told in card.get("datasets", []))
+    states = {told["digest"]: told["states"] for card in cards for told in learned_from(card)}
+    learned = Counter(told["digest"] for card in cards for told in learned_from(card))
     rows = []
     for digest, (name, game, teacher) in {
         one.digest: (one.dataset, game, one.teacher) for mix in mixes.values() for game, of in mix.items() for one in of

@@ -69,6 +69,23 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
+class Stopped(KeyboardInterrupt):
+    """The user asked to stop, and what learns is between two yields, where its state is consistent."""
+
+
+@contextmanager
+def saved_when_stopped(save: Callable[[], None], reached: Callable[[], str]) -> Iterator[None]:
+    """Save where the user stopped at a yield, and tell how far it came. Any other interrupt may come in the middle of an
+    update: then the last checkpoint is what the same command goes on from.
+    """
+    try:
+        yield
+    except Stopped:
+        save()
+        say(f"stopped at {reached()}; the same command goes on from there")
+        raise
+
+
 @contextmanager
 def stop_at_next_yield() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM wait for the next yield, where state is consistent and can be saved; a second Ctrl-C does not wait."""
@@ -99,7 +116,7 @@ def show(
     """Pass `progress` through, drawing it. `metrics` are the names to print beside the bar; those of what is `learning` are
     marked as well.
 
-    Raises KeyboardInterrupt between two yields when the user asked to stop: the place to save and leave.
+    Raises Stopped between two yields when the user asked to stop: the place to save and leave.
     """
     started = time.monotonic()
     last_line = started
@@ -122,7 +139,7 @@ def show(
                 mark(title, p.done, p.metrics)
             yield p
             if stopping():
-                raise KeyboardInterrupt
+                raise Stopped
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from stages.grid import games_of_mix
 from stages.paths import Layout
 from stages.plan import Machine, multitask_seconds
 from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
-from stages.runlog import duration, mark, say, show
+from stages.runlog import duration, mark, saved_when_stopped, say, show
 from stages.versions import code_version
 
 CHECKPOINT_EVERY_SECONDS = 120.0
@@ -86,7 +86,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             )
             for game in games
         }
-        try:
+        with saved_when_stopped(state.save, lambda: f"{learner.steps:,} steps a game"):
             if state.selection_due():
                 state.select()  # an evaluation that the last sitting did not finish
             with closing(
@@ -96,10 +96,6 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                     state.follow(p)
             if state.evaluated_steps < learner.steps or not state.best_weights:
                 state.select()
-        except KeyboardInterrupt:
-            state.save()
-            say(f"stopped at {learner.steps:,} steps a game; the same command goes on from there")
-            raise
         best = QNetwork(learner.result.spec, learner.result.actions)
         best.load_state_dict(state.best_weights)
         folder = work / "publish"

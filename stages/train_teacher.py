@@ -26,7 +26,7 @@ from stages import params as settings
 from stages.contest import Contestant, Notes, mean_return, played, record
 from stages.paths import Layout
 from stages.publish import alone_in, check_target, load_state, replace_folder, save_state, write_csv
-from stages.runlog import duration, mark, say, show
+from stages.runlog import duration, mark, saved_when_stopped, say, show
 from stages.versions import code_version
 
 CURVE = "curve.csv"
@@ -177,7 +177,7 @@ def _learn(params: settings.Params, game: str, state: _Run, title: str, *, seed_
         state.save()
         say(f"{game} at {learner.tally.steps:,} steps: mean return {evaluated:.2f} (best {state.best_return:.2f})")
 
-    try:
+    with saved_when_stopped(state.save, lambda: f"{learner.tally.steps:,} steps"):
         if state.selection_due():
             select()  # an evaluation that the last sitting did not finish
         if not state.spent():
@@ -190,10 +190,6 @@ def _learn(params: settings.Params, game: str, state: _Run, title: str, *, seed_
                         state.save()
         if state.evaluated_steps < learner.tally.steps or not state.best_weights:
             select()
-    except KeyboardInterrupt:
-        state.save()
-        say(f"stopped at {learner.tally.steps:,} steps; the same command goes on from there")
-        raise
 
 
 def _pass_gate(params: settings.Params, game: str, state: _Run, work: Path) -> tuple[QNetwork, dict[str, Any]]:

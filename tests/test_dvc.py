@@ -78,6 +78,14 @@ def test_rounds_wait_for_who_acts_and_for_every_dataset_of_their_mix() -> None:
     assert mixes == raw["mixes"]
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent != ROOT], ids=lambda p: p.parent.name)
+def test_students_of_an_experiment_wait_for_no_dataset(path: Path) -> None:
+    """Their mix names the datasets' digests: a fresh clone, which has no datasets, skips what is finished."""
+    for name, stage in stages_of(path).items():
+        if stage["cmd"].split()[1] == "distill":
+            assert not [dep for dep in stage["deps"] if dep.startswith("data/datasets")], name
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
 def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
     raw = YAML(typ="safe", pure=True).load((path.parent / "params.yaml").read_text())

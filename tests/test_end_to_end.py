@@ -106,6 +106,21 @@ def test_the_report(travelled: Path, tmp_path: Path) -> None:
     assert len({tuple(colour) for colour in seen[::7, ::7].reshape(-1, 3).tolist()}) > 20
 
 
+def test_the_papers_page_has_rows_of_other_experiments(travelled: Path) -> None:
+    """Here the experiment itself, and one of which nothing is there yet."""
+    text = (travelled / "params.yaml").read_text()
+    (travelled / "apart").mkdir()
+    (travelled / "apart/params.yaml").write_text(text)
+    (travelled / "other.yaml").write_text(text + "beside: [., apart]\n")
+    page = travelled / "paper.md"
+    done = CliRunner().invoke(main, ["--params", str(travelled / "other.yaml"), "report", "--paper", str(page)])
+    assert done.exit_code == 0, done.output
+    assert f"left out, not evaluated yet in {travelled / 'apart'}: small/kl-0, small/mse-0\n" in done.output
+    told = page.read_text()
+    assert told.count("| Breakout, PQN with LayerNorm teacher | ") == 1
+    assert told.count("Breakout, PQN with LayerNorm (1,687,524 parameters)") == 2
+
+
 LOOK = """
   await new Promise(done => setTimeout(done, 1000));
   const table = [...document.querySelectorAll('table')].find(table => table.textContent.includes('mean return'));

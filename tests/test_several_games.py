@@ -21,6 +21,7 @@ from pipeline.agents.networks import NETWORKS, new_network
 from pipeline.atari.envs import fingerprint
 from pipeline.datasets.schema import Flag, Records
 from stages.cli import main
+from stages.runlog import Stopped
 from tests.fakes import ENVIRONMENT, edited_params, write_dataset
 
 GAMES = {"Breakout": 4, "Qbert": 6}
@@ -241,7 +242,7 @@ def test_an_evaluation_that_was_interrupted_is_made(
 
     def interrupted(*arguments: Any) -> Any:
         if next(calls) == 3:  # the second game of the last evaluation
-            raise KeyboardInterrupt
+            raise Stopped
         return real(*arguments)
 
     monkeypatch.setattr(module, "played", interrupted)

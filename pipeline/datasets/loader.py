@@ -132,7 +132,7 @@ class Loader:
         self._start_N = episode_of(dataset.episodes, np.arange(len(dataset))).start_N
         self.q_NA = dataset.read("q", 0, len(dataset))
         beside = self.q_NA.nbytes + 16 * len(dataset)  # Q-values, training steps, episode starts
-        kept = len(self.checked_N) * depth * _FRAME if sharing > 1 else 0
+        kept = len(self.checked_N) * depth * _FRAME
         self._window_blocks = _blocks_of_a_window(dataset, beside, kept, memory, sharing, depth)
         self._begins = [0]  # the update at which each epoch begins
         self._plans: dict[int, list[list[int]]] = {}
@@ -207,11 +207,13 @@ class Loader:
 
     def states(self, step_N: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """The states (N, C, 84, 84) at these steps, in ascending order, read block by block."""
-        parts = []
+        state_NCHW = np.empty((len(step_N), self._depth, 84, 84), dtype=np.uint8)
         for block in np.unique(step_N // BLOCK):
             frames = self._read([int(block)])
-            parts.append(frames.frame_MHW[frames.stack_index(step_N[step_N // BLOCK == block])])
-        return np.concatenate(parts)
+            rows = slice(*np.searchsorted(step_N, [block * BLOCK, (block + 1) * BLOCK]))
+            index_BC = frames.stack_index(step_N[rows])
+            np.take(frames.frame_MHW, index_BC, axis=0, out=state_NCHW[rows], mode="clip")  # unlike "raise", without a copy
+        return state_NCHW
 
 
 def _blocks_of_a_window(dataset: Source, beside: int, kept: int, memory: int, sharing: int, depth: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from pipeline.agents.device import Compute, Precision
 from pipeline.agents.gradients import trunk_cosines
 from pipeline.agents.initialise import standardise
 from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
+from pipeline.agents.rmsprop import CenteredRmsProp
 from pipeline.datasets.loader import Loader, Source, Split
 from pipeline.distill import losses
 from pipeline.distill.lesson import Batch, Interleave, Lesson, Turns
@@ -43,7 +44,8 @@ class DistillConfig:
     (`held_out` is their fraction; games share that number); the weights of the lowest held-out loss, its own, averaged over
     games, are the result (a student of NLL moves away from the teacher's tempered policy while it learns). `standardise`
     starts from the data-dependent initialisation of `agents.initialise`. Frames take at most `memory_gb` of memory: datasets
-    that do not fit are read in windows, whose order is another (`datasets.loader`).
+    that do not fit are read in windows, whose order is another (`datasets.loader`). `rmsprop` wants `squared_decay`,
+    `gradient_decay` and `squared_minimum`, as DQN's (`rl.dqn`), and nothing else does.
     """
 
     batch: int
@@ -58,12 +60,24 @@ class DistillConfig:
     validate_every: int
     validation_states: int
     memory_gb: float = 8.0
+    squared_decay: float | None = None
+    gradient_decay: float | None = None
+    squared_minimum: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.batch, self.validate_every, self.validation_states) < 1 or self.warmup_updates < 0:
             raise ValueError("batch, validate_every and validation_states are at least 1, warmup_updates at least 0")
         if not 0 < self.held_out <= 0.5:
             raise ValueError(f"held_out is {self.held_out:g}: hold out a fraction of the episodes between 0 and 0.5")
+        constants = (self.squared_decay, self.gradient_decay, self.squared_minimum)
+        if any((constant is not None) != (self.optimizer == "rmsprop") for constant in constants):
+            raise ValueError(
+                f"squared_decay, gradient_decay and squared_minimum are rmsprop's, all three: the optimizer is {self.optimizer}"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """All that is set, as a card records it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -359,7 +373,16 @@ def _optimizer(config: DistillConfig, parameters: list[torch.nn.Parameter]) -> t
         case "adam":
             return torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
         case "rmsprop":
-            return torch.optim.RMSprop(parameters, lr=config.learning_rate, alpha=0.95, eps=0.01, foreach=True)
+            assert config.squared_decay is not None
+            assert config.gradient_decay is not None
+            assert config.squared_minimum is not None
+            return CenteredRmsProp(
+                parameters,
+                lr=config.learning_rate,
+                squared_decay=config.squared_decay,
+                gradient_decay=config.gradient_decay,
+                minimum=config.squared_minimum,
+            )
 
 
 def train(student: Student) -> Iterator[Progress]:

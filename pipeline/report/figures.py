@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -17,6 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from pipeline.report.online import Run
 from pipeline.report.paper import LADDER
+from pipeline.report.predictors import PREDICTORS, RISING, Point
 from pipeline.report.scores import Evaluated, Score, read_curve, read_returns
 from pipeline.report.tables import short_name
 
@@ -107,17 +108,26 @@ def _ladder(panel: Any, points: Sequence[tuple[float, Score]], **style: Any) -> 
     )
 
 
-def predictor(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> str:
-    """Normalised score against a held-out number, a colour per game."""
+def predictor(points: Sequence[Point], name: str) -> str:
+    """Normalised score, with its interval, against a held-out number: a colour per game, a mark per loss."""
     figure, axes = plt.subplots(figsize=(7.5, 3.6))
-    for colour, (game, (x, y)) in zip(mpl.color_sequences["tab10"], points.items(), strict=False):
-        axes.scatter(x, y, s=26, color=colour, label=game)
-    if "agreement" not in label:
+    colours = dict(zip(dict.fromkeys(p.score.game for p in points), mpl.color_sequences["tab10"], strict=False))
+    marks = dict(zip(dict.fromkeys(p.loss for p in points), itertools.cycle("os^Dv*"), strict=False))
+    for game, loss in dict.fromkeys((p.score.game, p.loss) for p in points):
+        of = [p for p in points if (p.score.game, p.loss) == (game, loss)]
+        y = [p.score.normalized for p in of]
+        errors = np.array(
+            [[y - low, high - y] for y, (low, high) in ((p.score.normalized, p.score.normalized_ci95) for p in of)]
+        ).T
+        x = [p.held_out[name] for p in of]
+        label = f"{game}, {loss}"
+        axes.errorbar(x, y, yerr=errors, fmt=marks[loss], color=colours[game], label=label, capsize=2, ms=5, elinewidth=0.8)
+    if name not in RISING:
         axes.set_xscale("log")
     axes.axhline(100.0, color="#444444", linewidth=1)
-    axes.set_xlabel(label)
+    axes.set_xlabel(PREDICTORS[name])
     axes.set_ylabel("normalised score, %")
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=8, ncols=2)
     return svg(figure)
 
 

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pipeline.report import figures, tables
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.disputes import Dispute, picture
 from pipeline.report.online import Run
+from pipeline.report.predictors import PREDICTORS, Point, correlate
 from pipeline.report.scores import Evaluated
-from pipeline.report.summary import Game, Summary, rank_correlation
+from pipeline.report.summary import Game, Summary
 from pipeline.report.tables import Row, short_name
 
 STYLE = """
@@ -206,37 +207,40 @@ def _online(runs: Sequence[Run]) -> str:
     return f"<section><h2>Following a teacher that is still learning</h2>{table}<div class='figures'>{''.join(drawn)}</div></section>"
 
 
-PREDICTORS: Final = {
-    "kl": "held-out KL (nats)",
-    "agreement": "held-out action agreement",
-    "regret": "held-out regret (Q units)",
-}
-FEWEST: Final = 5
-"""Students that a correlation wants."""
-
-
 def _predictors(sections: Sequence[Section]) -> str:
     """Which held-out number tells beforehand how a student will play."""
-    by_game = {s.game: [r for r in s.rows if r.who.card.get("held_out")] for s in sections}
-    temperatures = [r.who.card["objective"]["temperature"] for rows in by_game.values() for r in rows]
-    if len(temperatures) < FEWEST:
+    rows = [r for s in sections for r in s.rows if r.who.card.get("held_out")]
+    temperatures = [r.who.card["objective"]["temperature"] for r in rows]
+    usual = max(temperatures, key=temperatures.count, default=0.0)
+    points = [
+        Point(r.who.card["objective"]["loss"], r.who.card["held_out"], r.score)
+        for r, temperature in zip(rows, temperatures, strict=True)
+        if temperature == usual
+    ]
+    groups, best = correlate(points)
+    if not groups:
         return ""
-    usual = max(set(temperatures), key=temperatures.count)
-    points = {
-        game: [(r.who.card["held_out"], r.score.normalized) for r in rows if r.who.card["objective"]["temperature"] == usual]
-        for game, rows in by_game.items()
-    }
-    if not any(len(p) >= FEWEST for p in points.values()):
-        return ""
-    drawn = []
-    for name, label in PREDICTORS.items():
-        told = {g: ([held[name] for held, _ in p], [score for _, score in p]) for g, p in points.items() if len(p) >= FEWEST}
-        ranks = ", ".join(f"{g} {rank_correlation(x, y):+.2f} ({len(x)} students)" for g, (x, y) in told.items())
-        caption = f"Rank correlation with the normalised score: {ranks}."
-        drawn.append(figure(figures.predictor(told, label), caption))
+    shown = {group.game for group in groups}
+    drawn = [
+        figure(
+            figures.predictor([p for p in points if p.score.game in shown], name),
+            f"Normalised score against {label}, with 95 % intervals over episodes.",
+        )
+        for name, label in PREDICTORS.items()
+    ]
+    told = (
+        f"The best is {PREDICTORS[best]}: the 95 % intervals of its lead over the others are above zero."
+        if best
+        else "Which is best, the intervals do not tell."
+    )
+    table = tables.correlations(groups).html(
+        "Spearman's rank correlation with the normalised score, in brackets the number of students, who are resampled for the 95 % "
+        "intervals. Within a loss the held-out numbers are comparable; over all losses they mostly tell losses apart.",
+    )
     return (
         "<section><h2>Which held-out number predicts the score?</h2><p class='soft'>Every student trained at "
-        f"tau = {usual:g}, by what its held-out episodes said before it ever played.</p><div class='figures'>{''.join(drawn)}</div></section>"
+        f"tau = {usual:g}, by what its held-out episodes said before it ever played. {told}</p>{table}"
+        f"<div class='figures'>{''.join(drawn)}</div></section>"
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.report import tables
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import Run
+from pipeline.report.paper import TABLE1
 from pipeline.report.scores import Evaluated
 from pipeline.report.summary import Summary
 
@@ -19,13 +21,16 @@ def markdown(
     command: str,
     online: Sequence[Run] = (),
     aggregates: Sequence[Aggregate] = (),
+    beside: Sequence[tuple[Evaluated, Sequence[Summary]]] = (),
 ) -> str:
     """The page as text: `summaries` of agents of one game, and `several`, each of agents that play the same several ones;
-    `online` are students that followed a teacher which was still learning, `aggregates` of agents of one game, over all games.
+    `online` are students that followed a teacher which was still learning, `aggregates` of agents of one game, over all games;
+    `beside`, a teacher each and its students, from other experiments: further rows of Table 1.
 
     `protocol` says how episodes start, explore and end, `command` what makes it again.
     """
-    sizes = ", ".join(f"{game} {who.parameters:,}" for game, who in teachers.items())
+    taught = [*teachers.values(), *(who for who, _ in beside)]
+    told = "; ".join(f"{who.game}, {_trained(who.card)} ({who.parameters:,} parameters)" for who in taught)
     shown = [*summaries, *(s for found in several for s in found)]
     runs = any(standing.runs > 1 for s in shown for standing in s.games.values())
     training = (
@@ -37,8 +42,8 @@ def markdown(
     teaching = (
         f"""
 
-The paper distils from plain DQN teachers; ours are of that size, with LayerNorm, trained by PQN ({sizes} parameters)."""
-        if teachers
+The paper distils from plain DQN teachers. Ours: {told}."""
+        if taught
         else ""
     )
     head = f"""# Reproducing the paper
@@ -48,17 +53,44 @@ Written by `{command}`; edit nothing here. Policy Distillation, [Rusu et al. 201
 Our protocol: {protocol}, raw full-game return, the same seeds for teacher and students. The paper starts episodes from human
 play, which is not public. Compare levels, not decimals.{teaching}
 """
+    rows = [(game, who, summaries) for game, who in teachers.items()]
+    rows += [(f"{who.game}, {_trained(who.card)} teacher", who, found) for who, found in beside]
+    apart = (
+        "\nA row that names its teacher's algorithm is of another experiment, whose students have the teacher's own network.\n"
+        if beside
+        else ""
+    )
+    asked = f"""
+## What was asked of the students
+
+The geometric mean of the random-normalised per cents below, over {", ".join(TABLE1)}, and the mean returns of the paper's own
+students.
+
+{tables.bars(summaries).markdown()}"""
+    more = ", ".join(f"{s.variant} {s.states:,}" for s in summaries if s.rounds)
+    fewer = max((s.states for s in summaries if s.plain), default=0)
+    states = (
+        f"\nStudents of student-driven rounds also learn from more states ({more}) than the others ({fewer:,})."
+        if more and fewer
+        else ""
+    )
     single = f"""
 ## Table 1: students of the teacher's size
 
-Per cent of the teacher's raw return, as the paper has it; the paper's number in brackets.
+Per cent of the teacher's raw return, as the paper has it, with 95 % intervals over episodes, paired with the teacher by seed;
+the paper's number in round brackets.
+{apart}
+{tables.table1(rows).markdown()}{asked if {g for s in summaries for g in s.games} >= TABLE1.keys() else ""}
+## Mean returns
 
-{tables.table1(summaries, teachers).markdown()}
+Raw, [95 %] over episodes; {training}.
+
+{tables.returns(summaries, teachers).markdown()}
 ## Compression, and everything else we trained
 
 Random-normalised per cent of the teacher, (return - random) / (teacher - random), with 95 % intervals over episodes, paired
 with the teacher by seed; {training}. The geometric mean is over the games here, the paper's over ten and of raw per cents.
-A star: a game below 1 % counts as 1 %.
+A star: a game below 1 % counts as 1 %.{states}
 
 {tables.over_games(summaries).markdown()}
 """
@@ -98,3 +130,9 @@ teacher's last policy, its best and the final student on seeds that nothing else
 {tables.online(online).markdown()}
 """
     return head + (single if summaries else "") + (typical if aggregates else "") + many + (following if online else "")
+
+
+def _trained(card: Mapping[str, Any]) -> str:
+    """How a teacher was trained and whether it normalises, as its card has it."""
+    algorithm = str(card["algorithm"]).upper()
+    return f"{algorithm} with LayerNorm" if card["architecture"].get("layer_norm") else f"plain {algorithm}"

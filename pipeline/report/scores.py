@@ -6,6 +6,7 @@ Dimensions: N episodes, R resamples.
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline.report.bootstrap import Values, percentiles, resampled_means
+from pipeline.report.paper import TEMPERATURE
+
+
+def learned_from(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Name, digest and states of each dataset that a student learned from; older cards have their only one apart."""
+    return card.get("datasets") or ([card["dataset"]] if "dataset" in card else [])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +50,15 @@ class Evaluated:
     latency_ms: float | None = None
     elsewhere: str = ""
     protocol: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a student of the paper's tables: named LOSS-NETWORK, at their temperature, taught by the teacher's own
+        play alone.
+        """
+        objective = self.card.get("objective", {})
+        tempered = objective.get("temperature") == TEMPERATURE and not objective.get("per_gap")
+        return self.variant == f"{self.loss}-{self.network}" and tempered and len(learned_from(self.card)) == 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

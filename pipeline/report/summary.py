@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.report.bootstrap import RESAMPLES, Values, percentiles, resampled_means
-from pipeline.report.scores import Evaluated, read_curve, read_returns
+from pipeline.report.scores import Evaluated, learned_from, read_curve, read_returns
 from pipeline.seeding import stream
 
 FLOOR: Final = 1.0
@@ -22,12 +22,15 @@ FLOOR: Final = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """One kind of student in one game: means over its runs. `percent` is of the teacher's raw return, None if that is not
-    above zero; `runs` says how many training runs the interval includes.
+    """One kind of student in one game: means over its runs. `percent` is of the teacher's raw return, None if that is not above
+    zero, as its interval is where resamples are not; `runs` says how many training runs the intervals include, of which
+    `ci95` is that of `normalized`.
     """
 
     returned: float
+    returned_ci95: tuple[float, float]
     percent: float | None
+    percent_ci95: tuple[float, float] | None
     normalized: float
     ci95: tuple[float, float]
     runs: int
@@ -36,6 +39,8 @@ class Standing:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """One kind of student over the games, or of baseline. `learned` tells from what: a loss, or an algorithm.
+
+    `plain` as `Evaluated` has it; of students of one game, `rounds` of them acted for `states` in all that each learned from.
 
     `mean` is the geometric mean of the normalised per cents, None where it has not played every game; `floored` names the games
     in which it was taken to reach 1 %. A baseline has had so many `steps` of each game; `at_equal_steps` is its mean where the
@@ -51,6 +56,9 @@ class Summary:
     mean: float | None
     ci95: tuple[float, float] | None
     floored: tuple[str, ...]
+    plain: bool
+    rounds: int
+    states: int
     steps: int | None = None
     at_equal_steps: float | None = None
 
@@ -102,6 +110,9 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
         mean=float(geometric_mean([np.array([s.normalized]) for s in standings.values()])[0]) if whole else None,
         ci95=percentiles(means_R) if whole else None,
         floored=tuple(name for name, s in standings.items() if s.normalized < FLOOR),
+        plain=first.plain,
+        rounds=max(0, len(learned_from(first.card)) - 1),
+        states=sum(told["states"] for told in learned_from(first.card)),
         steps=steps,
         at_equal_steps=float(geometric_mean([np.array(s) for s in shares])) if len(shares) == len(games) else None,
     )
@@ -159,7 +170,9 @@ def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> tuple[Standing,
     mean = float(np.mean(means))
     standing = Standing(
         returned=mean,
+        returned_ci95=percentiles(own_R),
         percent=100.0 * mean / best if best > 0 else None,
+        percent_ci95=percentiles(100.0 * own_R / best_R) if best_R.min() > 0 else None,
         normalized=100.0 * (mean - zero) / (best - zero),
         ci95=percentiles(normalized_R),
         runs=len(runs),
@@ -167,14 +180,15 @@ def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> tuple[Standing,
     return standing, normalized_R
 
 
-def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """Spearman's: the correlation of ranks, ties sharing theirs. 0 where one of them does not vary."""
+def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> Values:
+    """Spearman's, over the last axis: the correlation of ranks, ties sharing theirs. 0 where one of them does not vary."""
     ranks = [_ranks(np.asarray(values, dtype=np.float64)) for values in (x, y)]
-    spread = ranks[0].std() * ranks[1].std()
-    return float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / spread) if spread else 0.0
+    a, b = (rank - rank.mean(axis=-1, keepdims=True) for rank in ranks)
+    spread = np.sqrt((a * a).mean(axis=-1) * (b * b).mean(axis=-1))
+    return np.asarray(np.divide((a * b).mean(axis=-1), spread, out=np.zeros_like(spread), where=spread > 0))
 
 
-def _ranks(values_N: Values) -> Values:
-    _, inverse, counts = np.unique(values_N, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2.0)[inverse])
+def _ranks(values: Values) -> Values:
+    """Over the last axis."""
+    own, other = values[..., :, None], values[..., None, :]
+    return np.asarray((own > other).sum(axis=-1) + ((own == other).sum(axis=-1) + 1) / 2.0)

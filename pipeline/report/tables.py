@@ -11,9 +11,10 @@ import numpy as np
 
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import HEAD, Run, table
-from pipeline.report.paper import LADDER, MULTITASK, TABLE1, THREE_GAMES, published_percent
+from pipeline.report.paper import BARS, LADDER, MULTITASK, STUDENTS, TABLE1, THREE_GAMES, Bar, published_percent
+from pipeline.report.predictors import PREDICTORS, Group
 from pipeline.report.scores import Evaluated, Score, read_returns
-from pipeline.report.summary import FLOOR, Summary, geometric_mean
+from pipeline.report.summary import FLOOR, Standing, Summary, geometric_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Row:
 
 
 def _published(row: Row) -> str:
-    found = published_percent(row.score.game, row.who.loss, row.score.network) if row.who.loss else None
+    found = published_percent(row.score.game, row.who.loss, row.score.network) if row.who.loss and row.who.plain else None
     return f"{found[0]:.1f} ({found[1]})" if found else ""
 
 
@@ -95,7 +96,7 @@ def over_games(summaries: Sequence[Summary]) -> Table:
     for s in summaries:
         played = [_with_interval(s.games[g].normalized, s.games[g].ci95, 1) if g in s.games else "" for g in games]
         mean = "" if s.mean is None or s.ci95 is None else _with_interval(s.mean, s.ci95, 1) + ("*" if s.floored else "")
-        published = f"{LADDER[s.network]:.1f}" if s.loss == "kl" and s.network in LADDER else ""
+        published = f"{LADDER[s.network]:.1f}" if s.plain and s.loss == "kl" and s.network in LADDER else ""
         runs = "-".join(map(str, sorted({standing.runs for standing in s.games.values()})))
         cells.append([s.variant, f"{s.parameters:,}", runs, *played, mean, published])
     return Table(head, cells)
@@ -154,6 +155,17 @@ def facts(rows: Sequence[Mapping[str, str]]) -> Table:
     return Table(list(rows[0]), [list(row.values()) for row in rows])
 
 
+def correlations(groups: Sequence[Group]) -> Table:
+    """A row per held-out number, a column per group of students."""
+    head = ["rank correlation [95 %]", *(f"{g.game}, {g.loss or 'all losses'} ({g.students})" for g in groups)]
+    found = {name: [g.correlations[name] for g in groups] for name in PREDICTORS}
+    cells = [
+        [label, *(f"{c.value:.2f} [{c.ci95[0]:.2f}, {c.ci95[1]:.2f}]" for c in found[name])]
+        for name, label in PREDICTORS.items()
+    ]
+    return Table(head, cells)
+
+
 def several(summaries: Sequence[Summary]) -> Table:
     """Agents of several games, a row each: every game's raw per cent of its teacher, the geometric means of these and of the
     normalised per cents, and the least of the latter; the paper's beside those of its three games. Of baselines their steps of
@@ -204,17 +216,71 @@ def online(runs: Sequence[Run]) -> Table:
     return Table(list(HEAD), cells, [row[1] for row in cells])
 
 
-def table1(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) -> Table:
-    """The paper's Table 1 and ours side by side: students of the teacher's size, raw per cent of the teacher."""
+def table1(rows: Sequence[tuple[str, Evaluated, Sequence[Summary]]]) -> Table:
+    """The paper's Table 1 and ours side by side: students of the teacher's size, raw per cent of the teacher, paired with it by
+    seed. A row is what it is called, a teacher, and the students of its game.
+    """
     losses = ("mse", "nll", "kl")
-    head = ["game", "teacher", "paper's teacher", *(f"{loss.upper()} % (paper)" for loss in losses)]
+    head = ["game", "teacher", "paper's teacher", *(f"{loss.upper()} % [95 %] (paper)" for loss in losses)]
     cells = []
-    for game, teacher in teachers.items():
-        published = TABLE1.get(game, {})
-        row = [game, f"{read_returns(teacher.episodes)[0].mean():,.1f}", f"{published['teacher']:,.1f}" if published else ""]
+    for name, teacher, summaries in rows:
+        published = TABLE1.get(teacher.game, {})
+        row = [name, f"{read_returns(teacher.episodes)[0].mean():,.1f}", f"{published['teacher']:,.1f}" if published else ""]
         for loss in losses:
-            found = [s.games[game] for s in summaries if (s.loss, s.network) == (loss, "dqn") and game in s.games]
-            ours = "" if not found or found[0].percent is None else f"{found[0].percent:.1f}"
-            row.append(f"{ours} ({published[loss]:.1f})" if published else ours)
+            same = [s.games.get(teacher.game) for s in summaries if s.plain and (s.loss, s.network) == (loss, "dqn")]
+            ours = "".join(_percent(standing) for standing in same if standing)
+            row.append(f"{ours} ({published[loss]:.1f})".strip() if published else ours)
         cells.append(row)
     return Table(head, cells)
+
+
+def _percent(standing: Standing) -> str:
+    if standing.percent is None:
+        return "n/a"
+    return _with_interval(standing.percent, standing.percent_ci95, 1) if standing.percent_ci95 else f"{standing.percent:.1f}"
+
+
+def returns(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) -> Table:
+    """Mean returns, a column per game: the paper's own students, our teachers, and a row per kind of student."""
+    head = ["student", *teachers]
+    taught = [f"{read_returns(teacher.episodes)[0].mean():,.1f}" for teacher in teachers.values()]
+    cells = [
+        [
+            "the paper's, KL, of its teacher's size",
+            *(f"{STUDENTS[game]:,.1f}" if game in STUDENTS else "" for game in teachers),
+        ],
+        ["our teachers", *taught],
+    ]
+    for s in summaries:
+        played = [s.games.get(game) for game in teachers]
+        cells.append([s.variant, *(_with_interval(p.returned, p.returned_ci95, 1) if p else "" for p in played)])
+    return Table(head, cells)
+
+
+def bars(summaries: Sequence[Summary]) -> Table:
+    """What is asked of the KL students (`paper.BARS`, `paper.STUDENTS`), and what they reached; open where it is not known."""
+    cells = []
+    for bar in BARS:
+        found = _asked(summaries, bar)
+        name = f"{bar.network}{' with student-driven rounds' if bar.rounds else ''}: geometric mean %"
+        mean, low = (found.mean, (found.ci95 or (None,))[0]) if found and found.games.keys() == TABLE1.keys() else (None, None)
+        cells.append([name, *_held(mean, bar.mean)])
+        if bar.low is not None:
+            cells.append([f"{name}, lower end of its interval", *_held(low, bar.low)])
+    student = _asked(summaries, BARS[0])
+    for game, floor in STUDENTS.items():
+        standing = student.games.get(game) if student else None
+        cells.append([f"dqn: mean return in {game}", *_held(standing.returned if standing else None, floor)])
+    return Table(["KL students", "at least", "reached", ""], cells)
+
+
+def _asked(summaries: Sequence[Summary], bar: Bar) -> Summary | None:
+    """Whom a bar is for."""
+    same = [s for s in summaries if s.loss == "kl" and s.network == bar.network and (s.rounds if bar.rounds else s.plain)]
+    return max(same, key=lambda s: s.rounds, default=None)
+
+
+def _held(reached: float | None, bar: float) -> tuple[str, str, str]:
+    if reached is None:
+        return f"{bar:,.1f}", "", "open"
+    return f"{bar:,.1f}", f"{reached:,.1f}", "met" if reached >= bar else "missed"

@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +22,12 @@ from torch import Tensor, nn
 from pipeline.agents.device import Compute
 from pipeline.agents.networks import NetworkSpec, new_network
 from pipeline.agents.policies import EpsilonGreedy, q_function
+from pipeline.agents.rmsprop import CenteredRmsProp
 from pipeline.atari.rollout import World, rollout
 from pipeline.progress import Progress
 from pipeline.rl.learner import Learner, Weights, learning_signal
 from pipeline.rl.replay import Replay, Transitions
 from pipeline.seeding import episode_seeds, integer, stream
-
-CACHED: Final = 1 << 16
-"""Weights that the optimiser takes at a time: all it does to them happens in the cache, not in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,37 +81,6 @@ class DqnConfig:
             )
         if self.replay_start > self.replay:
             raise ValueError(f"replay_start {self.replay_start:,} exceeds replay {self.replay:,}: lower it")
-
-
-class CenteredRmsProp(torch.optim.Optimizer):
-    """RMSProp as DQN uses it (Graves 2013, eq. 38-41, without momentum): g / sqrt(E[g^2] - E[g]^2 + minimum).
-
-    torch's centered RMSprop has one decay for both averages and adds its constant outside the root.
-    """
-
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, squared_decay: float, gradient_decay: float, minimum: float
-    ) -> None:
-        defaults = {"lr": lr, "squared_decay": squared_decay, "gradient_decay": gradient_decay, "minimum": minimum}
-        super().__init__(parameters, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update from the gradients at hand."""
-        assert closure is None
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if not self.state[p]:
-                    self.state[p] = {"squared": torch.zeros_like(p), "gradient": torch.zeros_like(p)}
-                rows = max(1, CACHED * len(p) // p.numel())
-                tensors = (p, p.grad, self.state[p]["squared"], self.state[p]["gradient"])
-                for weight, gradient, squared, mean in zip(*(t.split(rows) for t in tensors), strict=True):
-                    squared.mul_(group["squared_decay"]).addcmul_(gradient, gradient, value=1.0 - group["squared_decay"])
-                    mean.lerp_(gradient, 1.0 - group["gradient_decay"])
-                    scale = torch.addcmul(squared, mean, mean, value=-1.0).add_(group["minimum"]).sqrt_()
-                    weight.addcdiv_(gradient, scale, value=-group["lr"])
 
 
 class DqnWeights(Weights):

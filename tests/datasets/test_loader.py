@@ -1,5 +1,6 @@
 """Batches are a pure function of (seed, update), whether the dataset fits into memory or is read in windows."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,27 @@ def test_ten_of_the_papers_datasets_fit_into_two_gibibytes() -> None:
     assert window >= 1
     block = (loading.BLOCK + depth - 1) * 84 * 84
     assert 10 * (beside + kept + 2 * window * block) + block <= 2 * 2**30
+
+
+def test_windows_and_the_stacks_to_be_measured_on_keep_within_the_memory(dataset: Dataset, small_blocks: None) -> None:
+    check = 48
+    memory = room_for(dataset, 2) + check * 4 * 84 * 84
+    list(dataset.read("frame", 0, 1))  # what is opened once
+    tracemalloc.start()
+    loader = Loader(dataset, batch=4, held_out=0.2, seed=0, memory=memory, check=check)
+    kept = loader.states(loader.checked_N)
+    frames, seen = None, None
+    for update in range(200):
+        window, _ = loader.place(update)
+        if window != seen:
+            frames = None
+            frames, seen = loader.frames(window), window
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert frames is not None
+    assert not loader.resident
+    assert len(kept) > check // 2
+    assert peak <= memory + 4 * 84 * 84  # and some black frames and small objects
 
 
 def test_memory_and_batches_that_do_not_fit(dataset: Dataset, small_blocks: None) -> None:

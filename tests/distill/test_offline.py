@@ -136,6 +136,16 @@ def test_in_windows_it_learns_and_resumes_too(dataset: Dataset, monkeypatch: pyt
     assert second.curve == undisturbed.curve
 
 
+def test_it_learns_by_the_published_optimiser_too(dataset: Dataset) -> None:
+    constants: dict[str, Any] = {"squared_decay": 0.95, "gradient_decay": 0.95, "squared_minimum": 1e-5}
+    learned = student(dataset, updates=150, optimizer="rmsprop", learning_rate=1e-3, schedule="constant", **constants)
+    *_, last = train(learned)
+    assert last.metrics["agreement"] == 1.0
+    again = student(dataset, updates=150, optimizer="rmsprop", learning_rate=1e-3, schedule="constant", **constants)
+    again.load_state_dict(learned.state_dict())
+    assert again.optimizer.state_dict()["param_groups"] == learned.optimizer.state_dict()["param_groups"]
+
+
 def test_seeds_differ(dataset: Dataset) -> None:
     one = student(dataset)
     other = Student(CONFIG, one.objective, SMALL, [dataset], 10, one.compute, 1)

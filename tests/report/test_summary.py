@@ -1,29 +1,45 @@
 """Over several games: means by hand, intervals that include training where they say so."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.report import figures, reproduction, tables
-from pipeline.report.scores import Evaluated
+from pipeline.report.paper import STUDENTS
+from pipeline.report.scores import Evaluated, score
 from pipeline.report.summary import Game, geometric_mean, rank_correlation, summarise
 from tests.report.test_scores import evaluated
 
+PQN = {"algorithm": "pqn", "architecture": {"layer_norm": True}}
+PLAIN = {"objective": {"loss": "kl", "temperature": 0.01}, "dataset": {"digest": "d", "states": 1000}}
 
-def game(folder: Path, name: str, best: float, students: dict[str, list[list[float]]]) -> Game:
+
+def game(
+    folder: Path, name: str, best: float, students: dict[str, list[list[float]]], network: str = "net1", card: Any = None
+) -> Game:
     """A game whose teacher scores `best` and whose random agent scores 0; students by variant, one list of returns per run."""
 
     def play(role: str, returns: list[float], **more: object) -> Evaluated:
         return evaluated(folder, role, returns, game=name, **more)
 
     runs = [
-        play("student", returns, name=f"{name}-{variant}-{seed}".replace("/", "-"), variant=variant, loss="kl", network="net1")
+        play(
+            "student",
+            returns,
+            name=f"{name}-{variant}-{seed}".replace("/", "-"),
+            variant=variant,
+            loss="kl",
+            network=network,
+            card=PLAIN | (card or {}),
+        )
         for variant, several in students.items()
         for seed, returns in enumerate(several)
     ]
-    teacher = play("teacher", [best, best], name=f"{name}-teacher")
+    teacher = play("teacher", [best, best], name=f"{name}-teacher", card=PQN)
     return Game(teacher, play("random", [0.0, 0.0], name=f"{name}-random"), runs)
 
 
@@ -40,13 +56,72 @@ def test_summaries_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_pages_hold_every_number_and_the_papers(tmp_path: Path) -> None:
-    games = {"Pong": game(tmp_path, "Pong", 10, {"kl": [[9, 9]]}), "Tennis": game(tmp_path, "Tennis", 20, {"kl": [[15, 15]]})}
+    games = {
+        "Pong": game(tmp_path, "Pong", 10, {"kl-net1": [[9, 9]]}),
+        "Tennis": game(tmp_path, "Tennis", 20, {"kl-net1": [[15, 15]]}),
+    }
     summaries = summarise(games)
     page = reproduction.markdown(summaries, [], {name: g.teacher for name, g in games.items()}, "epsilon 0.05", "dvc repro")
-    assert "| kl | 100 | 1 | 90.0 [90.0, 90.0] | 75.0 [75.0, 75.0] | 82.2 [82.2, 82.2] | 108.3 |" in page
-    assert "| Pong | 10.0 | 16.2 |  (94.4) |  (95.1) |  (100.6) |" in page
+    assert "| kl-net1 | 100 | 1 | 90.0 [90.0, 90.0] | 75.0 [75.0, 75.0] | 82.2 [82.2, 82.2] | 108.3 |" in page
+    assert "| Pong | 10.0 | 16.2 | (94.4) | (95.1) | (100.6) |" in page
+    assert "Ours: Pong, PQN with LayerNorm (100 parameters); Tennis, PQN with LayerNorm (100 parameters)." in page
+    assert "What was asked" not in page  # of four games
     assert "they do not include the variance of training" in page
     assert "82.2 [82.2, 82.2]" in tables.over_games(summaries).html("caption")
+
+
+def test_table_1_has_intervals_and_rows_of_other_experiments(tmp_path: Path) -> None:
+    pong = game(tmp_path, "Pong", 10, {"kl-dqn": [[8, 10]]}, network="dqn")
+    same = game(tmp_path / "..", "Pong", 16, {"kl-dqn": [[20, 12]]}, network="dqn")
+    teacher = replace(same.teacher, card={"algorithm": "dqn", "architecture": {"layer_norm": False}})
+    beside = [(teacher, summarise({"Pong": same}))]
+    summaries = summarise({"Pong": pong})
+    page = reproduction.markdown(summaries, [], {"Pong": pong.teacher}, "", "dvc repro", beside=beside)
+    assert "| Pong | 10.0 | 16.2 | (94.4) | (95.1) | 90.0 [80.0, 100.0] (100.6) |" in page
+    assert "| Pong, plain DQN teacher | 16.0 | 16.2 | (94.4) | (95.1) | 100.0 [75.0, 125.0] (100.6) |" in page
+    assert "Ours: Pong, PQN with LayerNorm (100 parameters); Pong, plain DQN (100 parameters)." in page
+
+
+def test_what_was_asked_is_met_missed_or_open(tmp_path: Path) -> None:
+    games = {}
+    for name, floor in STUDENTS.items():
+        variants = {
+            "kl-net3": [[0.91 * floor, 0.91 * floor]],
+            "kl-net3-r1": [[floor, floor]],
+            "kl-net3-r2": [[0.97 * floor] * 2],
+        }
+        students = list(game(tmp_path, name, floor, variants, network="net3").students)
+        for which, who in enumerate(students[1:], start=2):
+            students[which - 1] = replace(who, card=who.card | {"datasets": [{"states": 10}] * which})
+        large = game(tmp_path, name, floor, {"kl-dqn": [[0.9 * floor, 1.1 * floor]]}, network="dqn")
+        games[name] = replace(large, students=[*large.students, *students])
+    page = reproduction.markdown(summarise(games), [], {n: g.teacher for n, g in games.items()}, "", "dvc repro")
+    assert "| dqn: geometric mean % | 100.0 | 100.0 | met |" in page
+    assert re.search(r"\| dqn: geometric mean %, lower end of its interval \| 95.0 \| 9[0-4]\.\d \| missed \|", page)
+    assert "| net1: geometric mean % | 100.0 |  | open |" in page
+    assert "| net3: geometric mean % | 90.0 | 91.0 | met |" in page
+    assert "| net3 with student-driven rounds: geometric mean % | 98.0 | 97.0 | missed |" in page  # of the last round
+    assert "| dqn: mean return in Breakout | 287.8 | 287.8 | met |" in page
+    assert "| the paper's, KL, of its teacher's size | 287.8 | 26.7 | 16.3 | 7,112.8 |" in page
+    assert "| kl-net3 | 261.9 [261.9, 261.9] | 24.3" in page
+    assert "learn from more states (kl-net3-r1 20, kl-net3-r2 30) than the others (1,000)" in page
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {"objective": {"loss": "kl", "temperature": 1.0}},
+        {"objective": {"loss": "kl", "temperature": 0.01, "per_gap": True}},
+        {"datasets": [{"states": 1}] * 2},
+    ],
+)
+def test_the_papers_numbers_stand_beside_its_own_students_alone(tmp_path: Path, card: dict[str, object]) -> None:
+    other = game(tmp_path, "Pong", 10, {"kl-net1": [[9, 9]], "kl-net1-rusu": [[9, 9]]}, card=card)
+    assert "108.3" not in tables.over_games(summarise({"Pong": other})).markdown()
+    rows = [tables.Row(score(who, other.teacher, other.chance), who, 100) for who in other.students]
+    assert "108.3" not in tables.scores(rows).markdown()
+    named = game(tmp_path, "Pong", 10, {"kl-net1": [[9, 9]], "kl-net1-rusu": [[9, 9]]})
+    assert tables.over_games(summarise({"Pong": named})).markdown().count("108.3") == 1
 
 
 def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> None:

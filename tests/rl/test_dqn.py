@@ -1,7 +1,6 @@
 """DQN: optimiser and targets by hand, and that it learns a world whose optimal Q-values are known."""
 
 import itertools
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.agents.device import Compute
-from pipeline.rl.dqn import CenteredRmsProp, DqnConfig, DqnLearner, train
+from pipeline.rl.dqn import DqnConfig, DqnLearner, train
 from pipeline.rl.replay import Transitions
 from tests.fakes import LENGTH, SMALL, Corridor, draw, optimal_q
 
@@ -37,19 +36,6 @@ CONFIG = DqnConfig(
 def learner(steps: int, **changes: Any) -> DqnLearner:
     compute = Compute(torch.device("cpu"), "float32")
     return DqnLearner(replace(CONFIG, **changes), steps, SMALL, {"Corridor": 2}, compute, 0)
-
-
-def test_rmsprop_by_hand() -> None:
-    p = torch.nn.Parameter(torch.tensor([1.0]))
-    optimizer = CenteredRmsProp([p], lr=0.1, squared_decay=0.9, gradient_decay=0.8, minimum=0.01)
-    value, squared, mean = 1.0, 0.0, 0.0
-    for gradient in (2.0, -1.0, 0.5):
-        p.grad = torch.tensor([gradient])
-        optimizer.step()
-        squared = 0.9 * squared + 0.1 * gradient**2
-        mean = 0.8 * mean + 0.2 * gradient
-        value -= 0.1 * gradient / math.sqrt(squared - mean**2 + 0.01)
-        assert p.item() == pytest.approx(value, rel=1e-5)
 
 
 @pytest.mark.parametrize(("double", "slip"), [(False, None), (True, None), (False, 0.25), (True, 0.25)])

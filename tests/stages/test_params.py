@@ -49,6 +49,8 @@ def test_the_published_preset_is_as_published() -> None:
     assert (student.loss, student.temperature, student.preset) == ("kl", 0.01, "rusu2015")
     assert (preset.optimizer, preset.batch, preset.precision, preset.schedule) == ("rmsprop", 32, "float32", "constant")
     assert 1e-4 <= preset.learning_rate <= 1e-3
+    assert (preset.squared_decay, preset.gradient_decay) == (0.95, 0.95)  # these and the next, DQN's: Mnih et al. 2015
+    assert preset.squared_minimum == pytest.approx(0.01 / preset.batch**2, rel=0.05)  # of means, not of sums
     assert (preset.warmup_updates, preset.standardise) == (0, False)
     assert preset.max_grad_norm >= 1e9
     for game in ("Breakout", "Freeway", "Pong", "Qbert"):
@@ -64,6 +66,16 @@ def test_schedules_that_end_with_the_budget_heed_it() -> None:
     }
     assert [key for key, heeded in heeds.items() if heeded] == [("same-network", "dqn-fast")]
     assert params.load(ROOT / "params.yaml").teacher_presets["pqn-atari"].heeds_budget
+
+
+def test_the_constants_of_rmsprop_are_its_own(tmp_path: Path) -> None:
+    constants = {"squared_decay": 0.95, "gradient_decay": 0.95, "squared_minimum": 1e-5}
+    with pytest.raises(ValueError, match=r"presets\.fast: squared_decay, .* are rmsprop's, all three: the optimizer is adam"):
+        params.load(edited(tmp_path, lambda raw: raw["presets"]["fast"].update(squared_decay=0.95)))
+    del constants["squared_minimum"]
+    with pytest.raises(ValueError, match=r"all three: the optimizer is rmsprop"):
+        params.load(edited(tmp_path, lambda raw: raw["presets"]["fast"].update(constants, optimizer="rmsprop")))
+    assert not params.load(ROOT / "params.yaml").presets["fast"].settings().keys() & constants.keys()
 
 
 def test_a_missing_key(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What a stage measures as it runs, as TensorBoard events."""
 
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,23 @@ def test_without_the_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp
     assert (
         done.stderr == "Error: --tensorboard wants the package tensorboard, which is not installed: pip install tensorboard\n"
     )
+
+
+@pytest.mark.parametrize(("times", "kept"), [(1, [2]), (2, [])])
+def test_what_learns_is_saved_between_two_yields_alone(times: int, kept: list[int]) -> None:
+    """One Ctrl-C is heeded at the next yield, which is safe; a second one at once, where half a step may be done."""
+    saved: list[int] = []
+    state = 0
+
+    def learning() -> Iterator[Progress]:
+        nonlocal state
+        for state in range(1, 4):
+            if state == 2:
+                for _ in range(times):
+                    signal.raise_signal(signal.SIGINT)
+            yield Progress(done=state, total=3, unit="steps", metrics={})
+
+    with suppress(KeyboardInterrupt), runlog.saved_when_stopped(lambda: saved.append(state), lambda: f"{state} steps"):
+        for _ in runlog.show(learning(), "train Pong"):
+            pass
+    assert (state, saved) == (2, kept)

@@ -1,0 +1,21 @@
+"""The optimiser's step by hand."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.agents.rmsprop import CenteredRmsProp
+
+
+def test_rmsprop_by_hand() -> None:
+    p = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = CenteredRmsProp([p], lr=0.1, squared_decay=0.9, gradient_decay=0.8, minimum=0.01)
+    value, squared, mean = 1.0, 0.0, 0.0
+    for gradient in (2.0, -1.0, 0.5):
+        p.grad = torch.tensor([gradient])
+        optimizer.step()
+        squared = 0.9 * squared + 0.1 * gradient**2
+        mean = 0.8 * mean + 0.2 * gradient
+        value -= 0.1 * gradient / math.sqrt(squared - mean**2 + 0.01)
+        assert p.item() == pytest.approx(value, rel=1e-5)

@@ -1,0 +1,58 @@
+"""Which held-out number predicts the score: found where there is one, not named where there is none, and shown."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.report.page import Section, render
+from pipeline.report.predictors import FEWEST, Point, correlate
+from pipeline.report.scores import score
+from pipeline.report.summary import Game
+from pipeline.report.tables import Row
+from tests.report.test_scores import evaluated
+
+
+def students(folder: Path, count: int, loss: str, noise: float) -> list[Any]:
+    """Students whose held-out KL tells their score exactly, and other numbers but for the noise, a share from 0 to 1."""
+    rng = np.random.default_rng(len(loss))
+    curve = folder / "curve.csv"
+    curve.write_text("updates,kl,agreement,regret\n10,0.5,0.8,0.1\n20,0.4,0.9,0.05\n")
+    made = []
+    for i in range(count):
+        reached, other = 10.0 + i, 10.0 + (1 - noise) * i + noise * rng.uniform(0, count)
+        held_out = {"kl": 1 / reached, "agreement": 0.01 * other, "regret": 1 / other}
+        card = {"held_out": held_out, "objective": {"loss": loss, "temperature": 0.01}}
+        made.append(evaluated(folder, "student", [reached, reached + 2], name=f"{loss}-{i}", loss=loss, card=card, curve=curve))
+    return made
+
+
+def points(found: list[Any], folder: Path) -> tuple[list[Row], Game]:
+    teacher, chance = evaluated(folder, "teacher", [30, 40]), evaluated(folder, "random", [0, 0])
+    return [Row(score(who, teacher, chance), who, 100) for who in found], Game(teacher, chance, found)
+
+
+def of(rows: list[Row]) -> list[Point]:
+    return [Point(r.who.loss or "", r.who.card["held_out"], r.score) for r in rows]
+
+
+@pytest.mark.parametrize(("noise", "named"), [(1.0, "kl"), (0.0, None)])
+def test_the_best_is_named_where_the_intervals_allow(tmp_path: Path, noise: float, named: str | None) -> None:
+    rows, _ = points(students(tmp_path, 12, "kl", noise) + students(tmp_path, FEWEST - 1, "nll", noise), tmp_path)
+    groups, best = correlate(of(rows))
+    assert [(g.loss, g.students) for g in groups] == [(None, 12 + FEWEST - 1), ("kl", 12)]
+    within = groups[1].correlations
+    assert within["kl"].value == pytest.approx(-1.0)
+    low, high = within["agreement"].ci95
+    assert low <= within["agreement"].value <= high
+    assert best == named
+    assert correlate(of(rows)[: FEWEST - 1]) == ([], None)
+
+
+def test_the_page_has_them(tmp_path: Path) -> None:
+    rows, game = points(students(tmp_path, 6, "kl", 1.0) + students(tmp_path, 5, "mse", 1.0), tmp_path)
+    page = render([Section(game="Pong", rows=rows, who=game)], "", {})
+    assert "Which held-out number predicts the score?" in page
+    for told in ("Pong, all losses (11)", "Pong, kl (6)", "Pong, mse (5)", "-1.00 [-1.00, -1.00]", "The best is held-out KL"):
+        assert told in page
