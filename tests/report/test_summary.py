@@ -143,7 +143,11 @@ def test_a_baseline_is_also_measured_by_teachers_of_its_steps(tmp_path: Path) ->
         found = game(tmp_path, name, 10, {"pair/kl": [[9, 9]]})
         told = {"game": name, "variant": "pair/pqn", "algorithm": "pqn", "card": {"steps_trained": 2500}}
         baseline = evaluated(tmp_path, "multitask", [6, 6], name=f"{name}-pqn", **told)
-        games[name] = Game(replace(found.teacher, curve=curve, card={"steps": 3000}), found.chance, [*found.students, baseline])
+        games[name] = Game(
+            replace(found.teacher, curve=curve, card={**found.teacher.card, "steps": 3000}),
+            found.chance,
+            [*found.students, baseline],
+        )
     kl, pqn = summarise(games)
     assert (kl.steps, kl.at_equal_steps) == (None, None)
     assert pqn.steps == 2500
