@@ -132,5 +132,5 @@ least and greatest. At the end: on seeds that nothing else has seen, and of thes
 
 def _trained(card: Mapping[str, Any]) -> str:
     """How a teacher was trained and whether it normalises, as its card has it."""
-    algorithm = str(card["algorithm"]).upper()
+    algorithm = str(card["algorithm"]).upper() if "algorithm" in card else "unnamed algorithm"
     return f"{algorithm} with LayerNorm" if card["architecture"].get("layer_norm") else f"plain {algorithm}"
