@@ -134,5 +134,5 @@ teacher's last policy, its best and the final student on seeds that nothing else
 
 def _trained(card: Mapping[str, Any]) -> str:
     """How a teacher was trained and whether it normalises, as its card has it."""
-    algorithm = str(card["algorithm"]).upper()
+    algorithm = str(card["algorithm"]).upper() if "algorithm" in card else "unnamed algorithm"
     return f"{algorithm} with LayerNorm" if card["architecture"].get("layer_norm") else f"plain {algorithm}"
