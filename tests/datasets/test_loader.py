@@ -125,7 +125,9 @@ def test_windows_and_the_stacks_to_be_measured_on_keep_within_the_memory(dataset
     assert frames is not None
     assert not loader.resident
     assert len(kept) > check // 2
-    assert peak <= memory + 4 * 84 * 84  # and some black frames and small objects
+    assert (
+        peak <= memory + 32 * 84 * 84
+    )  # black frames and small objects; the stacks twice, or not counted, are thrice that over
 
 
 def test_memory_and_batches_that_do_not_fit(dataset: Dataset, small_blocks: None) -> None:
