@@ -59,7 +59,7 @@ def _published(row: Row) -> str:
 
 def _with_interval(value: float, interval: tuple[float, float], digits: int) -> str:
     low, high = interval
-    return f"{value:.{digits}f} [{low:.1f}, {high:.1f}]"
+    return f"{value:,.{digits}f} [{low:,.1f}, {high:,.1f}]"
 
 
 def short_name(agent: str) -> str:
