@@ -9,7 +9,6 @@ first episodes in Minari (whole episodes, as Minari hands them out). All in one 
 from __future__ import annotations
 
 import itertools
-import resource
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import torch
 from minari import MinariDataset
 from torch.utils.data import DataLoader
 
+from benchmarks.memory import peak_memory
 from benchmarks.timing import rates
 from pipeline.datasets import edit
 from pipeline.datasets.exchange import to_minari
@@ -39,14 +39,14 @@ def main(path: Path) -> None:
     dataset = open_dataset(path)
     frames = len(dataset) * 84 * 84
     memory = frames // 4
-    before = _peak()
+    before = peak_memory()
     own = Loader(dataset, batch=BATCH, held_out=0.05, seed=0, memory=memory, check=CHECK)
     kept = own.states(own.checked_N)
     batches = _batches(own)
     start = time.perf_counter()
     states = sum(len(batch) for batch in itertools.islice(batches, 2 * len(dataset) // BATCH))
     ours = states / (time.perf_counter() - start)
-    peak = _peak() - before
+    peak = peak_memory() - before
     print(f"{path}: {len(dataset):,} states, {frames / 1e9:.2f} GB of frames; memory given {memory / 1e9:.2f} GB")
     print(f"within that, {len(kept):,} held-out states to be measured on, kept as stacks")
     print(f"ours, two epochs: {ours:,.0f} states/s; peak of memory {peak / 1e9:.2f} GB more than at the start")
@@ -72,11 +72,6 @@ def main(path: Path) -> None:
         found = rates({"fancy indexing": fancy, "minari": lambda: sum(len(states) for states in loader)}, rounds=2)
     for what, rate in found.items():
         print(f"{what}: {rate:,.0f} states/s, ours is {ours / rate:,.0f}x")
-
-
-def _peak() -> int:
-    """The most memory that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _batches(loader: Loader) -> Iterator[torch.Tensor]:

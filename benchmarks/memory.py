@@ -9,7 +9,6 @@ it takes itself (weights, optimiser, activations) is not the loader's.
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import resource
 import shutil
@@ -92,10 +91,11 @@ def write(folder: Path, games: Mapping[str, dict[str, Any]], states: int) -> Non
         records = sample.episode(index).owned()
         records = records._replace(q_NA=np.pad(records.q_NA, ((0, 0), (0, ACTIONS - sample.actions)), mode="wrap"))
         episodes.append((row._replace(sha256=episode_digest(records)), records))
-    rows, played, start = [], [], 0
-    for number in itertools.takewhile(lambda _: start < states, itertools.count()):
-        row, records = episodes[number % len(episodes)]
-        rows.append(row._replace(seed=number, start=start))
+    rows: list[EpisodeRow] = []
+    played, start = [], 0
+    while start < states:
+        row, records = episodes[len(rows) % len(episodes)]
+        rows.append(row._replace(seed=len(rows), start=start))
         played.append(records)
         start += records.steps
     first = folder / next(iter(games))
@@ -114,7 +114,7 @@ def write(folder: Path, games: Mapping[str, dict[str, Any]], states: int) -> Non
 def peak(folder: Path | None, games: Sequence[str], config: DistillConfig) -> int:
     """The most memory, in bytes, that learning from these datasets, or from nothing, adds to this process."""
     keep_freed_memory()
-    before = _peak()
+    before = peak_memory()
     sources: list[Source] = [open_dataset(folder / g, check_files=True) if folder else Nothing(g) for g in games]
     turn = BLOCK // config.batch + 1
     updates = len(games) * (turn * WINDOWS if folder else 1)
@@ -125,10 +125,10 @@ def peak(folder: Path | None, games: Sequence[str], config: DistillConfig) -> in
         pass
     if folder:
         assert all(lesson.loader.place(turn * WINDOWS - 1)[0].number >= WINDOWS for lesson in student.lessons.values())
-    return _peak() - before
+    return peak_memory() - before
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """The most memory that this process has had, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
