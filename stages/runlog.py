@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,12 +116,15 @@ def show(
     """Pass `progress` through, drawing it. `metrics` are the names to print beside the bar; those of what is `learning` are
     marked as well.
 
-    Raises Stopped between two yields when the user asked to stop: the place to save and leave.
+    Raises Stopped between two yields when the user asked to stop: the place to save and leave. A generator is closed with
+    this one, or it would tidy up when it is collected as garbage, after what it works with has gone.
     """
     started = time.monotonic()
     last_line = started
     first: int | None = None
-    with stop_at_next_yield() as stopping, _bar() as bar:
+    with ExitStack() as ending, stop_at_next_yield() as stopping, _bar() as bar:
+        if isinstance(progress, Generator):
+            ending.callback(progress.close)
         task = bar.add_task(title, total=None, note="") if bar else None
         for p in progress:
             first = p.done if first is None else first

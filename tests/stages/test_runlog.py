@@ -72,3 +72,24 @@ def test_what_learns_is_saved_between_two_yields_alone(times: int, kept: list[in
         for _ in runlog.show(learning(), "train Pong"):
             pass
     assert (state, saved) == (2, kept)
+
+
+def test_what_is_shown_tidies_up_before_its_surroundings_do() -> None:
+    """A collection cancels what its workers play, for which it needs the client that is closed after it."""
+    happened: list[str] = []
+
+    def collecting() -> Iterator[Progress]:
+        try:
+            for done in range(1, 4):
+                if done == 2:
+                    signal.raise_signal(signal.SIGINT)
+                yield Progress(done=done, total=3, unit="states", metrics={})
+        finally:
+            happened.append("tidied up")
+
+    with pytest.raises(KeyboardInterrupt) as interrupted:  # its traceback holds the generators for as long as it is held
+        for _ in runlog.show(collecting(), "collect Pong"):
+            pass
+    happened.append("client closed")
+    assert happened == ["tidied up", "client closed"]
+    del interrupted
