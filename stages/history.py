@@ -192,14 +192,9 @@ class _Recording:
         """Evaluate the learner as it is, and keep it."""
         self._save()
         began = time.monotonic()
-        game, learner, environment, epsilon = (
-            self._game,
-            self._learner,
-            self._params.environment,
-            self._params.evaluation.epsilon,
-        )
-        network, steps = learner.result, learner.tally.steps
-        policy = EpsilonGreedy(q_function(network, exact(learner.compute.device)), epsilon)
+        game, environment, epsilon = self._game, self._params.environment, self._params.evaluation.epsilon
+        network, steps = self._learner.result, self._learner.tally.steps
+        policy = EpsilonGreedy(q_function(network, exact(self._learner.compute.device)), epsilon)
         contestant = Contestant(f"{game} at {steps:,}", game, environment, policy)
         episodes = self._told.select_episodes
         selected = mean_return(played(contestant, self._params, "select", self._seed, episodes))

@@ -53,11 +53,13 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     }
     environments = {game: fingerprint(game, params.environment) for game in games}
     agent = f"{mix_name}/{variant_name}-{seed}"
+    references = {game: _reference(layout, game) for game in games}
     decides = {
         "variant": variant.model_dump(exclude={"steps"}),
         "presets": {game: preset.model_dump(exclude_none=True) for game, preset in presets.items()},
         "environments": environments,
         "epsilon": params.evaluation.epsilon,
+        "references": references,  # they weigh the games where the best snapshot is chosen
         "seed": seed,
     }
     work = layout.work("train-multitask", agent, decides)
@@ -66,7 +68,6 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         heads = {game: len(action_meanings(game, params.environment)) for game in games}
         compute = next(iter(presets.values())).compute(device_name)
         learner = multitask_learner(variant, presets, heads, compute, seed)
-        references = {game: _reference(layout, game) for game in games}
         state = _Run(work / "checkpoint.pt", agent, learner, params, variant, seed, references)
         if state.resume():
             say(f"resuming {agent} at {learner.steps:,} steps a game from {work}")
