@@ -2,7 +2,8 @@
 
     python -m benchmarks.settings [--params experiments/zoo/params.yaml] [--game Freeway] [--steps 600000] [SETTING=VALUE ...]
 
-The first training changes nothing. Schedules end with the budget, so a score here is not one of a longer training's curve.
+Without SETTINGs: those that docs/teachers.md tells of, after a training that changes nothing. Schedules end with the budget,
+so a score here is not one of a longer training's curve.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-CHANGES = ("epochs=1", "epochs=4", "envs=32", "envs=128", "epsilon_low=0.05 epsilon_high=0.15", "exploration_fraction=0.3")
+CHANGES = ("", "epochs=1", "epochs=4", "envs=32", "envs=128", "epsilon_low=0.05 epsilon_high=0.15", "exploration_fraction=0.3")
 EPISODES = 32
 
 
@@ -27,11 +28,11 @@ def main() -> None:
     parser.add_argument("--game", default="Freeway")
     parser.add_argument("--steps", type=int, default=600_000)
     parser.add_argument(
-        "changes", nargs="*", default=CHANGES, help="settings, as 'epochs=1' or 'epsilon_low=0.05 epsilon_high=0.15'"
+        "changes", nargs="*", default=CHANGES, help="as epochs=1, 'epsilon_low=0.05 epsilon_high=0.15' or '' for none"
     )
     options = parser.parse_args()
     print(f"{options.game}, {options.steps:,} steps each: the better of two snapshots over {EPISODES} episodes", flush=True)
-    for change in ("", *options.changes):
+    for change in options.changes:
         with tempfile.TemporaryDirectory() as name:
             value, minutes, half = _train(Path(name), options.params, options.game, options.steps, change)
         print(f"{change or 'as it is':40} {value:10.2f}  {half:10.2f} half way  {minutes:5.1f} minutes", flush=True)
