@@ -46,11 +46,12 @@ LOOK_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One evaluation: who, from which folder, under which protocol, and where it notes what has been played."""
+    """One evaluation: who, from which folder, under which protocol, how many episodes, and where they are noted as they end."""
 
     folder: Path | None
     contestant: Contestant
     protocol: Protocol
+    episodes: int
     work: Path
 
 
@@ -103,8 +104,7 @@ def run(
 
 
 def _played(params: settings.Params, trial: Trial) -> list[Episode]:
-    sizes = params.evaluation
-    return played(trial.contestant, params, "evaluate", sizes.seed, sizes.episodes, Notes(trial.work / NOTES))
+    return played(trial.contestant, params, "evaluate", params.evaluation.seed, trial.episodes, Notes(trial.work / NOTES))
 
 
 def _trial(layout: Layout, params: settings.Params, contestant: Contestant, agent: str, protocol: Protocol) -> Trial:
@@ -115,8 +115,10 @@ def _trial(layout: Layout, params: settings.Params, contestant: Contestant, agen
         "seed": params.evaluation.seed,
         "recipe": RECIPE,
     }
-    folder = None if contestant.card["role"] == "random" else layout.agent(agent)
-    return Trial(folder, contestant, protocol, layout.work("evaluate", contestant.agent, decides))
+    role = contestant.card["role"]
+    folder = None if role == "random" else layout.agent(agent)
+    work = layout.work("evaluate", contestant.agent, decides)
+    return Trial(folder, contestant, protocol, params.evaluation.episodes_of(role), work)
 
 
 class Part(NamedTuple):
@@ -150,14 +152,14 @@ def play_part(part: Part, files: Files | None) -> list[Episode]:
 
 def _spread(layout: Layout, params: settings.Params, trials: Sequence[Trial], client: Client) -> list[Path]:
     """Play all the trials on a cluster, one after another, and publish each as it is complete."""
-    sizes = params.evaluation
-    first = episode_seeds("evaluate", sizes.seed)
-    seeds = range(first, first + sizes.episodes)
+    first = episode_seeds("evaluate", params.evaluation.seed)
+    seeds = {trial.contestant.agent: range(first, first + trial.episodes) for trial in trials}
     notes = {trial.contestant.agent: Notes(trial.work / NOTES) for trial in trials}
-    total = sizes.episodes * len(trials)
+    total = sum(map(len, seeds.values()))
 
     def finished(trial: Trial) -> list[Episode]:
-        return sorted(e for e in notes[trial.contestant.agent].finished if e.seed in seeds)
+        name = trial.contestant.agent
+        return sorted(e for e in notes[name].finished if e.seed in seeds[name])
 
     def reached() -> Progress:
         found = {trial.contestant.agent: finished(trial) for trial in trials}
@@ -168,11 +170,12 @@ def _spread(layout: Layout, params: settings.Params, trials: Sequence[Trial], cl
         while not client.nthreads():
             yield reached()
             time.sleep(LOOK_SECONDS)
-        pending = _submit(client, trials, {trial.contestant.agent: finished(trial) for trial in trials}, seeds)
+        ahead = {name: sorted(set(seeds[name]) - {e.seed for e in notes[name].finished}) for name in seeds}
+        pending = _submit(client, trials, ahead)
         while len(written) < len(trials):
             _collect(pending, notes)
             for trial in trials:
-                if trial.contestant.agent not in written and len(episodes := finished(trial)) == sizes.episodes:
+                if trial.contestant.agent not in written and len(episodes := finished(trial)) == trial.episodes:
                     written[trial.contestant.agent] = _publish(layout, trial, episodes)
             yield reached()
             with suppress(TimeoutError):
@@ -192,9 +195,8 @@ def _collect(pending: dict[Any, str], notes: Mapping[str, Notes]) -> None:
             notes[name].add(episode)
 
 
-def _submit(client: Client, trials: Sequence[Trial], finished: Mapping[str, Sequence[Episode]], seeds: range) -> dict[Any, str]:
-    """What is not finished, in parts: future -> the agent's name."""
-    ahead = {name: sorted(set(seeds) - {e.seed for e in episodes}) for name, episodes in finished.items()}
+def _submit(client: Client, trials: Sequence[Trial], ahead: Mapping[str, Sequence[int]]) -> dict[Any, str]:
+    """The seeds `ahead` of each agent, in parts: future -> the agent's name."""
     share = math.ceil(sum(map(len, ahead.values())) / sum(client.nthreads().values()))
     size = max(1, min(PART_EPISODES, share))
     pending: dict[Any, str] = {}
@@ -204,7 +206,7 @@ def _submit(client: Client, trials: Sequence[Trial], finished: Mapping[str, Sequ
         sent = client.scatter([files], hash=False)[0] if files and ahead[who.agent] else None
         digest = trial.protocol.digest(who.game)
         for start in range(0, len(ahead[who.agent]), size):
-            part = Part(who.game, trial.protocol, digest, who.card.get("digest"), ahead[who.agent][start : start + size])
+            part = Part(who.game, trial.protocol, digest, who.card.get("digest"), list(ahead[who.agent][start : start + size]))
             pending[client.submit(play_part, part, sent, pure=False)] = who.agent
     return pending
 

@@ -111,7 +111,8 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
 
 def _evaluation(layout: Layout, params: settings.Params, machine: Machine, agent: str, game: str, *networks: str) -> Job:
     done = layout.scores(agent).is_file()
-    return Job("evaluate", agent, done, 0.0 if done else machine.episodes(layout, game, params.evaluation.episodes, *networks))
+    episodes = params.evaluation.episodes_of("teacher" if agent.startswith("teachers/") else "student")
+    return Job("evaluate", agent, done, 0.0 if done else machine.episodes(layout, game, episodes, *networks))
 
 
 def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: settings.Cell) -> Iterator[Job]:

@@ -85,11 +85,10 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     (folder / "table.md").write_text(tables.scores(rows).markdown())
     root = layout.root.resolve()
     command = f"dvc repro experiments/{root.name}/dvc.yaml" if root.parent.name == "experiments" else "dvc repro"
-    protocol = f"epsilon {params.evaluation.epsilon:g}, up to {params.environment.noop_max} null-ops at the start"
     facts = {
         "package": "{version}, revision {revision}".format(**code_version()),
         "command": command,
-        "protocol": f"{params.evaluation.episodes} episodes per agent, {protocol}",
+        "protocol": _protocol(params),
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
@@ -97,7 +96,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         **({"latency": f"median of 500 calls in torch, one state, one core of {processor()}"} if latency else {}),
     }
     datasets = _datasets(layout, mixes, [who for game in games.values() for who in game.students])
-    page = render(sections, protocol, facts, summaries if len(games) > 1 else (), several, online, typical, datasets)
+    page = render(sections, facts["protocol"], facts, summaries if len(games) > 1 else (), several, online, typical, datasets)
     (folder / "index.html").write_text(page)
     replace_folder(folder, layout.report)
     if paper is not None:
@@ -111,6 +110,14 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     written = layout.report / "index.html"
     say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     return written
+
+
+def _protocol(params: settings.Params) -> str:
+    """How many episodes are played, and how they start and explore."""
+    sizes = params.evaluation
+    apart = f", {sizes.teacher_episodes} per teacher" if sizes.teacher_episodes else ""
+    starts = f"up to {params.environment.noop_max} null-ops at the start"
+    return f"{sizes.episodes} episodes per agent{apart}, epsilon {sizes.epsilon:g}, {starts}"
 
 
 def _only(games: Mapping[str, Game], wanted: Callable[[Evaluated], bool]) -> dict[str, Game]:

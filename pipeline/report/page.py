@@ -137,8 +137,8 @@ def _over_games(summaries: Sequence[Summary], aggregates: Sequence[Aggregate]) -
     if not summaries:
         return ""
     table = tables.over_games(summaries).html(
-        "Random-normalised per cent of the teacher. Intervals: 95 % bootstrap over episodes, paired with the teacher by seed; with "
-        "several runs also over training runs, else without the variance of training. * a game below 1 % counts as 1 %.",
+        f"Random-normalised per cent of the teacher. Intervals: 95 % bootstrap over episodes, {tables.PAIRED}; with several runs also "
+        "over training runs, else without the variance of training. * a game below 1 % counts as 1 %.",
     )
     if aggregates:
         table += tables.aggregates(aggregates).html(
@@ -155,8 +155,8 @@ def _several(several: Several) -> str:
     """What became of these agents, and how their games got on with each other."""
     table = tables.several(several.summaries).html(
         "Each game's mean return in per cent of its teacher's, and their geometric mean, as the paper has them; the geometric mean of "
-        "the random-normalised per cents, and the least of those. Intervals: 95 % bootstrap over episodes, paired with the teacher by "
-        "seed. * a game below 1 % counts as 1 %."
+        f"the random-normalised per cents, and the least of those. Intervals: 95 % bootstrap over episodes, {tables.PAIRED}. "
+        "* a game below 1 % counts as 1 %."
         + tables.of_steps(several.summaries, {name: game.teacher for name, game in several.games.items()}),
     )
     races = [
@@ -250,7 +250,7 @@ def _section(section: Section) -> str:
     parts = [
         f"<section><h2>{escape(section.game)}</h2>",
         tables.scores(section.rows).html(
-            "Normalised: (mean - random) / (teacher - random). Intervals: 95 % bootstrap over episodes, paired with the teacher by seed; "
+            f"Normalised: (mean - random) / (teacher - random). Intervals: 95 % bootstrap over episodes, {tables.PAIRED}; "
             "they do not include the variance between training runs.",
         ),
         _marks(section),

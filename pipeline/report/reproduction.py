@@ -50,8 +50,8 @@ The paper distils from plain DQN teachers. Ours: {told}."""
 
 Written by `{command}`; edit nothing here. Policy Distillation, [Rusu et al. 2015](https://arxiv.org/abs/1511.06295).
 
-Our protocol: {protocol}, raw full-game return, the same seeds for teacher and students. The paper starts episodes from human
-play, which is not public. Compare levels, not decimals.{teaching}
+Our protocol: {protocol}, raw full-game return, seeds counted from the same first one for
+teacher and students. The paper starts episodes from human play, which is not public. Compare levels, not decimals.{teaching}
 """
     rows = [(game, who, summaries) for game, who in teachers.items()]
     rows += [(f"{who.game}, {_trained(who.card)} teacher", who, found) for who, found in beside]
@@ -67,17 +67,10 @@ The geometric mean of the random-normalised per cents below, over {", ".join(TAB
 students.
 
 {tables.bars(summaries).markdown()}"""
-    more = ", ".join(f"{s.variant} {s.states:,}" for s in summaries if s.rounds)
-    fewer = max((s.states for s in summaries if s.plain), default=0)
-    states = (
-        f"\nStudents of student-driven rounds also learn from more states ({more}) than the others ({fewer:,})."
-        if more and fewer
-        else ""
-    )
     single = f"""
 ## Table 1: students of the teacher's size
 
-Per cent of the teacher's raw return, as the paper has it, with 95 % intervals over episodes, paired with the teacher by seed;
+Per cent of the teacher's raw return, as the paper has it, with 95 % intervals over episodes, {tables.PAIRED};
 the paper's number in round brackets.
 {apart}
 {tables.table1(rows).markdown()}{asked if {g for s in summaries for g in s.games} >= TABLE1.keys() else ""}
@@ -88,9 +81,9 @@ Raw, [95 %] over episodes; {training}.
 {tables.returns(summaries, teachers).markdown()}
 ## Compression, and everything else we trained
 
-Random-normalised per cent of the teacher, (return - random) / (teacher - random), with 95 % intervals over episodes, paired
-with the teacher by seed; {training}. The geometric mean is over the games here, the paper's over ten and of raw per cents.
-A star: a game below 1 % counts as 1 %.{states}
+Random-normalised per cent of the teacher, (return - random) / (teacher - random), with 95 % intervals over episodes,
+{tables.PAIRED}; {training}. The geometric mean is over the games here, the paper's over ten and of raw per cents.
+A star: a game below 1 % counts as 1 %.{_states(summaries)}
 
 {tables.over_games(summaries).markdown()}
 """
@@ -110,7 +103,7 @@ training runs of each game, where there are several, and their episodes; what te
 ## One network for {", ".join(sorted({game for s in found for game in s.games}))}
 
 A game's raw mean return in per cent of its teacher's, and their geometric mean, as the paper has it; beside it the geometric
-mean of the random-normalised per cents, and the least of those. Intervals: 95 % over episodes, paired with the teacher by seed;
+mean of the random-normalised per cents, and the least of those. Intervals: 95 % over episodes, {tables.PAIRED};
 {training}.{tables.of_steps(found, teachers)}
 
 {tables.several(found).markdown()}
@@ -130,6 +123,21 @@ teacher's last policy, its best and the final student on seeds that nothing else
 {tables.online(online).markdown()}
 """
     return head + (single if summaries else "") + (typical if aggregates else "") + many + (following if online else "")
+
+
+def _states(summaries: Sequence[Summary]) -> str:
+    """From how many states students have learned, those of student-driven rounds apart."""
+    usual = [s for s in summaries if s.plain]
+    told = [("Students", usual), *((s.variant, [s]) for s in summaries if s.rounds)]
+    learned = []
+    for who, found in told:
+        games: dict[int, list[str]] = {}
+        for game in dict.fromkeys(game for s in found for game in s.games):
+            games.setdefault(max(s.games[game].states for s in found if game in s.games), []).append(game)
+        counts = ", ".join(f"{count:,} states ({', '.join(names)})" for count, names in games.items() if count)
+        if counts:
+            learned.append(f"{who} from {counts}")
+    return f"\n\nLearned from: {'; '.join(learned)}." if learned else ""
 
 
 def _trained(card: Mapping[str, Any]) -> str:

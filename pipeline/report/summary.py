@@ -24,7 +24,7 @@ FLOOR: Final = 1.0
 class Standing:
     """One kind of student in one game: means over its runs. `percent` is of the teacher's raw return, None if that is not above
     zero, as its interval is where resamples are not; `runs` says how many training runs the intervals include, of which
-    `ci95` is that of `normalized`.
+    `ci95` is that of `normalized`. Each learned from so many stored `states`.
     """
 
     returned: float
@@ -34,13 +34,14 @@ class Standing:
     normalized: float
     ci95: tuple[float, float]
     runs: int
+    states: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """One kind of student over the games, or of baseline. `learned` tells from what: a loss, or an algorithm.
 
-    `plain` as `Evaluated` has it; of students of one game, `rounds` of them acted for `states` in all that each learned from.
+    `plain` as `Evaluated` has it; students of one game have acted themselves for `rounds` of their datasets.
 
     `mean` is the geometric mean of the normalised per cents, None where it has not played every game; `floored` names the games
     in which it was taken to reach 1 %. A baseline has had so many `steps` of each game; `at_equal_steps` is its mean where the
@@ -58,7 +59,6 @@ class Summary:
     floored: tuple[str, ...]
     plain: bool
     rounds: int
-    states: int
     steps: int | None = None
     at_equal_steps: float | None = None
 
@@ -112,7 +112,6 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
         floored=tuple(name for name, s in standings.items() if s.normalized < FLOOR),
         plain=first.plain,
         rounds=max(0, len(learned_from(first.card)) - 1),
-        states=sum(told["states"] for told in learned_from(first.card)),
         steps=steps,
         at_equal_steps=float(geometric_mean([np.array(s) for s in shares])) if len(shares) == len(games) else None,
     )
@@ -176,6 +175,7 @@ def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> tuple[Standing,
         normalized=100.0 * (mean - zero) / (best - zero),
         ci95=percentiles(normalized_R),
         runs=len(runs),
+        states=max(sum(told["states"] for told in learned_from(who.card)) for who in runs),
     )
     return standing, normalized_R
 

@@ -88,6 +88,10 @@ def scores(rows: Sequence[Row]) -> Table:
     return Table(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in rows], [row.score.role for row in rows])
 
 
+PAIRED: Final = "paired with the teacher by seed where both have played the same seeds"
+"""How intervals of scores relative to a teacher's come about."""
+
+
 def over_games(summaries: Sequence[Summary]) -> Table:
     """One row per kind of student, a column per game."""
     games = list(dict.fromkeys(game for s in summaries for game in s.games))

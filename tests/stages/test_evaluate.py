@@ -74,7 +74,7 @@ def breakout(tmp_path: Path, breakout_teacher: Path) -> Path:
     folder = tmp_path / "breakout"
     with edited_params(folder) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
-        raw["evaluation"] |= {"episodes": 3, "width": 2, "epsilon": 0.5}
+        raw["evaluation"] |= {"episodes": 3, "teacher_episodes": 4, "width": 2, "epsilon": 0.5}
     return folder
 
 
@@ -95,6 +95,7 @@ def test_workers_come_to_the_same(breakout: Path, on_one_worker: tuple[str, str]
     kinds = ("scores", "episodes", "clips")
     made = {path: path.read_bytes() for kind in kinds for path in (breakout / "data" / kind).rglob("*.*")}
     assert len(made) == 9
+    assert [scores(breakout, agent)["episodes"] for agent in agents] == [4, 3, 3]
     for path in made:
         path.unlink()
     monkeypatch.setattr(evaluate, "PART_EPISODES", 2)
@@ -141,7 +142,7 @@ def test_of_several_agents_none_is_played_again(breakout: Path, monkeypatch: pyt
     agents = ("random/Breakout", "teachers/Breakout")
     assert call(breakout, *agents).exit_code == 130
     assert call(breakout, *agents).exit_code == 0
-    assert len(seeds) == 6
+    assert len(seeds) == 3 + 4
     assert not list((breakout / ".work/evaluate").iterdir())
 
 
