@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.agents.checkpoints import games_of, gives_q_values, load_agent, load_card
+from pipeline.agents.checkpoints import CARD, games_of, gives_q_values, load_agent, load_card
 from pipeline.agents.cost import cost
 from pipeline.agents.export import in_torch, latencies
 from pipeline.agents.networks import NetworkSpec
@@ -56,6 +56,11 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
             say(f"left out, not followed or not evaluated yet: {', '.join(missing)}")
         runs = followed
         cells = _finished(layout, params, cells, others=bool(runs))
+    elif outdated := [cell.name for cell in cells if _outdated(layout, params, cell)]:
+        raise ValueError(
+            f"learned from other data than their mixes name now, or changed since they were evaluated: {', '.join(outdated)}: "
+            f"`dvc repro` makes them anew, --partial leaves them out"
+        )
     online = [_run(layout, *run, params.online[run[0]].states) for run in runs]
     taught = dict.fromkeys(cell.mix for cell in cells if cell.kind == "students")
     mixes = {mix: read_mix(layout.mix(mix)) for mix in taught}
@@ -212,12 +217,29 @@ def _finished(
         measured = all(evaluated(f"{kind}/{game}") for game in games for kind in ("teachers", "random"))
         return mixed and measured and all(evaluated(scored_as(cell.agent, games, game)) for game in games)
 
-    done = [cell for cell in cells if finished(cell)]
-    if missing := [cell.name for cell in cells if cell not in done]:
+    found = [cell for cell in cells if finished(cell)]
+    if missing := [cell.name for cell in cells if cell not in found]:
         say(f"left out, not evaluated yet{where}: {', '.join(missing)}")
+    done = [cell for cell in found if not _outdated(layout, params, cell)]
+    if outdated := [cell.name for cell in found if cell not in done]:
+        say(f"left out, of other data than their mixes name now, or changed since evaluated{where}: {', '.join(outdated)}")
     if not done and not others:
         raise ValueError("no student of the params' grid has been evaluated yet: run `dvc repro`")
     return done
+
+
+def _outdated(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
+    """Whether there is a student that learned from other data than its mix names now, or that is not as it was when scored."""
+    if not (layout.agent(cell.agent) / CARD).is_file():
+        return False
+    card = load_card(layout.agent(cell.agent))
+    games = games_of_cell(layout, params, cell)
+    scores = [layout.scores(scored_as(cell.agent, games, game)) for game in games]
+    scored = {json.loads(path.read_text()).get("agent_digest") for path in scores if path.is_file()} - {None}
+    if scored - {card["digest"]}:
+        return True
+    named = {i.digest for of in read_mix(layout.mix(cell.mix)).values() for i in of} if cell.kind == "students" else set()
+    return named != {told["digest"] for told in learned_from(card)}
 
 
 def _section(

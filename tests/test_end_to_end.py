@@ -106,6 +106,27 @@ def test_the_report(travelled: Path, tmp_path: Path) -> None:
     assert len({tuple(colour) for colour in seen[::7, ::7].reshape(-1, 3).tolist()}) > 20
 
 
+def test_a_student_of_other_data_or_of_other_scores_is_left_out(travelled: Path) -> None:
+    """As after a `mix` of a new dataset, or a `distill`, without what follows them."""
+    mix, scores = travelled / "data/mixes/small.json", travelled / "data/scores/students/small/kl-0.json"
+    for path, what, lost in (
+        (
+            mix,
+            json.loads((travelled / "data/datasets/Breakout/manifest.json").read_text())["digest"],
+            "small/kl-0, small/mse-0",
+        ),
+        (scores, json.loads(scores.read_text())["agent_digest"], "small/kl-0"),
+    ):
+        before = path.read_text()
+        path.write_text(before.replace(what, "0" * 64))
+        refused = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), "report"])
+        assert refused.exit_code == 1
+        assert f"changed since they were evaluated: {lost}: `dvc repro` makes them anew" in refused.stderr
+        partial = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), "report", "--partial"])
+        assert f"changed since evaluated: {lost}\n" in partial.stderr
+        path.write_text(before)
+
+
 def test_the_papers_page_has_rows_of_other_experiments(travelled: Path) -> None:
     """Here the experiment itself, and one of which nothing is there yet."""
     text = (travelled / "params.yaml").read_text()

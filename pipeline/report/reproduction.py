@@ -127,17 +127,16 @@ teacher's last policy, its best and the final student on seeds that nothing else
 
 def _states(summaries: Sequence[Summary]) -> str:
     """From how many states students have learned, those of student-driven rounds apart."""
-    usual = [s for s in summaries if s.plain]
-    told = [("Students", usual), *((s.variant, [s]) for s in summaries if s.rounds)]
+    told = [("", [s for s in summaries if s.plain]), *((f"by {s.variant} ", [s]) for s in summaries if s.rounds)]
     learned = []
     for who, found in told:
         games: dict[int, list[str]] = {}
         for game in dict.fromkeys(game for s in found for game in s.games):
             games.setdefault(max(s.games[game].states for s in found if game in s.games), []).append(game)
-        counts = ", ".join(f"{count:,} states ({', '.join(names)})" for count, names in games.items() if count)
+        counts = ", ".join(f"{count:,} ({', '.join(names)})" for count, names in games.items() if count)
         if counts:
-            learned.append(f"{who} from {counts}")
-    return f"\n\nLearned from: {'; '.join(learned)}." if learned else ""
+            learned.append(f"{who}{counts}")
+    return f"\n\nStates that students learned from: {'; '.join(learned)}." if learned else ""
 
 
 def _trained(card: Mapping[str, Any]) -> str:
