@@ -113,4 +113,6 @@ def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
             assert {p for p in params if p.startswith("online")} == {f"online.${{item.game}}.{key}" for key in deciding}
         if command == "evaluate":
             deciding = set(raw["evaluation"]) - {"width"}  # slots at once; episodes do not depend on it
+            if " teachers/" not in stage["cmd"]:
+                deciding -= {"teacher_episodes"}
             assert params == {"environment", *(f"evaluation.{key}" for key in deciding)}
