@@ -93,7 +93,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     facts = {
         "package": "{version}, revision {revision}".format(**code_version()),
         "command": command,
-        "protocol": _protocol(params),
+        "protocol": _protocol(params, [s.who.teacher for s in sections]),
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
@@ -117,10 +117,11 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     return written
 
 
-def _protocol(params: settings.Params) -> str:
-    """How many episodes are played, and how they start and explore."""
+def _protocol(params: settings.Params, teachers: Sequence[Evaluated]) -> str:
+    """How many episodes are played, by teachers as far as they have, and how they start and explore."""
     sizes = params.evaluation
-    apart = f", {sizes.teacher_episodes} per teacher" if sizes.teacher_episodes else ""
+    taught = sorted({len(read_returns(who.episodes)[0]) for who in teachers})
+    apart = f", {' or '.join(map(str, taught))} per teacher" if taught != [sizes.episodes] else ""
     starts = f"up to {params.environment.noop_max} null-ops at the start"
     return f"{sizes.episodes} episodes per agent{apart}, epsilon {sizes.epsilon:g}, {starts}"
 

@@ -247,7 +247,8 @@ def _percent(standing: Standing) -> str:
 def returns(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) -> Table:
     """Mean returns, a column per game: the paper's own students, our teachers, and a row per kind of student."""
     head = ["student", *teachers]
-    taught = [f"{read_returns(teacher.episodes)[0].mean():,.1f}" for teacher in teachers.values()]
+    own = [read_returns(teacher.episodes)[0] for teacher in teachers.values()]
+    taught = [f"{return_N.mean():,.1f} ({len(return_N)} episodes)" for return_N in own]
     cells = [
         [
             "the paper's, KL, of its teacher's size",
