@@ -57,6 +57,7 @@ def test_the_published_preset_is_as_published() -> None:
     assert taught == ["Pong"]  # `fast` may have more states
     for game in taught:
         assert (loaded.datasets[game].states, loaded.datasets[game].epsilon) == (10 * 60 * 60 * 15, 0.05)
+    assert {loaded.datasets[game].epsilon for game in ("Breakout", "Freeway", "Pong", "Qbert")} == {0.05}
     assert (loaded.environment.noop_max, loaded.environment.max_episode_frames) == (30, 30 * 60 * 60)
 
 
