@@ -98,14 +98,23 @@ def new(session: Session, /, **options: Any) -> None:
     click.echo(stage.run(layout, params, session.params_path, **options))
 
 
-@main.command("train-teacher")
-@click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
-@click.option(
+begin_option = click.option(
     "--from",
     "start",
     type=click.Path(path_type=Path),
-    help="Begin from a teacher's folder, or the checkpoint of a run with other settings; the card tells.",
+    help="Begin from a published agent's folder, or the checkpoint of a run with other settings; the card tells.",
 )
+snapshot_option = click.option(
+    "--snapshot",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Only publish there what the unfinished run has learned: --from goes on from it on another machine.",
+)
+
+
+@main.command("train-teacher")
+@click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
+@begin_option
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
@@ -113,12 +122,7 @@ def new(session: Session, /, **options: Any) -> None:
 )
 @click.option("--seed", type=click.IntRange(0, 99), help="Another seed than params.yaml's; wants --out.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder. [default: that of the zoo]")
-@click.option(
-    "--snapshot",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Only publish there what the unfinished run has learned: --from goes on from it on another machine.",
-)
+@snapshot_option
 @device_option
 @click.pass_obj
 def train_teacher(session: Session, /, device: str, game: str, **options: Any) -> None:
@@ -208,9 +212,11 @@ def distill(session: Session, student: str, seed: int, device: str) -> None:
 @main.command("train-multitask")
 @click.option("--baseline", required=True, metavar="MIX/VARIANT", help="A mix and a name in params.yaml's `multitask`.")
 @click.option("--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Weights, minibatches and episodes.")
+@begin_option
+@snapshot_option
 @device_option
 @click.pass_obj
-def train_multitask(session: Session, baseline: str, seed: int, device: str) -> None:
+def train_multitask(session: Session, /, baseline: str, seed: int, device: str, **options: Any) -> None:
     """Train one network on a mix's games from reward, without teachers.
 
     Killed or stopped, the same command goes on where it was.
@@ -218,7 +224,7 @@ def train_multitask(session: Session, baseline: str, seed: int, device: str) -> 
     from stages import train_multitask as stage
 
     layout, params = session.load()
-    click.echo(stage.run(layout, params, baseline, seed, device))
+    click.echo(stage.run(layout, params, baseline, seed, device, **options))
 
 
 @main.command("train-history")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +15,6 @@ from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
-from pipeline.progress import Progress
 from pipeline.rl.dqn import DqnLearner, DqnWeights
 from pipeline.rl.multitask import MultitaskLearner, train
 from pipeline.rl.pqn import PqnLearner, PqnWeights
@@ -26,12 +23,10 @@ from stages.contest import Contestant, mean_return, played
 from stages.grid import games_of_mix
 from stages.paths import Layout
 from stages.plan import Machine, multitask_seconds
-from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
-from stages.runlog import duration, mark, saved_when_stopped, say, show
-from stages.versions import code_version
+from stages.publish import alone_in, replace_folder, write_csv
+from stages.runlog import duration, say
+from stages.training import CURVE, Training, run_kind
 
-CHECKPOINT_EVERY_SECONDS = 120.0
-CURVE_POINTS = 100
 EXPLORATION: Final = ("epsilon_low", "epsilon_high", "exploration_fraction", "hold_exponent", "hold_until", "stagger")
 """What the games of one baseline may differ in: how each is explored."""
 
@@ -39,8 +34,20 @@ RECIPE = 1
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
 
 
-def run(layout: Layout, params: settings.Params, name: str, seed: int, device_name: str) -> Path:
-    """Train or go on training baseline `MIX/VARIANT`; returns its folder."""
+def run(
+    layout: Layout,
+    params: settings.Params,
+    name: str,
+    seed: int,
+    device_name: str,
+    start: Path | None = None,
+    snapshot: Path | None = None,
+) -> Path:
+    """Train or go on training baseline `MIX/VARIANT`; returns its folder.
+
+    `start` is a baseline or a snapshot of one, or the checkpoint of a run with other settings, to begin from; the card's
+    history tells of both. `snapshot` only publishes there what an unfinished run has learned; it may be running.
+    """
     mix_name, variant_name = params.mix_and_variant(name, "baseline")
     variant: settings.MultitaskParams = settings.pick(params.multitask, variant_name, "baseline")
     settings.check_recipe(f"multitask.{variant_name}", variant.recipe, RECIPE)
@@ -63,23 +70,28 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         "seed": seed,
     }
     work = layout.work("train-multitask", agent, decides)
+    keep_freed_memory()
+    heads = {game: len(action_meanings(game, params.environment)) for game in games}
+    first = presets[games[0]]
+    learner = multitask_learner(variant, presets, heads, first.compute(device_name), seed)
+    state = _Baseline(work / "checkpoint.pt", agent, learner, params, variant, first.algorithm, seed, references)
+    chosen = {game: preset.settings() for game, preset in presets.items()}
+    facts = {
+        "games": {game: {"environment": environments[game]} for game in games},
+        "algorithm": first.algorithm,
+        "variant": variant_name,
+        "mix": mix_name,
+        "settings": chosen,
+    }
+    if snapshot is not None:
+        return state.publish_snapshot(snapshot, facts)
     with alone_in(work):
-        keep_freed_memory()
-        heads = {game: len(action_meanings(game, params.environment)) for game in games}
-        compute = next(iter(presets.values())).compute(device_name)
-        learner = multitask_learner(variant, presets, heads, compute, seed)
-        state = _Run(work / "checkpoint.pt", agent, learner, params, variant, seed, references)
-        if state.resume():
-            say(f"resuming {agent} at {learner.steps:,} steps a game from {work}")
-        if learner.steps < learner.budget:
+        state.start(start, f"multitask.{variant_name}.steps")
+        state.begin_sitting({"budget": variant.steps, "settings": chosen})
+        if not state.spent():
             seconds = multitask_seconds(layout, Machine(params), variant, games) * (1.0 - learner.steps / learner.budget)
             say(
                 f"{agent}: to {learner.budget:,} steps of each of {', '.join(games)}, about {duration(seconds)} on this machine"
-            )
-        if learner.beyond:
-            raise ValueError(
-                f"the unfinished run in {work} is at {learner.steps:,} steps a game, "
-                f"beyond multitask.{variant_name}.steps = {variant.steps:,}: raise that, or remove the folder to start afresh"
             )
         worlds = {
             game: VectorWorld(
@@ -87,16 +99,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             )
             for game in games
         }
-        with saved_when_stopped(state.save, lambda: f"{learner.steps:,} steps a game"):
-            if state.selection_due():
-                state.select()  # an evaluation that the last sitting did not finish
-            with closing(
-                show(train(learner, worlds), f"train {agent}", tuple(f"return_{game}" for game in games), learning=True)
-            ) as progress:
-                for p in progress:
-                    state.follow(p)
-            if state.evaluated_steps < learner.steps or not state.best_weights:
-                state.select()
+        state.learn(lambda: train(learner, worlds), tuple(f"return_{game}" for game in games))
         best = QNetwork(learner.result.spec, learner.result.actions)
         best.load_state_dict(state.best_weights)
         folder = work / "publish"
@@ -105,20 +108,12 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             best,
             {
                 "role": "multitask",
+                **facts,
                 "games": {game: {"environment": environments[game], "selected_at": state.best_returns[game]} for game in games},
-                "algorithm": presets[games[0]].algorithm,
-                "variant": variant_name,
-                "mix": mix_name,
-                "seed": seed,
-                "settings": {game: preset.settings() for game, preset in presets.items()},
-                "steps": state.best_steps,
-                "frames": state.best_steps * params.environment.frame_skip,
-                "steps_trained": learner.steps,
-                "recipe": variant.recipe,
-                "code": code_version(),
+                **state.facts(state.best_steps),
             },
         )
-        write_csv(folder / "curve.csv", state.curve)
+        write_csv(folder / CURVE, state.curve)
         target = layout.multitask(agent)
         replace_folder(folder, target)
         (work / "checkpoint.pt").unlink(missing_ok=True)
@@ -179,8 +174,8 @@ def _reference(layout: Layout, game: str) -> tuple[float, float]:
     return reference.random if reference else 0.0, best
 
 
-class _Run:
-    """A run's resumable state: the learner, the best snapshot so far, and the curve.
+class _Baseline(Training):
+    """The training of a baseline.
 
     A snapshot's worth is its mean over games of (return - random) / (teacher - random), on episodes for selection alone.
     """
@@ -192,90 +187,44 @@ class _Run:
         learner: MultitaskLearner,
         params: settings.Params,
         variant: settings.MultitaskParams,
+        algorithm: str,
         seed: int,
         references: Mapping[str, tuple[float, float]],
     ) -> None:
-        self._path, self._learner, self._params, self._variant, self._seed = path, learner, params, variant, seed
-        self._agent, self._references = agent, references
-        self._metrics: Mapping[str, float] = {}
-        self.curve: list[dict[str, Any]] = []
-        self.best, self.best_steps = float("-inf"), 0
-        self.best_returns: dict[str, float] = {}
-        self.best_weights: dict[str, torch.Tensor] = {}
-        self._seconds = 0.0
-        self._started = self._saved = time.monotonic()
+        kind = run_kind(references, algorithm, variant.network)
+        super().__init__(path, kind, agent, learner, variant.select_every, params.environment.frame_skip, "steps a game")
+        self.learner: MultitaskLearner = learner
+        self._params, self._variant, self._seed, self._references = params, variant, seed, references
 
-    def resume(self) -> bool:
-        """Take over what was saved, if anything was."""
-        state = load_state(self._path)
-        if state is None:
-            return False
-        self._learner.load_state_dict(state["learner"])
-        self.curve, self._seconds = state["curve"], state["seconds"]
-        self.best, self.best_steps, self.best_returns = state["best"], state["best_steps"], state["best_returns"]
-        self.best_weights = state["best_weights"]
-        return True
-
-    def save(self) -> None:
-        state = {
-            "learner": self._learner.state_dict(),
-            "curve": self.curve,
-            "best": self.best,
-            "best_steps": self.best_steps,
-            "best_returns": self.best_returns,
-            "best_weights": self.best_weights,
-            "seconds": self._spent(),
-        }
-        save_state(self._path, state)
-        self._saved = time.monotonic()
-
-    def _spent(self) -> float:
-        """Wall time of all sittings, in seconds."""
-        return self._seconds + time.monotonic() - self._started
-
-    @property
-    def evaluated_steps(self) -> int:
-        """Steps of each game at the last evaluation, 0 before the first."""
-        return next((int(point["steps"]) for point in reversed(self.curve) if any("eval" in name for name in point)), 0)
-
-    def selection_due(self) -> bool:
-        """Whether it is time for an evaluation that may choose these weights: every `select_every` steps of each game."""
-        every = self._variant.select_every
-        return self._learner.steps >= (self.evaluated_steps // every + 1) * every
-
-    def follow(self, p: Progress) -> None:
-        """After a turn of each game: an evaluation, a point of the curve, a checkpoint, as they are due."""
-        self._metrics = p.metrics
-        if self.selection_due():
-            self.select()
-        elif not self.curve or p.done >= self.curve[-1]["steps"] + p.total // CURVE_POINTS:
-            self._add_point({})
-        elif time.monotonic() - self._saved > CHECKPOINT_EVERY_SECONDS:
-            self.save()
-
-    def select(self) -> None:
-        """Evaluate the weights as they are, for the curve, and keep them if they are the best so far."""
-        returns, worth = {}, 0.0
-        result, learner = self._learner.result, self._learner
-        for game, (zero, best) in self._references.items():
-            policy = EpsilonGreedy(q_function(result, learner.learners[game].compute, game), self._params.evaluation.epsilon)
+    def evaluate(self) -> dict[str, float]:
+        returns = {}
+        for game in self._references:
+            compute = self.learner.learners[game].compute
+            policy = EpsilonGreedy(q_function(self.learner.result, compute, game), self._params.evaluation.epsilon)
             contestant = Contestant(f"baseline of {game}", game, self._params.environment, policy)
             returns[game] = mean_return(played(contestant, self._params, "select", self._seed, self._variant.select_episodes))
-            worth += (returns[game] - zero) / ((best - zero) or 1.0) / len(self._references)
-        evaluated = {f"eval_return_{game}": round(value, 3) for game, value in returns.items()}
-        self._add_point(evaluated | learner.cosines())
-        mark(f"train {self._agent}", learner.steps, evaluated)
-        if worth > self.best:
-            self.best, self.best_steps, self.best_returns = worth, learner.steps, returns
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in result.state_dict().items()}
-        self.save()
-        told = ", ".join(f"{game} {value:.2f}" for game, value in returns.items())
-        say(f"at {learner.steps:,} steps a game: {told}; {worth:.1%} of the teachers (best {self.best:.1%})")
+        return returns
 
-    def _add_point(self, more: Mapping[str, float]) -> None:
-        """One row of the curve; an evaluation joins the row of its step."""
+    def worth(self, returns: Mapping[str, float]) -> float:
+        parts = [(returns[game] - zero) / ((best - zero) or 1.0) for game, (zero, best) in self._references.items()]
+        return sum(parts) / len(parts)
+
+    def told(self, returns: Mapping[str, float]) -> str:
+        return f"{super().told(returns)}, {self.worth(returns):.1%} of the teachers"
+
+    def evaluated(self, returns: Mapping[str, float]) -> dict[str, float]:
+        return {f"eval_return_{game}": value for game, value in returns.items()} | self.learner.cosines()
+
+    def row(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         names = [f"{name}_{game}" for name in ("return", "loss", "share", "q") for game in self._references]
-        known = {name: round(self._metrics[name], 6) for name in names if name in self._metrics}
-        if self.curve and self.curve[-1]["steps"] == self._learner.steps:
-            known = {k: v for k, v in self.curve.pop().items() if k in names} | known
-        self.curve.append({"steps": self._learner.steps, "seconds": round(self._spent(), 1), **known, **more})
+        tallies = {game: learner.tally for game, learner in self.learner.learners.items()}
+        done = {f"updates_{game}": tally.updates for game, tally in tallies.items()}
+        done |= {f"episodes_{game}": tally.episodes for game, tally in tallies.items()}
+        return {**done, **{name: round(metrics[name], 6) for name in names if name in metrics}}
+
+    def take_over(self, weights: Mapping[str, torch.Tensor], steps: int, latest: Mapping[str, Any]) -> None:
+        tallies = {g: (int(latest.get(f"updates_{g}", 0)), int(latest.get(f"episodes_{g}", 0))) for g in self._references}
+        self.learner.begin_with(weights, steps=steps, tallies=tallies)
+
+    def facts(self, steps: int) -> dict[str, Any]:
+        return super().facts(steps) | {"seed": self._seed, "recipe": self._variant.recipe}

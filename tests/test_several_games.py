@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,32 @@ def test_an_evaluation_that_was_interrupted_is_made(
         rows = list(csv.DictReader(file))
     assert rows[-1][column] != ""
     assert sum(row[column] != "" for row in rows) == 2
+
+
+def test_a_baseline_goes_on_elsewhere_from_a_snapshot(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: Any) -> Any:
+        raise Stopped
+
+    baseline = ("train-multitask", "--baseline", "pair/pqn", "--seed", "2")
+    snapshot = tmp_path / "unfinished"
+    assert "there is no unfinished run in" in fails(project, *baseline, "--snapshot", str(snapshot))
+    with monkeypatch.context() as patched:
+        patched.setattr("stages.train_multitask.played", stopped)
+        assert CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *baseline]).exit_code == 130
+    assert "a snapshot at 32 steps a game" in call(project, *baseline, "--snapshot", str(snapshot))
+    card = json.loads((snapshot / "card.json").read_text())
+    assert (card["role"], card["steps"], card["heads"]) == ("snapshot", 32, GAMES)
+    shutil.rmtree(project / ".work")
+    assert "beginning pair/pqn-2 at 32 steps a game from" in call(project, *baseline, "--from", str(snapshot))
+    done = json.loads((project / "data/multitask/pair/pqn-2/card.json").read_text())
+    assert [(part["from"], part.get("begins_with")) for part in done["history"]] == [(0, None), (32, card["digest"])]
+    assert done["steps_trained"] == 64
+    with (project / "data/multitask/pair/pqn-2/curve.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["steps"] for row in rows] == ["32", "64"]
+    assert int(rows[1]["updates_Qbert"]) == 2 * int(rows[0]["updates_Qbert"]) > 0
+    foreign = fails(project, "train-multitask", "--baseline", "pair/pqn", "--seed", "3", "--from", "data/teachers/Pong")
+    assert "Pong is Pong, pqn, network pqn, not Breakout, Qbert, pqn, network pqn-multi3: begin from one like it" in foreign
 
 
 def test_what_is_refused(travelled: Path) -> None:

@@ -137,6 +137,11 @@ class Learner(ABC):
         self.tally = Tally()
 
     @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return self.tally.steps
+
+    @property
     def beyond(self) -> bool:
         """Whether it has had more steps than its budget would have let it have: it was begun with a larger one."""
         return self.tally.steps - self.budget >= self.stride

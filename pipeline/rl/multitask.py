@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from pipeline.agents.gradients import trunk_cosines
 from pipeline.agents.networks import QNetwork
 from pipeline.atari.rollout import World
@@ -48,6 +50,14 @@ class MultitaskLearner:
     def result(self) -> QNetwork:
         """The network to evaluate and publish."""
         return self._first.result
+
+    def begin_with(self, weights: Mapping[str, Tensor], *, steps: int, tallies: Mapping[str, tuple[int, int]]) -> None:
+        """Go on from an agent's weights, which took so many steps of each game, and updates and episodes of each (`tallies`);
+        all else begins anew.
+        """
+        for game, learner in self.learners.items():
+            updates, episodes = tallies[game]
+            learner.begin_with(weights, steps=steps, updates=updates, episodes=episodes)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs; plain tensors and numbers."""

@@ -149,7 +149,7 @@ def test_beginning_from_nothing_is_one_line(failed: Path) -> None:
     write(failed, steps=256, gate=-1.0, epsilon=0.25)
     result = call(failed, "--from", str(failed / "no.pt"))
     assert result.exit_code == 1
-    assert "no.pt is not there or holds no teacher: --from wants a teacher's folder, or the checkpoint.pt" in result.output
+    assert "no.pt is not there or holds no agent: --from wants the folder of one, or the checkpoint.pt" in result.output
 
 
 def test_beginning_from_something_else_is_one_line(failed: Path, tmp_path: Path) -> None:
@@ -158,10 +158,10 @@ def test_beginning_from_something_else_is_one_line(failed: Path, tmp_path: Path)
     (tmp_path / "text.pt").write_text("hello")
     zoo = Path("data/teachers/Pong")
     for start, fault in (
-        (tmp_path / "weights.pt", "is no checkpoint of a teacher's training: begin from the checkpoint.pt of one"),
+        (tmp_path / "weights.pt", "is no checkpoint of a training: begin from the checkpoint.pt of one"),
         (tmp_path / "text.pt", "is not a checkpoint of ours ("),
         (zoo / "model.safetensors", "checkpoint of"),  # what torch makes of it depends on its version
-        (zoo.parent, "teachers is not there or holds no teacher"),
+        (zoo.parent, "teachers is not there or holds no agent"),
     ):
         result = call(failed, "--from", str(start))
         assert result.exit_code == 1
@@ -286,7 +286,7 @@ def test_sigkill_at_a_random_moment_then_the_same_command_reaches_the_gate(
         running.communicate()
         checkpoints = list(out.parent.glob(".work/train-teacher/*/checkpoint.pt"))
         if not out.exists():
-            assert ("resuming Pong at" in processes.run(tmp_path, *command, "--out", str(out))) == bool(checkpoints)
+            assert (f"resuming {out.name} at" in processes.run(tmp_path, *command, "--out", str(out))) == bool(checkpoints)
         made = json.loads((out / "card.json").read_text())
         assert (made["algorithm"], made["steps_trained"] // 1000) == (algorithm, (begun + 30_000) // 1000)
         assert made["evaluation"]["mean_return"] >= gate
