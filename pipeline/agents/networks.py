@@ -106,6 +106,11 @@ class QNetwork(nn.Module):
             raise ValueError(f"this network has no head for {game}: it plays {', '.join(self.heads)}")
         return self.heads[game]
 
+    def hidden_weights(self) -> list[Tensor]:
+        """Weights of every layer but the heads' last ones: matrices, and convolutions, a row a filter."""
+        layers = [*self.trunk, *(layer for head in self.heads.values() for layer in list(head.children())[:-1])]
+        return [layer.weight for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
+
     def features(self, obs_BCHW: Tensor) -> Tensor:
         """uint8 (B, stack, 84, 84) -> float32 (B, hidden), the layer that the heads read.
 

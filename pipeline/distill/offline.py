@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.agents.device import Compute, Precision
 from pipeline.agents.gradients import trunk_cosines
 from pipeline.agents.initialise import standardise
+from pipeline.agents.muon import Muon
 from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
 from pipeline.agents.rmsprop import CenteredRmsProp
 from pipeline.datasets.loader import Loader, Source, Split
@@ -49,7 +50,7 @@ class DistillConfig:
     """
 
     batch: int
-    optimizer: Literal["adam", "rmsprop"]
+    optimizer: Literal["adam", "muon", "rmsprop"]
     learning_rate: float
     schedule: Literal["cosine", "constant"]
     warmup_updates: int
@@ -172,7 +173,7 @@ class Student:
                 self.bridge = torch.nn.Linear(spec.hidden, teacher.spec.hidden).to(compute.device)
         learned = [self.network] if self.bridge is None else [self.network, self.bridge]
         self._parameters = [p for module in learned for p in module.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(config, self._parameters)
+        self.optimizer = _optimizer(config, self.network, self._parameters)
         self.best_loss = math.inf
         self.best_updates = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -368,10 +369,17 @@ def learning_rate(config: DistillConfig, update: int, budget: int) -> float:
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
-def _optimizer(config: DistillConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(config: DistillConfig, network: QNetwork, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     match config.optimizer:
         case "adam":
             return torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+        case "muon":
+            hidden = {id(weights) for weights in network.hidden_weights()}
+            return Muon(
+                [p for p in parameters if id(p) in hidden],
+                [p for p in parameters if id(p) not in hidden],
+                lr=config.learning_rate,
+            )
         case "rmsprop":
             assert config.squared_decay is not None
             assert config.gradient_decay is not None

@@ -136,12 +136,25 @@ def test_in_windows_it_learns_and_resumes_too(dataset: Dataset, monkeypatch: pyt
     assert second.curve == undisturbed.curve
 
 
-def test_it_learns_by_the_published_optimiser_too(dataset: Dataset) -> None:
-    constants: dict[str, Any] = {"squared_decay": 0.95, "gradient_decay": 0.95, "squared_minimum": 1e-5}
-    learned = student(dataset, updates=150, optimizer="rmsprop", learning_rate=1e-3, schedule="constant", **constants)
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"optimizer": "muon"},
+        {
+            "optimizer": "rmsprop",
+            "learning_rate": 1e-3,
+            "schedule": "constant",
+            "squared_decay": 0.95,
+            "gradient_decay": 0.95,
+            "squared_minimum": 1e-5,
+        },
+    ],
+)
+def test_it_learns_by_other_optimisers_too(dataset: Dataset, chosen: dict[str, Any]) -> None:
+    learned = student(dataset, updates=150, **chosen)
     *_, last = train(learned)
     assert last.metrics["agreement"] == 1.0
-    again = student(dataset, updates=150, optimizer="rmsprop", learning_rate=1e-3, schedule="constant", **constants)
+    again = student(dataset, updates=150, **chosen)
     again.load_state_dict(learned.state_dict())
     assert again.optimizer.state_dict()["param_groups"] == learned.optimizer.state_dict()["param_groups"]
 

@@ -1,0 +1,94 @@
+"""The optimiser's steps, by hand and beside torch's own of matrices."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline.agents.muon import UPDATE_SIZE, Muon, orthogonalised
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31 - 1))
+def test_singular_values_become_one_or_so(rows: int, columns: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn((rows, columns), generator=generator) * 10.0 ** torch.randint(-6, 6, (1,), generator=generator)
+    values = torch.linalg.svdvals(matrix)
+    told = torch.linalg.svdvals(orthogonalised(matrix))[values > 0.01 * matrix.norm()]
+    assert ((told > 0.6) & (told < 1.3)).all()
+
+
+def test_directions_stay() -> None:
+    matrix = torch.randn((8, 20), generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    turned = u.T @ orthogonalised(matrix) @ v.T
+    assert torch.allclose(turned, torch.diag(turned.diagonal()), atol=1e-3)
+
+
+def test_a_gradient_of_nothing_moves_nothing() -> None:
+    p = nn.Parameter(torch.ones(3, 4))
+    p.grad = torch.zeros(3, 4)
+    Muon([p], [], lr=0.1).step()
+    assert torch.equal(p, torch.ones(3, 4))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has none")
+def test_of_a_matrix_it_is_what_torch_does() -> None:
+    """torch multiplies in bfloat16."""
+    ours, theirs = (nn.Parameter(torch.ones(6, 10)) for _ in range(2))
+    mine = Muon([ours], [], lr=0.01)
+    reference = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        ours.grad = theirs.grad = torch.randn((6, 10), generator=generator)
+        mine.step()
+        reference.step()  # type: ignore[no-untyped-call,unused-ignore]
+    assert torch.allclose(ours, theirs, atol=0.02 * (1.0 - ours).abs().max().item())
+
+
+def test_a_convolution_is_a_matrix_of_filters_in_any_memory_format() -> None:
+    weights = torch.randn((4, 3, 2, 2), generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn((4, 3, 2, 2), generator=torch.Generator().manual_seed(1))
+    moved = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        p = nn.Parameter(weights.clone(memory_format=memory_format))
+        p.grad = gradient.contiguous(memory_format=memory_format)
+        Muon([p], [], lr=0.5).step()
+        moved.append(p.detach())
+    assert torch.allclose(moved[0], moved[1], atol=1e-6)
+    size = (moved[0] - weights).square().mean().sqrt().item() / 0.5
+    assert size == pytest.approx(UPDATE_SIZE, rel=0.3)
+
+
+def test_all_else_is_adam() -> None:
+    ours, theirs = (nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
+    mine, reference = Muon([], [ours], lr=0.1), torch.optim.Adam([theirs], lr=0.1)
+    for n in range(1, 6):
+        ours.grad = theirs.grad = torch.tensor([math.sin(n), 0.1 * n])
+        mine.step()
+        reference.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_resumed_run_makes_the_same_steps() -> None:
+    def begin() -> tuple[list[nn.Parameter], Muon]:
+        parameters = [nn.Parameter(torch.ones(3, 5)), nn.Parameter(torch.ones(3))]
+        return parameters, Muon(parameters[:1], parameters[1:], lr=0.1)
+
+    def step(parameters: list[nn.Parameter], optimizer: Muon, n: int) -> None:
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(n))
+        optimizer.step()
+
+    once, undisturbed = begin()
+    step(once, undisturbed, 0)
+    again, resumed = begin()
+    for p, q in zip(again, once, strict=True):
+        p.data.copy_(q.data)
+    resumed.load_state_dict(copy.deepcopy(undisturbed.state_dict()))
+    step(once, undisturbed, 1)
+    step(again, resumed, 1)
+    assert all(torch.equal(p, q) for p, q in zip(once, again, strict=True))
