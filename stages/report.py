@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from stages.publish import replace_folder, replaced_file
 from stages.runlog import say
 from stages.versions import code_version, processor
 
+WATCHING: Final = ("validate_every", "validation_states", "memory_gb")
+"""Settings of a student's preset that do not change what it learns."""
+
 
 def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial: bool = False, latency: bool = False) -> Path:
     """Write data/report: index.html, scores.json, table.md, and at `paper` the page that stands beside the paper's tables.
@@ -56,11 +59,9 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
             say(f"left out, not followed or not evaluated yet: {', '.join(missing)}")
         runs = followed
         cells = _finished(layout, params, cells, others=bool(runs))
-    elif outdated := [cell.name for cell in cells if _outdated(layout, params, cell)]:
-        raise ValueError(
-            f"learned from other data than their mixes name now, or changed since they were evaluated: {', '.join(outdated)}: "
-            f"`dvc repro` makes them anew, --partial leaves them out"
-        )
+    earlier = _earlier(layout, params, cells)
+    if not partial:
+        _refuse_outdated(layout, params, cells, earlier)
     online = [_run(layout, *run, params.online[run[0]].states) for run in runs]
     taught = dict.fromkeys(cell.mix for cell in cells if cell.kind == "students")
     mixes = {mix: read_mix(layout.mix(mix)) for mix in taught}
@@ -88,8 +89,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.json").write_text(json.dumps([asdict(row.score) for row in rows], indent=2) + "\n")
     (folder / "table.md").write_text(tables.scores(rows).markdown())
-    root = layout.root.resolve()
-    command = f"dvc repro experiments/{root.name}/dvc.yaml" if root.parent.name == "experiments" else "dvc repro"
+    command = _command(layout.root.resolve())
     facts = {
         "package": "{version}, revision {revision}".format(**code_version()),
         "command": command,
@@ -98,6 +98,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
         **({"ale-py": sections[0].who.teacher.card["environment"]["ale_py"]} if sections else {}),
+        **{f"learned by earlier settings ({differences})": ", ".join(names) for differences, names in earlier.items()},
         **({"latency": f"median of 500 calls in torch, one state, one core of {processor()}"} if latency else {}),
     }
     datasets = _datasets(layout, mixes, [who for game in games.values() for who in game.students])
@@ -110,11 +111,16 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         told = [found.summaries for found in several]
         with replaced_file(paper) as part:
             part.write_text(
-                reproduction.markdown(summaries, told, teachers, facts["protocol"], command, online, typical, beside)
+                reproduction.markdown(summaries, told, teachers, facts["protocol"], command, online, typical, beside, earlier)
             )
     written = layout.report / "index.html"
     say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     return written
+
+
+def _command(root: Path) -> str:
+    """What makes everything below `root` anew."""
+    return f"dvc repro experiments/{root.name}/dvc.yaml" if root.parent.name == "experiments" else "dvc repro"
 
 
 def _protocol(params: settings.Params, teachers: Sequence[Evaluated]) -> str:
@@ -241,6 +247,38 @@ def _outdated(layout: Layout, params: settings.Params, cell: settings.Cell) -> b
         return True
     named = {i.digest for of in read_mix(layout.mix(cell.mix)).values() for i in of} if cell.kind == "students" else set()
     return named != {told["digest"] for told in learned_from(card)}
+
+
+def _refuse_outdated(
+    layout: Layout, params: settings.Params, cells: Sequence[settings.Cell], earlier: Mapping[str, Sequence[str]]
+) -> None:
+    """ValueError if a student is not what the params would make."""
+    if outdated := [cell.name for cell in cells if _outdated(layout, params, cell)]:
+        raise ValueError(
+            f"learned from other data than their mixes name now, or changed since they were evaluated: {', '.join(outdated)}: "
+            f"`dvc repro` makes them anew, --partial leaves them out"
+        )
+    if earlier:
+        told = "; ".join(f"{', '.join(names)} ({differences})" for differences, names in earlier.items())
+        raise ValueError(
+            f"learned by other settings than params.yaml has now: {told}: `dvc repro` makes them anew, --partial says so"
+        )
+
+
+def _earlier(layout: Layout, params: settings.Params, cells: Sequence[settings.Cell]) -> dict[str, list[str]]:
+    """Students that learned by other settings than they have now: what differed, and who."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.kind != "students" or not (layout.agent(cell.agent) / CARD).is_file():
+            continue
+        card, variant = load_card(layout.agent(cell.agent)), params.students[cell.variant]
+        now = {"preset": variant.preset, **params.presets[variant.preset].settings()}
+        then = card["settings"]
+        different = [k for k in sorted(now.keys() | then.keys()) if k not in WATCHING and now.get(k) != then.get(k)]
+        if different or card["updates"] != variant.updates:
+            told = ", ".join(f"{k} {then.get(k)}" for k in different) or "other updates"
+            found.setdefault(told, []).append(cell.name)
+    return found
 
 
 def _section(

@@ -127,6 +127,20 @@ def test_a_student_of_other_data_or_of_other_scores_is_left_out(travelled: Path)
         path.write_text(before)
 
 
+def test_a_student_of_other_settings_is_told_of(travelled: Path) -> None:
+    text = (travelled / "params.yaml").read_text()
+    with edited_params(travelled, travelled / "params.yaml") as raw:
+        raw["presets"]["fast"]["learning_rate"] = 1.0
+    refused = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), "report"])
+    call(travelled, "report", "--partial", "--paper", str(travelled / "paper.md"))
+    (travelled / "params.yaml").write_text(text)
+    assert refused.exit_code == 1
+    told = json.loads((travelled / "data/students/small/kl-0/card.json").read_text())["settings"]["learning_rate"]
+    assert f"than params.yaml has now: small/kl-0, small/mse-0 (learning_rate {told}): `dvc repro`" in refused.stderr
+    page = (travelled / "paper.md").read_text()
+    assert f"since the settings changed (learning_rate {told}): small/kl-0, small/mse-0.\n" in page
+
+
 def test_the_papers_page_has_rows_of_other_experiments(travelled: Path) -> None:
     """Here the experiment itself, and one of which nothing is there yet."""
     text = (travelled / "params.yaml").read_text()

@@ -22,10 +22,12 @@ def markdown(
     online: Sequence[Run] = (),
     aggregates: Sequence[Aggregate] = (),
     beside: Sequence[tuple[Evaluated, Sequence[Summary]]] = (),
+    earlier: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """The page as text: `summaries` of agents of one game, and `several`, each of agents that play the same several ones;
     `online` are students that followed a teacher which was still learning, `aggregates` of agents of one game, over all games;
-    `beside`, a teacher each and its students, from other experiments: further rows of Table 1.
+    `beside`, a teacher each and its students, from other experiments: further rows of Table 1; `earlier`, who learned by other
+    settings than the experiment has now, by what differed.
 
     `protocol` says how episodes start, explore and end, `command` what makes it again.
     """
@@ -53,6 +55,8 @@ Written by `{command}`; edit nothing here. Policy Distillation, [Rusu et al. 201
 Our protocol: {protocol}, raw full-game return, seeds counted from the same first one for
 teacher and students. The paper starts episodes from human play, which is not public. Compare levels, not decimals.{teaching}
 """
+    for differences, names in (earlier or {}).items():
+        head += f"\nNot made anew yet since the settings changed ({differences}): {', '.join(names)}.\n"
     rows = [(game, who, summaries) for game, who in teachers.items()]
     rows += [(f"{who.game}, {_trained(who.card)} teacher", who, found) for who, found in beside]
     apart = (
