@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from pipeline.agents.checkpoints import CARD, Agent, games_of, load_card
 from pipeline.atari.games import find_game
@@ -11,6 +12,9 @@ from pipeline.datasets.reader import read_manifest
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
 from stages.paths import Layout
+
+WATCHING: Final = ("validate_every", "validation_states", "memory_gb")
+"""Settings of a student's preset that do not change what it learns."""
 
 
 def games_of_mix(layout: Layout, params: settings.Params, mix: str) -> list[str]:
@@ -37,6 +41,23 @@ def games_of_cell(layout: Layout, params: settings.Params, cell: settings.Cell) 
     variant = params.students.get(cell.variant) if cell.kind == "students" else None
     begun = _games_of_agent(layout, params, variant.begins_with) if variant and variant.begins_with else []
     return list(dict.fromkeys([*begun, *games_of_mix(layout, params, cell.mix)]))
+
+
+def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cell) -> str:
+    """How a student learned, where that is not how its settings are now; '' if it is, or if there is no student."""
+    folder = layout.agent(cell.agent)
+    if cell.kind != "students" or not (folder / CARD).is_file():
+        return ""
+    card, variant = load_card(folder), settings.pick(params.students, cell.variant, "student")
+    now = {"preset": variant.preset, **settings.pick(params.presets, variant.preset, "preset").settings()}
+    now, then = (
+        {k: v for k, v in told.items() if k not in WATCHING} | {"updates": updates}
+        for told, updates in ((now, variant.updates), (card["settings"], card["updates"]))
+    )
+    different = {k: then.get(k) for k in sorted(now.keys() | then.keys()) if now.get(k) != then.get(k)}
+    if different.keys() > {"updates"}:  # of other settings another number goes without saying
+        del different["updates"]
+    return ", ".join(f"{name} {value}" for name, value in different.items())
 
 
 def chosen_game(agent: str, loaded: Agent, game: str | None) -> str:

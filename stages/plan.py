@@ -13,13 +13,14 @@ import torch
 
 from pipeline.agents.checkpoints import CARD, load_card
 from pipeline.agents.device import Compute, Precision
+from pipeline.agents.muon import orthogonalised
 from pipeline.agents.networks import new_network
 from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
-from stages.grid import games_of_cell, games_of_mix, scored_as
+from stages.grid import earlier_settings, games_of_cell, games_of_mix, scored_as
 from stages.history import RECORD
 from stages.paths import Layout
 
@@ -45,6 +46,7 @@ class Machine:
     def __init__(self, params: settings.Params) -> None:
         self._params = params
         self.forward = cache(self._forward)
+        self.orthogonalise = cache(self._orthogonalise)
         self.emulate = cache(lambda game: _emulation(game, params.environment))
 
     def _forward(self, network: str, precision: Precision, batch: int) -> float:
@@ -53,6 +55,16 @@ class Machine:
         values = q_function(net, Compute(torch.device("cpu"), precision))
         obs_BCHW = np.zeros((batch, 4, 84, 84), dtype=np.uint8)
         return _rate(lambda: len(values(obs_BCHW)))
+
+    def _orthogonalise(self, network: str) -> float:
+        """Seconds of Muon's own work in an update."""
+        weights = new_network(settings.network(network), {"game": 18}, torch.device("cpu"), 0).hidden_weights()
+
+        def work() -> int:
+            with torch.inference_mode():
+                return len([orthogonalised(weight.flatten(1)) for weight in weights])
+
+        return len(weights) / _rate(work)
 
     def play(self, game: str, *networks: str) -> float:
         """Seconds per step."""
@@ -76,7 +88,8 @@ class Machine:
         """Seconds of all updates of a variant."""
         preset = settings.pick(self._params.presets, variant.preset, "preset")
         samples = variant.updates * preset.batch
-        return float(BACKWARD * samples / self.forward(variant.network, preset.precision, preset.batch))
+        seconds = float(BACKWARD * samples / self.forward(variant.network, preset.precision, preset.batch))
+        return seconds + (variant.updates * self.orthogonalise(variant.network) if preset.optimizer == "muon" else 0.0)
 
 
 def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
@@ -90,7 +103,7 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
         yield Job("train-teacher", game, trained, 0.0 if trained else None)
         yield _evaluation(layout, params, machine, f"random/{game}", game)
         yield _evaluation(layout, params, machine, f"teachers/{game}", game, labelling[game])
-    unfinished = [c for c in cells if c.kind == "students" and not (layout.agent(c.agent) / CARD).is_file()]
+    unfinished = [c for c in cells if c.kind == "students" and not _done(layout, params, c)]
     wanted = {name for cell in unfinished for name in params.mixes[cell.mix]}
     for name in dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix")):
         done = (layout.dataset(name) / MANIFEST).is_file()
@@ -109,15 +122,22 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
             yield from _followed(layout, params, machine, game, seed)
 
 
-def _evaluation(layout: Layout, params: settings.Params, machine: Machine, agent: str, game: str, *networks: str) -> Job:
-    done = layout.scores(agent).is_file()
+def _evaluation(
+    layout: Layout, params: settings.Params, machine: Machine, agent: str, game: str, *networks: str, anew: bool = False
+) -> Job:
+    done = layout.scores(agent).is_file() and not anew
     episodes = params.evaluation.episodes_of("teacher" if agent.startswith("teachers/") else "student")
     return Job("evaluate", agent, done, 0.0 if done else machine.episodes(layout, game, episodes, *networks))
 
 
+def _done(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
+    """Whether an agent is there that learned by the settings of today."""
+    return (layout.agent(cell.agent) / CARD).is_file() and not earlier_settings(layout, params, cell)
+
+
 def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: settings.Cell) -> Iterator[Job]:
     """A student or a baseline, and its evaluations."""
-    done = (layout.agent(cell.agent) / CARD).is_file()
+    done = _done(layout, params, cell)
     played = games_of_cell(layout, params, cell)
     if cell.kind == "multitask":
         baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")
@@ -133,7 +153,7 @@ def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: setti
             seconds = machine.distil(variant) + sum(machine.episodes(layout, game, episodes, network) for game in shown)
     yield Job(stage, cell.name, done, seconds)
     for game in played:
-        yield _evaluation(layout, params, machine, scored_as(cell.agent, played, game), game, network)
+        yield _evaluation(layout, params, machine, scored_as(cell.agent, played, game), game, network, anew=not done)
 
 
 def multitask_seconds(layout: Layout, machine: Machine, baseline: settings.MultitaskParams, games: Sequence[str]) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,14 +33,11 @@ from pipeline.report.summary import Game, Summary, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
 from stages.disputes import disputes
-from stages.grid import games_of_cell, scored_as
+from stages.grid import earlier_settings, games_of_cell, scored_as
 from stages.paths import Layout
 from stages.publish import replace_folder, replaced_file
 from stages.runlog import say
 from stages.versions import code_version, processor
-
-WATCHING: Final = ("validate_every", "validation_states", "memory_gb")
-"""Settings of a student's preset that do not change what it learns."""
 
 
 def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial: bool = False, latency: bool = False) -> Path:
@@ -269,15 +266,8 @@ def _earlier(layout: Layout, params: settings.Params, cells: Sequence[settings.C
     """Students that learned by other settings than they have now: what differed, and who."""
     found: dict[str, list[str]] = {}
     for cell in cells:
-        if cell.kind != "students" or not (layout.agent(cell.agent) / CARD).is_file():
-            continue
-        card, variant = load_card(layout.agent(cell.agent)), params.students[cell.variant]
-        now = {"preset": variant.preset, **params.presets[variant.preset].settings()}
-        then = card["settings"]
-        different = [k for k in sorted(now.keys() | then.keys()) if k not in WATCHING and now.get(k) != then.get(k)]
-        if different or card["updates"] != variant.updates:
-            told = ", ".join(f"{k} {then.get(k)}" for k in different) or "other updates"
-            found.setdefault(told, []).append(cell.name)
+        if differences := earlier_settings(layout, params, cell):
+            found.setdefault(differences, []).append(cell.name)
     return found
 
 

@@ -17,10 +17,11 @@ def test_a_run_counts_what_is_played_for_its_curve_and_a_missing_dataset_is_name
 ) -> None:
     monkeypatch.setattr(plan, "_emulation", lambda game, environment: 100.0)
     monkeypatch.setattr(plan.Machine, "_forward", lambda self, network, precision, batch: 1000.0)
+    monkeypatch.setattr(plan.Machine, "_orthogonalise", lambda self, network: 0.02)
     with edited_params(tmp_path) as raw:
         raw["datasets"] = {}
         raw["mixes"] = {"pair": ["Pong", "Qbert"], "more": ["Freeway"], "alone": ["Breakout"]}
-        raw["presets"]["fast"] |= {"batch": 100, "validate_every": 50}
+        raw["presets"]["fast"] |= {"batch": 100, "validate_every": 50, "optimizer": "muon"}
         student = {"loss": "kl", "temperature": 0.01, "network": "multi3", "preset": "fast", "updates": 120, "recipe": 1}
         onward = student | {"begins_with": "students/pair/kl-0", "play_episodes": 2}
         raw["students"] = {"kl": student, "onward": onward, "frozen": onward | {"frozen": True}}
@@ -33,7 +34,7 @@ def test_a_run_counts_what_is_played_for_its_curve_and_a_missing_dataset_is_name
         }
     loaded = params.load(tmp_path / "params.yaml")
     found = {(job.stage, job.name): job.seconds for job in plan.jobs(Layout(tmp_path, tmp_path / "zoo"), loaded)}
-    learning, episode = 3 * 120 * 100 / 1000, plan.UNKNOWN_STEPS * STEP
+    learning, episode = 120 * (3 * 100 / 1000 + 0.02), plan.UNKNOWN_STEPS * STEP
     assert found["distill", "pair/kl-0"] == pytest.approx(learning)
     assert found["distill", "more/onward-0"] == pytest.approx(learning + 3 * 2 * 3 * episode)  # three games, three validations
     assert found["distill", "more/frozen-0"] == pytest.approx(learning + 3 * 2 * 1 * episode)  # the old ones stay as they are
