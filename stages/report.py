@@ -216,6 +216,8 @@ def _finished(
         return all(path.is_file() for path in (layout.episodes(agent), layout.scores(agent), layout.clip(agent)))
 
     def finished(cell: settings.Cell) -> bool:
+        if not (layout.agent(cell.agent) / CARD).is_file():  # it is being made anew
+            return False
         games = games_of_cell(layout, params, cell)
         mixed = cell.kind == "multitask" or layout.mix(cell.mix).is_file()
         measured = all(evaluated(f"{kind}/{game}") for game in games for kind in ("teachers", "random"))
