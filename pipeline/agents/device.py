@@ -7,21 +7,28 @@ with AVX512-bf16 or on a GPU uses bfloat16 autocast, which is faster.
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """A device and the precision of the multiplications on it."""
+    """A device and the precision of the multiplications on it: float32 is without TF32."""
 
     device: torch.device
     precision: Precision
+
+    def __post_init__(self) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.precision == "float32":
@@ -45,10 +52,56 @@ def pick_device(name: str) -> torch.device:
 
 
 def exact(device: torch.device) -> Compute:
-    """float32 without TF32: for labels and scores."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    """float32: for labels and scores."""
     return Compute(device, "float32")
+
+
+WARMUP: Final = 3
+"""Calls before a function is recorded: what is made at the first (an optimiser's state) is no part of the recording."""
+
+
+class Recorded:
+    """`function(name, *tensors)`. On a GPU its kernels are recorded once for each name, as a CUDA graph, and from then on
+    launched together: an update has hundreds, and to launch them one by one takes longer than they run. On a CPU it is called.
+
+    It returns one tensor, reads nothing back to the CPU, and works on the same other tensors every time.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
+        self._function, self._device = function, device
+        self._calls: Counter[str | None] = Counter()
+        self._recordings: dict[str | None, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
+
+    def __call__(self, name: str | None, *tensors: Tensor) -> Tensor:
+        if self._device.type != "cuda":
+            return self._function(name, *tensors)
+        self._calls[name] += 1
+        if self._calls[name] <= WARMUP:
+            return self._beside(name, *tensors)
+        if name not in self._recordings:
+            self._recordings[name] = self._record(name, *tensors)
+        graph, places, result = self._recordings[name]
+        for place, tensor in zip(places, tensors, strict=True):
+            place.copy_(tensor)
+        graph.replay()
+        return result.clone()
+
+    def _beside(self, name: str | None, *tensors: Tensor) -> Tensor:
+        """Called on another stream, as torch wants it before a recording."""
+        current = torch.cuda.current_stream(self._device)
+        other = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        other.wait_stream(current)
+        with torch.cuda.stream(other):
+            result = self._function(name, *tensors)
+        current.wait_stream(other)
+        return result
+
+    def _record(self, name: str | None, *tensors: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]:
+        """The graph, where its arguments are put, and where its result will be. Nothing is computed yet."""
+        graph, places = torch.cuda.CUDAGraph(), tuple(tensor.clone() for tensor in tensors)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = self._function(name, *places)
+        return graph, places, result
 
 
 def keep_freed_memory() -> None:

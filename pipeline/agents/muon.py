@@ -21,10 +21,11 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose singular values are all brought near 1 (Jordan et al. 2024, Liu et al. 2025, eq. 4), for `hidden`
     matrices and convolutions, a row a filter; Adam (Kingma and Ba 2015) for the `others`: biases, norms, output layers.
 
-    torch.optim.Muon takes no convolutions and leaves all others to a second optimiser.
+    torch.optim.Muon takes no convolutions and leaves all others to a second optimiser. A rate that is a tensor, and with it the
+    count of steps, is read on the device, so that steps can be recorded (`device.Recorded`).
     """
 
-    def __init__(self, hidden: Iterable[nn.Parameter], others: Iterable[nn.Parameter], *, lr: float) -> None:
+    def __init__(self, hidden: Iterable[nn.Parameter], others: Iterable[nn.Parameter], *, lr: float | Tensor) -> None:
         groups = [{"params": list(hidden), "orthogonal": True}, {"params": list(others), "orthogonal": False}]
         super().__init__([group for group in groups if group["params"]], {"lr": lr})
 
@@ -33,10 +34,17 @@ class Muon(torch.optim.Optimizer):
         """One update from the gradients at hand."""
         assert closure is None
         for group in self.param_groups:
-            update = self._orthogonal if group["orthogonal"] else self._adam
+            update, rate = self._orthogonal if group["orthogonal"] else self._adam, group["lr"]
             for p in group["params"]:
-                if p.grad is not None:
-                    p.add_(update(self.state[p], p.grad), alpha=-group["lr"])
+                if p.grad is None:
+                    continue
+                if not group["orthogonal"] and not self.state[p]:
+                    self.state[p]["steps"] = torch.zeros_like(rate) if isinstance(rate, Tensor) else 0
+                change = update(self.state[p], p.grad)
+                if isinstance(rate, Tensor):
+                    p.sub_(change.mul_(rate))
+                else:
+                    p.add_(change, alpha=-rate)
 
     @staticmethod
     def _orthogonal(state: dict[str, Any], gradient: Tensor) -> Tensor:
@@ -49,13 +57,13 @@ class Muon(torch.optim.Optimizer):
 
     @staticmethod
     def _adam(state: dict[str, Any], gradient: Tensor) -> Tensor:
-        if not state:
-            state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
-        state["step"] += 1
+        if "mean" not in state:
+            state.update(mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
+        state["steps"] += 1
         state["mean"].lerp_(gradient, 1.0 - BETAS[0])
         state["square"].lerp_(gradient.square(), 1.0 - BETAS[1])
-        mean = state["mean"] / (1.0 - BETAS[0] ** state["step"])
-        size = (state["square"] / (1.0 - BETAS[1] ** state["step"])).sqrt().add_(MINIMUM)
+        mean = state["mean"] / (1.0 - BETAS[0] ** state["steps"])
+        size = (state["square"] / (1.0 - BETAS[1] ** state["steps"])).sqrt().add_(MINIMUM)
         return torch.div(mean, size)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 CACHED: Final = 1 << 16
 """Weights that the optimiser takes at a time: all it does to them happens in the cache, not in memory."""
@@ -15,11 +15,18 @@ CACHED: Final = 1 << 16
 class CenteredRmsProp(torch.optim.Optimizer):
     """RMSProp as DQN uses it (Graves 2013, eq. 38-41, without momentum): g / sqrt(E[g^2] - E[g]^2 + minimum).
 
-    torch's centered RMSprop has one decay for both averages and adds its constant outside the root.
+    torch's centered RMSprop has one decay for both averages and adds its constant outside the root. A rate that is a tensor is
+    read on the device, so that steps can be recorded (`device.Recorded`).
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, squared_decay: float, gradient_decay: float, minimum: float
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float | Tensor,
+        squared_decay: float,
+        gradient_decay: float,
+        minimum: float,
     ) -> None:
         defaults = {"lr": lr, "squared_decay": squared_decay, "gradient_decay": gradient_decay, "minimum": minimum}
         super().__init__(parameters, defaults)
@@ -40,4 +47,7 @@ class CenteredRmsProp(torch.optim.Optimizer):
                     squared.mul_(group["squared_decay"]).addcmul_(gradient, gradient, value=1.0 - group["squared_decay"])
                     mean.lerp_(gradient, 1.0 - group["gradient_decay"])
                     scale = torch.addcmul(squared, mean, mean, value=-1.0).add_(group["minimum"]).sqrt_()
-                    weight.addcdiv_(gradient, scale, value=-group["lr"])
+                    if isinstance(group["lr"], Tensor):
+                        weight.sub_(gradient.div(scale).mul_(group["lr"]))
+                    else:
+                        weight.addcdiv_(gradient, scale, value=-group["lr"])

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.agents.device import Compute, Precision
+from pipeline.agents.device import Compute, Precision, Recorded
 from pipeline.agents.gradients import trunk_cosines
 from pipeline.agents.initialise import standardise
 from pipeline.agents.muon import Muon
@@ -173,7 +173,9 @@ class Student:
                 self.bridge = torch.nn.Linear(spec.hidden, teacher.spec.hidden).to(compute.device)
         learned = [self.network] if self.bridge is None else [self.network, self.bridge]
         self._parameters = [p for module in learned for p in module.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(config, self.network, self._parameters)
+        self._rate = torch.zeros((), device=compute.device) if compute.device.type == "cuda" else config.learning_rate
+        self.optimizer = _optimizer(config, self.network, self._parameters, self._rate)
+        self._recorded = Recorded(self._step, compute.device)
         self.best_loss = math.inf
         self.best_updates = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -251,9 +253,12 @@ class Student:
         if self.bridge is not None:
             self.bridge.load_state_dict(state["bridge"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:  # Adam's; the run may go on on another device
+                group["capturable"] = isinstance(self._rate, Tensor)
         self.updates, self.best_weights, self.curve = state["updates"], state["best_weights"], state["curve"]
         self.best_loss, self.best_updates = state["best"]
-        self._since_G2 = state["since"].to(self.compute.device)
+        self._since_G2.copy_(state["since"])
 
     def batch(self, update: int) -> Batch:
         """Minibatch `update`: the game whose turn it is, its states and Q-values."""
@@ -269,8 +274,17 @@ class Student:
 
     def update(self, batch: Batch) -> Tensor:
         """One gradient step; returns the batch's mean loss, on the device."""
+        rate: float | Tensor = learning_rate(self.config, self.updates, self.budget)
+        if isinstance(self._rate, Tensor):
+            rate = self._rate.fill_(rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.updates, self.budget)
+            group["lr"] = rate
+        self.updates += 1
+        return self._recorded(batch.game, batch.obs_BCHW, batch.q_BA)
+
+    def _step(self, game: str | None, obs_BCHW: Tensor, q_BA: Tensor) -> Tensor:
+        """What an update does on the device."""
+        batch = Batch(obs_BCHW, q_BA, game)
         with self.compute.autocast():
             features_BF = self.network.features(batch.obs_BCHW)
         loss_B = self._loss_B(self.network.values(features_BF, batch.game), batch)
@@ -284,7 +298,6 @@ class Student:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm, foreach=True)
         self.optimizer.step()
-        self.updates += 1
         if batch.game is not None:
             since_2 = self._since_G2[list(self.lessons).index(batch.game)]
             since_2[0] += loss.detach()
@@ -342,7 +355,7 @@ class Student:
         states have been learned from so far. Nothing for a student of one game.
         """
         sum_G, count_G = self._since_G2.T.tolist()
-        self._since_G2 = torch.zeros_like(self._since_G2)
+        self._since_G2.zero_()
         if len(self.network.actions) == 1:
             return {}
         states = self._turns.counts(self.updates)
@@ -369,16 +382,18 @@ def learning_rate(config: DistillConfig, update: int, budget: int) -> float:
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
-def _optimizer(config: DistillConfig, network: QNetwork, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(
+    config: DistillConfig, network: QNetwork, parameters: list[torch.nn.Parameter], rate: float | Tensor
+) -> torch.optim.Optimizer:
     match config.optimizer:
         case "adam":
-            return torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+            return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=isinstance(rate, Tensor))
         case "muon":
             hidden = {id(weights) for weights in network.hidden_weights()}
             return Muon(
                 [p for p in parameters if id(p) in hidden],
                 [p for p in parameters if id(p) not in hidden],
-                lr=config.learning_rate,
+                lr=rate,
             )
         case "rmsprop":
             assert config.squared_decay is not None
@@ -386,7 +401,7 @@ def _optimizer(config: DistillConfig, network: QNetwork, parameters: list[torch.
             assert config.squared_minimum is not None
             return CenteredRmsProp(
                 parameters,
-                lr=config.learning_rate,
+                lr=rate,
                 squared_decay=config.squared_decay,
                 gradient_decay=config.gradient_decay,
                 minimum=config.squared_minimum,

@@ -2,15 +2,18 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.agents.device import Compute, exact
+from pipeline.rl.dqn import DqnLearner
 from pipeline.rl.learner import Learner
-from tests.fakes import Corridor
-from tests.rl.small import small_dqn, small_pqn
+from tests.fakes import SMALL, Corridor
+from tests.rl import test_dqn
+from tests.rl.small import small_pqn
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -24,7 +27,12 @@ def first_metrics(learner: Callable[[Compute, int], Learner], device: str) -> li
     return found
 
 
-@pytest.mark.parametrize("learner", [small_pqn, small_dqn])
+def exploring_dqn(compute: Compute, steps: int) -> DqnLearner:
+    config = replace(test_dqn.CONFIG, replay_start=64, epsilon_steps=1_000_000)
+    return DqnLearner(config, steps, SMALL, {"Corridor": 2}, compute, 0)
+
+
+@pytest.mark.parametrize("learner", [small_pqn, exploring_dqn])
 def test_a_gpu_learns_what_a_cpu_learns(learner: Callable[[Compute, int], Learner]) -> None:
     np.testing.assert_allclose(first_metrics(learner, "cuda"), first_metrics(learner, "cpu"), rtol=1e-3, atol=1e-5)
 
