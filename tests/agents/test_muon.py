@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.agents.muon import UPDATE_SIZE, Muon, orthogonalised
+from pipeline.agents.muon import TOGETHER, UPDATE_SIZE, Muon, all_orthogonalised, orthogonalised
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31 - 1))
@@ -19,6 +19,15 @@ def test_singular_values_become_one_or_so(rows: int, columns: int, seed: int) ->
     values = torch.linalg.svdvals(matrix)
     told = torch.linalg.svdvals(orthogonalised(matrix))[values > 0.01 * matrix.norm()]
     assert ((told > 0.6) & (told < 1.3)).all()
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4), st.booleans())
+def test_together_they_become_what_each_becomes(shapes: list[tuple[int, int]], large: bool) -> None:
+    shapes = [*shapes, (TOGETHER + 1, TOGETHER + 9)] if large else shapes
+    matrices = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    for together, alone in zip(all_orthogonalised(matrices), map(orthogonalised, matrices), strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_directions_stay() -> None:
@@ -71,6 +80,19 @@ def test_all_else_is_adam() -> None:
         mine.step()
         reference.step()
     assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_rate_on_the_device_is_the_same_rate() -> None:
+    moved = []
+    for rate in (0.1, torch.tensor(0.1)):
+        parameters = [nn.Parameter(torch.ones(3, 5)), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+        optimizer = Muon(parameters[:1], parameters[1:], lr=rate)
+        for n in range(3):
+            for p in parameters[: 3 if n else 2]:  # one joins a step later: it counts its own
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(n))
+            optimizer.step()
+        moved.append(torch.cat([p.detach().flatten() for p in parameters]))
+    torch.testing.assert_close(moved[0], moved[1])
 
 
 def test_a_resumed_run_makes_the_same_steps() -> None:
