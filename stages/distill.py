@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.agents.checkpoints import CARD, Agent, games_of, load_agent, save_agent
-from pipeline.agents.device import Compute, keep_freed_memory, pick_device
+from pipeline.agents.device import Compute, keep_freed_memory, name_of, pick_device
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.datasets.mix import Joined, open_ingredients, read_mix
@@ -108,6 +108,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 "samples": variant.updates * config.batch,
                 "held_out": {key: best[key] for key in MEASURES},
                 "settings": {"preset": variant.preset, **config.settings()},
+                "device": name_of(compute.device),
                 "datasets": [
                     {"name": i.dataset, "digest": i.digest, "states": len(part)}
                     for game, ingredients in mix.items()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.agents.checkpoints import CARD, load_agent, save_agent
-from pipeline.agents.device import Compute, exact, keep_freed_memory, pick_device
+from pipeline.agents.device import Compute, exact, keep_freed_memory, name_of, pick_device
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.games import find_game
@@ -298,6 +298,7 @@ class Follower:
                 "versions": len(self.rows) + 1,
                 "held_out": {key: measured[key] for key in MEASURES},
                 "settings": {"preset": self._variant.preset, **self._config.settings()},
+                "device": name_of(self._compute.device),
                 "recipe": self._told.recipe,
             },
         )

@@ -51,6 +51,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def name_of(device: torch.device) -> str:
+    """What a card says of where something was made: `cpu`, or the name of the GPU, which does not give the same bytes twice."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def exact(device: torch.device) -> Compute:
     """float32: for labels and scores."""
     return Compute(device, "float32")
