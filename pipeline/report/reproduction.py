@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -140,7 +141,15 @@ def _states(summaries: Sequence[Summary]) -> str:
         counts = ", ".join(f"{count:,} ({', '.join(names)})" for count, names in games.items() if count)
         if counts:
             learned.append(f"{who}{counts}")
-    return f"\n\nStates that students learned from: {'; '.join(learned)}." if learned else ""
+    return f"\n\nStates that students learned from: {'; '.join(learned)}.{_gpus(summaries)}" if learned else ""
+
+
+def _gpus(summaries: Sequence[Summary]) -> str:
+    """How many students learned on which GPU."""
+    standings = [standing for s in summaries for standing in s.games.values()]
+    found = Counter(gpu for standing in standings for gpu in standing.gpus)
+    told = " and ".join(f"{count} learned on a GPU ({gpu})" for gpu, count in found.items())
+    return f" Of {sum(standing.runs for standing in standings)} students {told}, the others on a CPU." if found else ""
 
 
 def _trained(card: Mapping[str, Any]) -> str:

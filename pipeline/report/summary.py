@@ -24,7 +24,7 @@ FLOOR: Final = 1.0
 class Standing:
     """One kind of student in one game: means over its runs. `percent` is of the teacher's raw return, None if that is not above
     zero, as its interval is where resamples are not; `runs` says how many training runs the intervals include, of which
-    `ci95` is that of `normalized`. Each learned from so many stored `states`.
+    `ci95` is that of `normalized`. Each learned from so many stored `states`; `gpus` are those that runs learned on, if any.
     """
 
     returned: float
@@ -35,6 +35,7 @@ class Standing:
     ci95: tuple[float, float]
     runs: int
     states: int
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,6 +177,7 @@ def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> tuple[Standing,
         ci95=percentiles(normalized_R),
         runs=len(runs),
         states=max(sum(told["states"] for told in learned_from(who.card)) for who in runs),
+        gpus=tuple(device for who in runs if (device := who.card.get("device", "cpu")) != "cpu"),
     )
     return standing, normalized_R
 

@@ -93,6 +93,7 @@ def test_what_was_asked_is_met_missed_or_open(tmp_path: Path) -> None:
         students = list(game(tmp_path, name, floor, variants, network="net3").students)
         for which, who in enumerate(students[1:], start=2):
             students[which - 1] = replace(who, card=who.card | {"datasets": [{"states": 10}] * which})
+        students[0] = replace(students[0], card=students[0].card | {"device": "Some GPU"})
         large = game(tmp_path, name, floor, {"kl-dqn": [[0.9 * floor, 1.1 * floor]]}, network="dqn")
         games[name] = replace(large, students=[*large.students, *students])
     page = reproduction.markdown(summarise(games), [], {n: g.teacher for n, g in games.items()}, "", "dvc repro")
@@ -106,6 +107,7 @@ def test_what_was_asked_is_met_missed_or_open(tmp_path: Path) -> None:
     assert "| kl-net3 | 261.9 [261.9, 261.9] | 24.3" in page
     of = "(Breakout, Freeway, Pong, Qbert)"
     assert f"States that students learned from: 1,000 {of}; by kl-net3-r1 20 {of}; by kl-net3-r2 30 {of}." in page
+    assert "Of 16 students 4 learned on a GPU (Some GPU), the others on a CPU." in page
 
 
 @pytest.mark.parametrize(
