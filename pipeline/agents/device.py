@@ -69,7 +69,8 @@ class Recorded:
     """`function(name, *tensors)`. On a GPU its kernels are recorded once for each name, as a CUDA graph, and from then on
     launched together: an update has hundreds, and to launch them one by one takes longer than they run. On a CPU it is called.
 
-    It returns one tensor, reads nothing back to the CPU, and works on the same other tensors every time.
+    It returns one tensor, reads nothing back to the CPU, and works on the same other tensors every time. Recordings of one
+    process share the scratch memory of cuBLAS: on streams side by side they would spoil each other's products.
     """
 
     def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
