@@ -40,10 +40,7 @@ class Muon(torch.optim.Optimizer):
             if not moved:
                 continue
             gradients, states = [p.grad for p in moved], [self.state[p] for p in moved]
-            if group["orthogonal"]:
-                changes = self._orthogonal(states, gradients)
-            else:
-                changes = self._adam(states, gradients, torch.zeros_like(rate) if isinstance(rate, Tensor) else 0)
+            changes = self._orthogonal(states, gradients) if group["orthogonal"] else self._adam(states, gradients, rate)
             if isinstance(rate, Tensor):
                 torch._foreach_mul_(changes, rate)
                 torch._foreach_sub_(moved, changes)
@@ -64,11 +61,12 @@ class Muon(torch.optim.Optimizer):
         return [matrix.view_as(gradient) for matrix, gradient in zip(found, gradients, strict=True)]
 
     @staticmethod
-    def _adam(states: list[dict[str, Any]], gradients: list[Tensor], none: int | Tensor) -> list[Tensor]:
+    def _adam(states: list[dict[str, Any]], gradients: list[Tensor], rate: float | Tensor) -> list[Tensor]:
         for state, gradient in zip(states, gradients, strict=True):
             if not state:
-                steps = none.clone() if isinstance(none, Tensor) else none
-                state.update(steps=steps, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
+                state.update(steps=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
+            if isinstance(state["steps"], Tensor) != isinstance(rate, Tensor):  # at first, or resumed on another device
+                state["steps"] = torch.full_like(rate, state["steps"]) if isinstance(rate, Tensor) else int(state["steps"])
             state["steps"] += 1
         means, squares = [state["mean"] for state in states], [state["square"] for state in states]
         torch._foreach_lerp_(means, gradients, 1.0 - BETAS[0])

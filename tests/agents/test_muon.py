@@ -95,6 +95,28 @@ def test_a_rate_on_the_device_is_the_same_rate() -> None:
     torch.testing.assert_close(moved[0], moved[1])
 
 
+def test_it_goes_on_where_the_rate_is_on_another_device() -> None:
+    def begin(rate: float | torch.Tensor, start: list[nn.Parameter]) -> tuple[list[nn.Parameter], Muon]:
+        parameters = [nn.Parameter(p.detach().clone()) for p in start]
+        return parameters, Muon(parameters[:1], parameters[1:], lr=rate)
+
+    ends = []
+    by_turns: list[float | torch.Tensor] = [0.1, torch.tensor(0.1), 0.1]
+    for rates in ([0.1, 0.1, 0.1], by_turns):
+        parameters, optimizer = begin(0.1, [nn.Parameter(torch.ones(shape)) for shape in ((3, 5), (3,), (2,))])
+        for n, rate in enumerate(rates):
+            state = copy.deepcopy(optimizer.state_dict())
+            parameters, optimizer = begin(rate, parameters)
+            optimizer.load_state_dict(state)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for p in parameters[: 3 if n else 2]:  # one joins after the first step
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(n))
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in parameters]))
+    torch.testing.assert_close(ends[0], ends[1])
+
+
 def test_a_resumed_run_makes_the_same_steps() -> None:
     def begin() -> tuple[list[nn.Parameter], Muon]:
         parameters = [nn.Parameter(torch.ones(3, 5)), nn.Parameter(torch.ones(3))]
