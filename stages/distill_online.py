@@ -259,7 +259,7 @@ class Follower:
             splits={self._game: split},
         )
         if self._optimizer is not None:
-            student.optimizer.load_state_dict(self._optimizer)
+            student.load_optimizer(self._optimizer)
         title = f"distill {self._game}-{self._seed} at point {numbers[-1]}"
         with closing(show(train(student), title, ("loss", "kl", "agreement"), learning=True)) as progress:
             for _ in progress:

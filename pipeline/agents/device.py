@@ -66,47 +66,50 @@ WARMUP: Final = 3
 
 
 class Recorded:
-    """`function(name, *tensors)`. On a GPU its kernels are recorded once for each name, as a CUDA graph, and from then on
-    launched together: an update has hundreds, and to launch them one by one takes longer than they run. On a CPU it is called.
+    """Calls `function(name, *tensors)`. On a GPU its kernels are recorded once for each name, as a CUDA graph, and from then on
+    launched together: an update has hundreds, and to launch them one by one takes longer than they run.
 
-    It returns one tensor, reads nothing back to the CPU, and works on the same other tensors every time. Recordings of one
-    process share the scratch memory of cuBLAS: on streams side by side they would spoil each other's products.
+    The function returns one tensor, reads nothing back to the CPU, and works on the same other tensors every time. It is
+    recorded on a stream of its own, whose scratch memory (cuBLAS's) no other recording spoils.
     """
 
-    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
-        self._function, self._device = function, device
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._calls: Counter[str | None] = Counter()
         self._recordings: dict[str | None, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
 
-    def __call__(self, name: str | None, *tensors: Tensor) -> Tensor:
-        if self._device.type != "cuda":
-            return self._function(name, *tensors)
+    def __call__(self, function: Callable[..., Tensor], name: str | None, *tensors: Tensor) -> Tensor:
+        if self._stream is None:
+            return function(name, *tensors)
         self._calls[name] += 1
         if self._calls[name] <= WARMUP:
-            return self._beside(name, *tensors)
+            return self._beside(self._stream, function, name, *tensors)
         if name not in self._recordings:
-            self._recordings[name] = self._record(name, *tensors)
+            self._recordings[name] = self._record(self._stream, function, name, *tensors)
         graph, places, result = self._recordings[name]
         for place, tensor in zip(places, tensors, strict=True):
             place.copy_(tensor)
         graph.replay()
         return result.clone()
 
-    def _beside(self, name: str | None, *tensors: Tensor) -> Tensor:
-        """Called on another stream, as torch wants it before a recording."""
-        current = torch.cuda.current_stream(self._device)
-        other = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        other.wait_stream(current)
-        with torch.cuda.stream(other):
-            result = self._function(name, *tensors)
-        current.wait_stream(other)
+    @staticmethod
+    def _beside(stream: torch.cuda.Stream, function: Callable[..., Tensor], name: str | None, *tensors: Tensor) -> Tensor:
+        """The function's result, computed on the stream, as torch wants it before a recording."""
+        current = torch.cuda.current_stream(stream.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            result = function(name, *tensors)
+        current.wait_stream(stream)
         return result
 
-    def _record(self, name: str | None, *tensors: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]:
+    @staticmethod
+    def _record(
+        stream: torch.cuda.Stream, function: Callable[..., Tensor], name: str | None, *tensors: Tensor
+    ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]:
         """The graph, where its arguments are put, and where its result will be. Nothing is computed yet."""
         graph, places = torch.cuda.CUDAGraph(), tuple(tensor.clone() for tensor in tensors)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = self._function(name, *places)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = function(name, *places)
         return graph, places, result
 
 

@@ -175,7 +175,7 @@ class Student:
         self._parameters = [p for module in learned for p in module.parameters() if p.requires_grad]
         self._rate = torch.zeros((), device=compute.device) if compute.device.type == "cuda" else config.learning_rate
         self.optimizer = _optimizer(config, self.network, self._parameters, self._rate)
-        self._recorded = Recorded(self._step, compute.device)
+        self._recorded = Recorded(compute.device)
         self.best_loss = math.inf
         self.best_updates = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -252,13 +252,17 @@ class Student:
         self.network.load_state_dict(state["network"])
         if self.bridge is not None:
             self.bridge.load_state_dict(state["bridge"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            if "capturable" in group:  # Adam's; the run may go on on another device
-                group["capturable"] = isinstance(self._rate, Tensor)
+        self.load_optimizer(state["optimizer"])
         self.updates, self.best_weights, self.curve = state["updates"], state["best_weights"], state["curve"]
         self.best_loss, self.best_updates = state["best"]
         self._since_G2.copy_(state["since"])
+
+    def load_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Go on from an optimiser's `state_dict`, be it of another device."""
+        where = {"capturable": isinstance(self._rate, Tensor)}  # torch's Adam has it, and moves its counts of steps by it
+        groups = [group | where if "capturable" in group else group for group in state["param_groups"]]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
+        self._recorded = Recorded(self.compute.device)  # what was recorded works on the tensors of before
 
     def batch(self, update: int) -> Batch:
         """Minibatch `update`: the game whose turn it is, its states and Q-values."""
@@ -280,7 +284,7 @@ class Student:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.updates += 1
-        return self._recorded(batch.game, batch.obs_BCHW, batch.q_BA)
+        return self._recorded(self._step, batch.game, batch.obs_BCHW, batch.q_BA)
 
     def _step(self, game: str | None, obs_BCHW: Tensor, q_BA: Tensor) -> Tensor:
         """What an update does on the device."""
@@ -424,7 +428,7 @@ def train(student: Student) -> Iterator[Progress]:
             continue
         metrics = {
             "loss": float(torch.stack(recent).mean()),
-            "learning_rate": float(student.optimizer.param_groups[0]["lr"]),
+            "learning_rate": learning_rate(config, done - 1, student.budget),
         }
         recent = []
         if validating:

@@ -33,6 +33,10 @@ def student(dataset: Dataset, compute: Compute, updates: int = 60, **changes: An
     )
 
 
+def flat(learned: Student) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in learned.network.parameters()])
+
+
 @pytest.mark.parametrize("changes", [{"optimizer": "adam"}, {"optimizer": "muon"}, {"optimizer": "rmsprop", **DECAYS}])
 def test_a_gpu_learns_what_a_cpu_learns(dataset: Dataset, changes: dict[str, Any]) -> None:
     learning = [student(dataset, exact(torch.device(name)), **changes) for name in ("cuda", "cpu")]
@@ -53,11 +57,12 @@ def test_bfloat16_learns_it_too_and_a_killed_student_goes_on(dataset: Dataset, t
     for _ in train(learned):
         if learned.updates == 100:
             save_state(tmp_path / "checkpoint.pt", learned.state_dict())
+            then = flat(learned)
     resumed = student(dataset, compute, updates=150, optimizer="muon")
     state = load_state(tmp_path / "checkpoint.pt")
     assert state is not None
     resumed.load_state_dict(state)
     *_, last = train(resumed)
-    assert resumed.curve[:5] == learned.curve[:5]
+    assert (flat(resumed) - flat(learned)).norm() < 0.1 * (then - flat(learned)).norm()  # a GPU adds in another order each time
     assert last.metrics["agreement"] >= 0.99
     assert all(weights.device.type == "cpu" for weights in resumed.best_weights.values())

@@ -1,6 +1,8 @@
 """A student copies a known teacher exactly; a resumed run is the undisturbed run, to the bit."""
 
 import dataclasses
+import gc
+import weakref
 from typing import Any, get_args
 
 import numpy as np
@@ -157,6 +159,19 @@ def test_it_learns_by_other_optimisers_too(dataset: Dataset, chosen: dict[str, A
     again = student(dataset, updates=150, **chosen)
     again.load_state_dict(learned.state_dict())
     assert again.optimizer.state_dict()["param_groups"] == learned.optimizer.state_dict()["param_groups"]
+
+
+def test_a_student_is_freed_when_it_is_done_with(dataset: Dataset) -> None:
+    """At once, not when the collector of cycles comes: it may hold gigabytes of states."""
+    learned = student(dataset)
+    list(train(learned))
+    gone = weakref.ref(learned)
+    gc.disable()
+    try:
+        del learned
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_seeds_differ(dataset: Dataset) -> None:
