@@ -149,7 +149,7 @@ def _gpus(summaries: Sequence[Summary]) -> str:
     standings = [standing for s in summaries for standing in s.games.values()]
     found = Counter(gpu for standing in standings for gpu in standing.gpus)
     told = " and ".join(f"{count} learned on a GPU ({gpu})" for gpu, count in found.items())
-    return f" Of {sum(standing.runs for standing in standings)} students {told}, the others on a CPU." if found else ""
+    return f" Of these {sum(standing.runs for standing in standings)} students {told}." if found else ""
 
 
 def _trained(card: Mapping[str, Any]) -> str:

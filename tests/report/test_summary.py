@@ -107,7 +107,7 @@ def test_what_was_asked_is_met_missed_or_open(tmp_path: Path) -> None:
     assert "| kl-net3 | 261.9 [261.9, 261.9] | 24.3" in page
     of = "(Breakout, Freeway, Pong, Qbert)"
     assert f"States that students learned from: 1,000 {of}; by kl-net3-r1 20 {of}; by kl-net3-r2 30 {of}." in page
-    assert "Of 16 students 4 learned on a GPU (Some GPU), the others on a CPU." in page
+    assert "Of these 16 students 4 learned on a GPU (Some GPU)." in page
 
 
 @pytest.mark.parametrize(
