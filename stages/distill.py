@@ -13,7 +13,7 @@ from pipeline.agents.checkpoints import CARD, Agent, games_of, load_agent, save_
 from pipeline.agents.device import Compute, keep_freed_memory, name_of, pick_device
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
-from pipeline.datasets.mix import Joined, open_ingredients, read_mix
+from pipeline.datasets.mix import Joined, Mix, open_ingredients, read_mix
 from pipeline.distill.offline import MEASURES, Student, train
 from stages import params as settings
 from stages.contest import Contestant, mean_return, played
@@ -41,7 +41,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         for game, ingredients in mix.items()
     }
     compute = Compute(pick_device(device_name), config.precision)
-    start = load_agent(layout.agent(variant.begins_with), compute.device) if variant.begins_with else None
+    start = _start(layout, params, variant, mix, datasets, seed, compute)
     agent = f"{mix_name}/{variant_name}-{seed}"
     decides = {
         "variant": variant.model_dump(exclude={"play_episodes"}),
@@ -67,6 +67,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
             start=start.network if start else None,
             frozen=variant.frozen,
             teacher=_teacher(layout, datasets, compute) if objective.feature_weight else None,
+            splits={game: joined.split(config.held_out, [seed] * len(joined.parts)) for game, joined in datasets.items()},
         )
         checkpoint = work / "checkpoint.pt"
         title = f"distill {agent}"
@@ -126,6 +127,38 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         held_out = f"held-out KL {best['kl']:.4f}, agreement {best['agreement']:.1%}"
         say(f"published {target / CARD}: {card['parameters']:,} parameters, {held_out}")
         return target
+
+
+def _start(
+    layout: Layout,
+    params: settings.Params,
+    variant: settings.StudentParams,
+    mix: Mix,
+    datasets: Mapping[str, Joined],
+    seed: int,
+    compute: Compute,
+) -> Agent | None:
+    """The agent that the student begins with, if any. ValueError where that is the actor and nothing tells who, or another."""
+    if variant.begins_with != settings.ACTOR:
+        return load_agent(layout.agent(variant.begins_with), compute.device) if variant.begins_with else None
+    game, ingredients = next(iter(mix.items()))
+    newest = ingredients[-1].dataset
+    acted = datasets[game].parts[-1].manifest.collection.get("actor")
+    name = params.datasets[newest].actor if newest in params.datasets else None
+    if len(mix) > 1 or acted is None or name is None:
+        raise ValueError(
+            f"a student that begins with the actor wants a mix of one game whose last dataset names one, {newest} does not: "
+            f"give it an actor in params.yaml and collect it again, or name an agent in begins_with"
+        )
+    agent = load_agent(layout.agent(name), compute.device)
+    if agent.digest != acted["digest"]:
+        raise ValueError(
+            f"dataset {newest} was played by agent {acted['digest'][:12]}, {layout.agent(name)} is {agent.digest[:12]}: "
+            f"collect it again, or restore the agent"
+        )
+    if agent.card.get("seed") != seed:  # the episodes that one holds out the other would have learned from
+        raise ValueError(f"{name} is of seed {agent.card.get('seed')}: a student that begins with it wants --seed of that too")
+    return agent
 
 
 def _games(

@@ -12,14 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.agents.checkpoints import CARD, load_agent, save_agent
 from pipeline.agents.device import Compute, exact, keep_freed_memory, name_of, pick_device
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.games import find_game
-from pipeline.datasets.loader import Split, split_episodes
 from pipeline.datasets.mix import Joined
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
@@ -238,25 +235,18 @@ class Follower:
         A version's held-out episodes are the same at every point: what has been learned from once is never measured on.
         """
         versions = [open_dataset(self._version(number), check_files=True) for number in numbers]
-        begins = np.cumsum([0, *(len(version) for version in versions)])
         first = self._seed * (settings.MOST_POINTS + 1)
-        splits = [split_episodes(v, self._config.held_out, first + number) for v, number in zip(versions, numbers, strict=True)]
-        split = Split(
-            *(
-                np.concatenate([part + begin for part, begin in zip(parts, begins, strict=False)])
-                for parts in zip(*splits, strict=True)
-            )
-        )
+        joined = Joined(versions)
         student = Student(
             self._config,
             self._variant.objective(),
             settings.network(self._variant.network),
-            [Joined(versions)],
+            [joined],
             updates,
             self._compute,
             first + numbers[-1],
             start=self._network,
-            splits={self._game: split},
+            splits={self._game: joined.split(self._config.held_out, [first + number for number in numbers])},
         )
         if self._optimizer is not None:
             student.load_optimizer(self._optimizer)

@@ -79,7 +79,7 @@ def scored_as(agent: str, games: Sequence[str], game: str) -> str:
 
 
 def _games_of_agent(layout: Layout, params: settings.Params, agent: str) -> list[str]:
-    """The games of an agent by its name or folder; none where nothing tells."""
+    """The games of an agent by its name or folder; none where nothing tells, or it is the actor, who plays the mix's."""
     if (layout.agent(agent) / CARD).is_file():
         return list(games_of(load_card(layout.agent(agent))))
     match agent.split("/"):

@@ -93,12 +93,17 @@ class DatasetParams(Section):
     recipe: int
 
 
+ACTOR: Final = "actor"
+"""What `begins_with` calls the agent that played the last dataset of the mix."""
+
+
 class StudentParams(Section):
     """A named variant.
 
     Of mixes of several games: `temperatures` of games that want another, `balanced` losses, `interleave` (see
-    `distill.lesson`). `begins_with` is an agent whose weights it begins with and whose games it keeps; with `frozen` they stay
-    as they are. `play_episodes` of each game are played at every validation, for the curve alone.
+    `distill.lesson`). `begins_with` is an agent whose weights it begins with and whose games it keeps, `actor` the one that
+    played the last dataset of its mix; with `frozen` they stay as they are. `play_episodes` of each game are played at every
+    validation, for the curve alone.
     """
 
     loss: LossName

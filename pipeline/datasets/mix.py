@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.datasets.loader import Split, split_episodes
 from pipeline.datasets.reader import Dataset, open_dataset, read_manifest
 from pipeline.datasets.schema import EpisodeRow
 
@@ -120,6 +121,15 @@ class Joined:
             if start < begin + len(part) and stop > begin
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def split(self, fraction: float, seeds: Sequence[int]) -> Split:
+        """Each dataset holds out episodes by its own seed, as it would alone: what has been learned from once is not held out
+        later, when other datasets have joined.
+        """
+        splits = [split_episodes(part, fraction, seed) for part, seed in zip(self.parts, seeds, strict=True)]
+        return Split(
+            *(np.concatenate([s + b for s, b in zip(kind, self._begins, strict=False)]) for kind in zip(*splits, strict=True))
+        )
 
 
 def open_ingredients(folders: Mapping[str, Path], ingredients: Sequence[Ingredient], mix: str) -> Joined:

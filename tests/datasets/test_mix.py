@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.datasets.loader import split_episodes
 from pipeline.datasets.mix import make_mix, open_ingredients, read_mix, write_mix
 from tests.fakes import corridor_dataset, corridor_episode, write_dataset
 
@@ -58,6 +59,10 @@ def test_several_datasets_of_a_game_are_read_as_one(tmp_path: Path) -> None:
     for start, stop in ((0, 5), (len(a) - 3, len(a) + 4), (len(a), len(joined)), (0, len(joined))):
         both = np.concatenate([a.read("q", 0, len(a)), b.read("q", 0, len(b))])
         assert np.array_equal(joined.read("q", start, stop), both[start:stop])
+    alone, split = split_episodes(a, 0.1, 3), joined.split(0.1, [3, 4])
+    assert np.array_equal(split.held_out_N, [*alone.held_out_N, *(split_episodes(b, 0.1, 4).held_out_N + len(a))])
+    assert np.array_equal(split.train_N[: len(alone.train_N)], alone.train_N)
+    assert sorted([*split.train_N, *split.held_out_N]) == list(range(len(joined)))
 
 
 def test_an_episode_cannot_be_in_two_datasets_of_a_mix(tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pipeline.agents.checkpoints import load_card
 from pipeline.datasets.mix import Ingredient, write_mix
 from pipeline.distill.offline import Student
 from stages import distill
 from stages.cli import main
-from tests.fakes import corridor_dataset, edited_params
+from tests.fakes import corridor_dataset, corridor_episode, edited_params, write_dataset
 
 COMMAND = ("distill", "--student", "way/kl")
 KILLED = """
@@ -94,3 +96,41 @@ def test_interrupted_in_the_middle(
     assert left.exit_code == 130, left.output
     assert not (folder / "data/students/way/kl-0").exists()
     assert distilled(folder) == undisturbed
+
+
+def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    """A round: the student of `way` played Corridor-1, and the next begins with its weights."""
+    folder = project(tmp_path)
+    distilled(folder)
+    actor = load_card(folder / "data/students/way/kl-0")
+    rng = np.random.default_rng(5)
+
+    def a_round(played_by: str) -> None:
+        write_dataset(
+            folder / "data/datasets/Corridor-1",
+            [corridor_episode(0, rng) for _ in range(7)],
+            collection={"policy": "epsilon-greedy", "seed": 11, "actor": {"digest": played_by}},
+        )
+
+    def learned(seed: int = 0) -> str:
+        runner, params = CliRunner(), str(folder / "params.yaml")
+        for command in (("mix", "--mix", "round"), ("distill", "--student", "round/more", "--seed", str(seed))):
+            done = runner.invoke(main, ["--params", params, *command])
+        return done.output
+
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["mixes"]["round"] = ["Corridor", "Corridor-1"]
+        raw["students"]["more"] = raw["students"]["kl"] | {"begins_with": "actor"}
+        told = {"states": 9, "epsilon": 0.05, "seed": 11, "recipe": 1}
+        raw["datasets"] = {"Corridor": told, "Corridor-1": told | {"game": "Corridor", "actor": "students/way/kl-0"}}
+    a_round("another")
+    assert "dataset Corridor-1 was played by agent another, " in learned()
+    a_round(actor["digest"])
+    assert "students/way/kl-0 is of seed 0: a student that begins with it wants --seed of that too" in learned(seed=1)
+    assert "published" in learned()
+    card = load_card(folder / "data/students/round/more-0")
+    assert card["begins_with"] == actor["digest"]
+
+    with edited_params(folder, folder / "params.yaml") as raw:
+        del raw["datasets"]["Corridor-1"]["actor"]
+    assert "last dataset names one, Corridor-1 does not: give it an actor in params.yaml and collect it again" in learned()
