@@ -110,6 +110,7 @@ def test_an_abandoned_collection_goes_on(
     assert third.finish() == collected.manifest
 
 
+@pytest.mark.slow
 def test_abandoned_after_every_block_with_whole_shards_on_disk(
     breakout_teacher: Path,
     teacher: Agent,

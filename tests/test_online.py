@@ -142,6 +142,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *at: int) -> None:
         monkeypatch.setattr(module, "played", played)
 
 
+@pytest.mark.slow
 def test_interrupted_it_comes_to_the_same(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (recorded / "data/online/Breakout-0").exists():
         call(recorded, "distill-online", "--game", "Breakout", "--replay")
@@ -157,6 +158,7 @@ def test_interrupted_it_comes_to_the_same(recorded: Path, tmp_path: Path, monkey
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_killed_while_it_publishes_it_publishes(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = project(tmp_path)
     shutil.copytree(recorded / "data/history", folder / "data/history")
@@ -189,6 +191,7 @@ def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, m
     assert not list(folder.glob(".work/distill-online/*/checkpoint.pt"))
 
 
+@pytest.mark.slow
 def test_a_history_that_was_too_short_goes_on(tmp_path: Path) -> None:
     folder = project(tmp_path)
     with edited_params(folder, folder / "params.yaml") as raw:

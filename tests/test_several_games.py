@@ -233,6 +233,7 @@ def test_a_card_tells_nothing_that_is_no_longer_so(travelled: Path) -> None:
     assert {"return_Breakout", "return_Qbert"} <= set(columns)  # what it forgets, too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "command"),
     [("distill", ("distill", "--student", "pair/kl")), ("train_multitask", ("train-multitask", "--baseline", "pair/pqn"))],
@@ -260,6 +261,7 @@ def test_an_evaluation_that_was_interrupted_is_made(
     assert sum(row[column] != "" for row in rows) == 2
 
 
+@pytest.mark.slow
 def test_a_baseline_goes_on_elsewhere_from_a_snapshot(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*arguments: Any) -> Any:
         raise Stopped

@@ -65,7 +65,8 @@ def test_the_learning_rate_falls_to_its_end() -> None:
     assert agent.learning_rate() == pytest.approx((1e-3 + 1e-5) / 2)
 
 
-@pytest.mark.parametrize("double", [False, pytest.param(True, marks=pytest.mark.slow)])  # its targets are checked by hand above
+@pytest.mark.slow  # its targets are checked by hand above
+@pytest.mark.parametrize("double", [False, True])
 def test_it_learns_the_optimal_q_values(double: bool) -> None:
     agent = learner(4000, double=double, learning_rate_end=1e-5, epsilon_final=0.5, target_every=25)
     *_, last = train(agent, Corridor(8))

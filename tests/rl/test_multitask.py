@@ -54,7 +54,7 @@ def flat(state: Any) -> list[Any]:
     return [value for part in state for value in flat(part)] if isinstance(state, list) else [state]
 
 
-@pytest.mark.parametrize("algorithm", ["pqn", "dqn"])
+@pytest.mark.parametrize("algorithm", ["pqn", pytest.param("dqn", marks=pytest.mark.slow)])
 def test_it_learns_both_games_with_equal_steps(algorithm: str) -> None:
     agent = learner(algorithm, 2048)
     *_, last = train(agent, worlds())

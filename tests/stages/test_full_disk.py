@@ -23,6 +23,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_collect_on_a_full_disk_goes_on_when_there_is_room(
     breakout_teacher: Path, on_one_worker: tuple[str, str], small_disk: Path, tmp_path: Path
 ) -> None:

@@ -199,6 +199,7 @@ def test_what_the_gate_has_seen_it_need_not_see_again(failed: Path) -> None:
     assert not list(failed.glob(".work/train-teacher/*"))
 
 
+@pytest.mark.slow
 def test_a_budget_that_the_last_steps_pass_may_be_resumed(tmp_path: Path) -> None:
     write(tmp_path, steps=100, gate=1000.0)
     assert "the run goes on from 128" in call(tmp_path).output  # two horizons of 64 steps
@@ -215,6 +216,7 @@ def test_fewer_steps_than_done_is_one_line(failed: Path) -> None:
     assert "is at 128 steps, beyond teachers.Breakout.steps = 64: raise that" in result.output
 
 
+@pytest.mark.slow
 def test_the_time_may_be_spent_before_the_steps(tmp_path: Path) -> None:
     write(tmp_path, steps=1_000_000, gate=-1.0)
     result = call(tmp_path, "--minutes", "0.01")
@@ -223,6 +225,7 @@ def test_the_time_may_be_spent_before_the_steps(tmp_path: Path) -> None:
     assert 0 < card(tmp_path)["steps_trained"] < 1_000_000
 
 
+@pytest.mark.slow
 def test_below_the_gate_when_the_time_is_spent(tmp_path: Path) -> None:
     write(tmp_path, steps=1_000_000, gate=1000.0)
     result = call(tmp_path, "--minutes", "0.01")
