@@ -18,7 +18,7 @@ from pipeline.distill.offline import MEASURES, Student, train
 from stages import params as settings
 from stages.contest import Contestant, mean_return, played
 from stages.paths import Layout
-from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
+from stages.publish import alone_in, load_state, replace_folder, resuming, save_state, write_csv
 from stages.runlog import mark, saved_when_stopped, say, show
 
 CHECKPOINT_EVERY_SECONDS = 60.0
@@ -73,7 +73,8 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         title = f"distill {agent}"
         state = load_state(checkpoint)
         if state is not None:
-            student.load_state_dict(state)
+            with resuming(checkpoint):
+                student.load_state_dict(state)
             say(f"resuming {agent} at {student.updates:,} updates")
             if variant.play_episodes and student.curve and not _played(student):
                 _play(params, student, variant.play_episodes, title)  # what the last sitting did not finish

@@ -28,7 +28,7 @@ from stages.contest import Contestant, mean_return, played
 from stages.distill import RECIPE as DISTILL_RECIPE
 from stages.history import History, Point, live, work_folder
 from stages.paths import Layout
-from stages.publish import alone_in, load_state, replace_folder, save_state, write_csv
+from stages.publish import alone_in, load_state, replace_folder, resuming, save_state, write_csv
 from stages.runlog import mark, say, show
 
 RECIPE = 1
@@ -145,9 +145,10 @@ class Follower:
         self.rows: list[dict[str, Any]] = []
         state = load_state(work / "checkpoint.pt")
         if state is not None:
-            self.rows, self._optimizer = state["rows"], state["optimizer"]
-            self._network = place(QNetwork(settings.network(self._variant.network), state["heads"]), self._compute.device)
-            self._network.load_state_dict(state["network"])
+            with resuming(work / "checkpoint.pt"):
+                self.rows, self._optimizer = state["rows"], state["optimizer"]
+                self._network = place(QNetwork(settings.network(self._variant.network), state["heads"]), self._compute.device)
+                self._network.load_state_dict(state["network"])
             say(f"resuming {game} after {len(self.rows)} points")
 
     def follow(self, point: Point, scheduler: str) -> None:

@@ -18,7 +18,7 @@ from pipeline.atari.games import find_game
 from stages import params as settings
 from stages.contest import Contestant, mean_return, played
 from stages.paths import Layout
-from stages.publish import alone_in, load_state, replace_folder, replaced_file, save_state
+from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state
 from stages.runlog import mark, saved_when_stopped, say, show
 
 CHECKPOINT_EVERY_SECONDS = 120.0
@@ -144,7 +144,8 @@ class _Recording:
         self._seconds = 0.0
         if state is None:
             return
-        self._learner.load_state_dict(state["learner"])
+        with resuming(self._checkpoint):
+            self._learner.load_state_dict(state["learner"])
         steps = self._learner.tally.steps
         if self._learner.beyond:
             raise ValueError(

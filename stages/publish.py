@@ -112,6 +112,16 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return state
 
 
+@contextmanager
+def resuming(checkpoint: Path) -> Iterator[None]:
+    """Take over what `load_state` found. ValueError where another version of this program saved something else."""
+    try:
+        yield
+    except (KeyError, RuntimeError) as error:
+        told = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise ValueError(f"{checkpoint} is another version's ({told}): go on with that, or remove it to start afresh") from None
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as CSV, for DVC plots; columns are the union of the rows' keys, empty where a row has none."""
     columns = list(dict.fromkeys(key for row in rows for key in row))

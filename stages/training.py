@@ -17,7 +17,7 @@ from pipeline.agents.checkpoints import CARD, load_agent, load_card, save_agent
 from pipeline.progress import Progress
 from pipeline.rl.learner import Learner
 from pipeline.rl.multitask import MultitaskLearner
-from stages.publish import load_state, replace_folder, save_state, write_csv
+from stages.publish import load_state, replace_folder, resuming, save_state, write_csv
 from stages.runlog import mark, saved_when_stopped, say, show
 from stages.versions import code_version
 
@@ -104,11 +104,12 @@ class Training(ABC):
             raise ValueError(f"{path} is no checkpoint of a training: begin from the checkpoint.pt of one")
         if state["kind"] != self.kind:
             raise ValueError(f"{path} is of a run of {state['kind']}, not of {self.kind}: begin from one like it")
-        self.learner.load_state_dict(state["learner"])
-        self.curve, self.history = state["curve"], state["history"]
-        self.best, self.best_steps, self.best_returns = state["best"], state["best_steps"], state["best_returns"]
-        self.best_weights = state["best_weights"]
-        self._seconds, self._earlier = state["seconds"], state["earlier"]
+        with resuming(path):
+            self.learner.load_state_dict(state["learner"])
+            self.curve, self.history = state["curve"], state["history"]
+            self.best, self.best_steps, self.best_returns = state["best"], state["best_steps"], state["best_returns"]
+            self.best_weights = state["best_weights"]
+            self._seconds, self._earlier = state["seconds"], state["earlier"]
         return True
 
     def save(self) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.datasets.mix import Ingredient, write_mix
 from pipeline.distill.offline import Student
 from stages import distill
 from stages.cli import main
+from stages.publish import load_state, save_state
 from tests.fakes import corridor_dataset, corridor_episode, edited_params, write_dataset
 
 COMMAND = ("distill", "--student", "way/kl")
@@ -96,6 +98,30 @@ def test_interrupted_in_the_middle(
     assert left.exit_code == 130, left.output
     assert not (folder / "data/students/way/kl-0").exists()
     assert distilled(folder) == undisturbed
+
+
+@pytest.mark.parametrize("change", [lambda state: state.pop("best"), lambda state: state["network"].popitem()])
+def test_a_checkpoint_of_another_version_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    def interrupted(student: Student, *arguments: Any, real: Any = Student.update) -> Any:
+        if student.updates == 15:
+            signal.raise_signal(signal.SIGINT)
+        return real(student, *arguments)
+
+    folder = project(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "update", interrupted)
+        CliRunner().invoke(main, ["--params", str(folder / "params.yaml"), *COMMAND])
+    (checkpoint,) = folder.glob(".work/distill/*/checkpoint.pt")
+    state = load_state(checkpoint)
+    assert state is not None
+    change(state)
+    save_state(checkpoint, state)
+    left = CliRunner().invoke(main, ["--params", str(folder / "params.yaml"), *COMMAND])
+    assert left.exit_code == 1
+    assert "checkpoint.pt is another version's (" in left.output.splitlines()[-1]
+    assert left.output.endswith("go on with that, or remove it to start afresh\n")
 
 
 def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
