@@ -154,6 +154,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_two_threads_of_a_worker_do_not_share_emulators(
     collected: Dataset, breakout_teacher: Path, teacher: Agent, small_blocks: None, tmp_path: Path
 ) -> None:
@@ -339,6 +340,7 @@ def project(breakout_teacher: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_loses_nothing(project: Path, collected: Dataset, on_one_worker: tuple[str, str]) -> None:
     command = ["collect", "--game", "breakout", "--states", str(STATES), "--epsilon", "0.2"]
     processes.kill(project, *command, "--workers", "1", once=".work/collect/*/blocks/*.json")

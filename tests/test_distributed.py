@@ -113,6 +113,7 @@ def test_other_settings_do_not_forget_what_is_unfinished(
     assert f"or remove {unfinished}" in result.output
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_played_again(
     tmp_path: Path, breakout_teacher: Path, on_one_worker: tuple[str, str], small_blocks: None
 ) -> None:

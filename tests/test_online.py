@@ -176,6 +176,7 @@ def test_killed_while_it_publishes_it_publishes(recorded: Path, tmp_path: Path, 
     assert open_dataset(folder / "data/versions/Breakout-0/003").manifest.states == 200
 
 
+@pytest.mark.slow
 def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = project(tmp_path)
     interrupt(monkeypatch, 3, 8)  # what chooses at the second point; then, the student's score at the third

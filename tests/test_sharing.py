@@ -77,7 +77,7 @@ def test_a_push_sends_only_what_is_new(team_a: TeamA) -> None:
     assert len(new) == len(set(team_a.v2.values()) - set(team_a.v1.values())) + listing_and_manifest
 
 
-@pytest.mark.parametrize("remote", ["disk", "cloud"])
+@pytest.mark.parametrize("remote", [pytest.param("disk", marks=pytest.mark.slow), "cloud"])
 def test_team_b_distils_from_what_it_imported(team_a: TeamA, tmp_path: Path, remote: str) -> None:
     folder = new_repository(tmp_path / "b")
     (folder / "data/datasets").mkdir(parents=True)
@@ -108,7 +108,7 @@ def test_team_b_distils_from_what_it_imported(team_a: TeamA, tmp_path: Path, rem
         assert open_dataset(dataset, check_files=True).manifest.files == team_a.v2
 
 
-@pytest.mark.parametrize("remote", ["disk", "cloud"])
+@pytest.mark.parametrize("remote", [pytest.param("disk", marks=pytest.mark.slow), "cloud"])
 def test_a_tag_is_looked_into_without_being_fetched(team_a: TeamA, bucket: str, tmp_path: Path, remote: str) -> None:
     point_at(team_a.folder, remote, str(team_a.folder.parent / "storage"), f"{bucket}/team-a")
     run(team_a.folder, "git", "commit", "-q", "--allow-empty", "-am", f"Default to {remote}")

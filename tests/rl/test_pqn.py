@@ -61,6 +61,7 @@ def test_the_value_of_an_epsilon_greedy_policy_by_hand() -> None:
     assert epsilon_greedy_value(q_BA, 0.1).tolist() == pytest.approx([0.9 * 6 + 0.1 * 3])
 
 
+@pytest.mark.slow
 def test_it_learns_the_optimal_q_values() -> None:
     agent = learner(9600, learning_rate_end=1e-5, epsilon_low=0.3, epsilon_high=1.0, trace_lambda=0.0)
     *_, last = train(agent, Corridor(8))

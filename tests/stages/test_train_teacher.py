@@ -99,6 +99,7 @@ def test_other_settings_are_another_run_that_may_begin_from_this_one(failed: Pat
     assert checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_a_published_teacher_may_be_gone_on_from(tmp_path: Path) -> None:
     write(tmp_path, steps=128, gate=-1.0)
     assert call(tmp_path).exit_code == 0
