@@ -72,7 +72,8 @@ def run(
 
     `game` says which one where agents play several; the scores are then those of AGENT/GAME. `protocol` is a name in
     `pipeline.evaluate.PROTOCOLS`, or None for that of the params. With `workers`, or at the Dask cluster of `scheduler`,
-    several episodes and agents are played at once, with the same result.
+    several episodes and agents are played at once, with the same result. What has been published of the same agent under the
+    same protocol and seeds is not played again.
     """
     settings.check_recipe("evaluation", params.evaluation.recipe, RECIPE)
     spread = workers is not None or scheduler is not None
@@ -93,6 +94,7 @@ def run(
     with ExitStack() as stack:
         for trial in trials:
             stack.enter_context(alone_in(trial.work))
+            _take_up(layout, trial)
         if spread:
             client = stack.enter_context(cluster(scheduler, workers or os.cpu_count() or 1))
             written = _spread(layout, params, trials, client)
@@ -118,7 +120,24 @@ def _trial(layout: Layout, params: settings.Params, contestant: Contestant, agen
     role = contestant.card["role"]
     folder = None if role == "random" else layout.agent(agent)
     work = layout.work("evaluate", contestant.agent, decides)
-    return Trial(folder, contestant, protocol, params.evaluation.episodes_of(role), work)
+    return Trial(folder, contestant, protocol, params.evaluation.episodes_of(role, contestant.game), work)
+
+
+def _take_up(layout: Layout, trial: Trial) -> None:
+    """Note what has been published of the trial, unless a killed one has notes: a longer evaluation goes on from a shorter."""
+    who, notes = trial.contestant, Notes(trial.work / NOTES)
+    if notes.finished:
+        return
+    try:
+        scores = json.loads(layout.scores(who.agent).read_text())
+        found = (scores["agent_digest"], scores["protocol"]["digest"], scores.get("recipe", 1))
+        rows = pq.read_table(layout.episodes(who.agent), columns=list(Episode._fields)).to_pylist()
+    except (OSError, ValueError, KeyError, TypeError):  # nothing there, or nothing of ours: it is made anew
+        return
+    if found == (who.card.get("digest"), trial.protocol.digest(who.game), RECIPE):
+        for row in rows:
+            notes.add(Episode(**row))
+        say(f"{who.agent}: {len(rows)} episodes have been played before")
 
 
 class Part(NamedTuple):
@@ -232,6 +251,7 @@ def _publish(layout: Layout, trial: Trial, episodes: Sequence[Episode]) -> Path:
         "stalled": sum(e.stalled for e in episodes),
         "epsilon": contestant.epsilon,
         "protocol": {"name": trial.protocol.name, "digest": trial.protocol.digest(contestant.game)},
+        "recipe": RECIPE,
     }
     if contestant.elsewhere:
         scores["made_elsewhere"] = {key: {"there": there, "here": here} for key, (there, here) in contestant.elsewhere.items()}

@@ -226,18 +226,22 @@ class Cell(NamedTuple):
 
 
 class EvaluationParams(Section):
-    """`teacher_episodes` are those of teachers, whose error all scores share; `episodes`, by default, as of any other agent."""
+    """`episodes` are those of an agent, `game_episodes` those of games whose returns spread more; `teacher_episodes` those of
+    teachers, whose error all scores share.
+    """
 
     episodes: int = Field(gt=0)
+    game_episodes: dict[str, Annotated[int, Field(gt=0)]] = {}
     teacher_episodes: int | None = Field(default=None, gt=0)
     epsilon: float = Field(ge=0, le=1)
     width: int = Field(gt=0)
     seed: int = Field(ge=0, lt=100)
     recipe: int
 
-    def episodes_of(self, role: str) -> int:
-        """How many episodes an agent of this role plays."""
-        return (self.teacher_episodes or self.episodes) if role == "teacher" else self.episodes
+    def episodes_of(self, role: str, game: str) -> int:
+        """How many episodes an agent of this role plays of a game."""
+        every = self.game_episodes.get(game, self.episodes)
+        return (self.teacher_episodes or every) if role == "teacher" else every
 
 
 class Params(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -125,9 +126,10 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
 def _evaluation(
     layout: Layout, params: settings.Params, machine: Machine, agent: str, game: str, *networks: str, anew: bool = False
 ) -> Job:
-    done = layout.scores(agent).is_file() and not anew
-    episodes = params.evaluation.episodes_of("teacher" if agent.startswith("teachers/") else "student")
-    return Job("evaluate", agent, done, 0.0 if done else machine.episodes(layout, game, episodes, *networks))
+    wanted = params.evaluation.episodes_of("teacher" if agent.startswith("teachers/") else "student", game)
+    played = 0 if anew or not layout.scores(agent).is_file() else int(json.loads(layout.scores(agent).read_text())["episodes"])
+    left = max(0, wanted - played)
+    return Job("evaluate", agent, not left, machine.episodes(layout, game, left, *networks))
 
 
 def _done(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:

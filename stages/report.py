@@ -90,7 +90,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     facts = {
         "package": "{version}, revision {revision}".format(**code_version()),
         "command": command,
-        "protocol": _protocol(params, [s.who.teacher for s in sections]),
+        "protocol": _protocol(params, [s.who.teacher for s in sections], rows),
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
@@ -120,13 +120,18 @@ def _command(root: Path) -> str:
     return f"dvc repro experiments/{root.name}/dvc.yaml" if root.parent.name == "experiments" else "dvc repro"
 
 
-def _protocol(params: settings.Params, teachers: Sequence[Evaluated]) -> str:
-    """How many episodes are played, by teachers as far as they have, and how they start and explore."""
-    sizes = params.evaluation
+def _protocol(params: settings.Params, teachers: Sequence[Evaluated], rows: Sequence[Row]) -> str:
+    """How many episodes have been played, by agents and by teachers, and how they start and explore."""
+    games: dict[int, dict[str, None]] = {}
+    for row in rows:
+        if row.score.role not in ("teacher", "random"):
+            games.setdefault(row.score.episodes, {})[row.score.game] = None
+    counts = sorted(games) or [params.evaluation.episodes]
+    each = " or ".join(f"{n} ({', '.join(games[n])})" for n in counts) if len(counts) > 1 else str(counts[0])
     taught = sorted({len(read_returns(who.episodes)[0]) for who in teachers})
-    apart = f", {' or '.join(map(str, taught))} per teacher" if taught != [sizes.episodes] else ""
+    apart = f", {' or '.join(map(str, taught))} per teacher" if taught != counts else ""
     starts = f"up to {params.environment.noop_max} null-ops at the start"
-    return f"{sizes.episodes} episodes per agent{apart}, epsilon {sizes.epsilon:g}, {starts}"
+    return f"{each} episodes per agent{apart}, epsilon {params.evaluation.epsilon:g}, {starts}"
 
 
 def _only(games: Mapping[str, Game], wanted: Callable[[Evaluated], bool]) -> dict[str, Game]:

@@ -69,6 +69,40 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not notes.parent.exists()
 
 
+def test_a_longer_evaluation_goes_on_from_what_was_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(*arguments: Any) -> Iterator[Episode]:
+        for episode in play_episodes(*arguments):
+            seeds.append(episode.seed)
+            yield episode
+
+    def evaluated(**changes: Any) -> dict[str, bytes]:
+        with edited_params(tmp_path, tmp_path / "params.yaml") as raw:
+            raw["evaluation"] |= changes
+        seeds.clear()
+        done = call(tmp_path)
+        assert done.exit_code == 0, done.output
+        return {path.name: path.read_bytes() for path in (tmp_path / "data").rglob("Breakout.*")}
+
+    seeds: list[int] = []
+    monkeypatch.setattr(contest, "play", counted)
+    project(tmp_path)
+    whole = evaluated(game_episodes={"Breakout": 3})
+    assert (len(whole), len(seeds)) == (3, 3)
+    short = evaluated(game_episodes={}, episodes=2)
+    assert (json.loads(short["Breakout.json"])["episodes"], len(seeds)) == (2, 0)
+    assert evaluated(episodes=3) == whole
+    assert len(seeds) == 1
+    assert evaluated(seed=2) != whole  # other seeds
+    assert len(seeds) == 3
+    told = json.loads(short["Breakout.json"]) | {"recipe": 0}
+    (tmp_path / SCORES).write_text(json.dumps(told))
+    evaluated()
+    assert len(seeds) == 3
+    (tmp_path / "data/episodes/random/Breakout.parquet").write_bytes(b"torn")
+    evaluated()
+    assert len(seeds) == 3
+
+
 @pytest.fixture
 def breakout(tmp_path: Path, breakout_teacher: Path) -> Path:
     folder = tmp_path / "breakout"
