@@ -13,10 +13,13 @@ from pipeline.agents.checkpoints import CARD, Agent, games_of, load_agent, save_
 from pipeline.agents.device import Compute, keep_freed_memory, name_of, pick_device
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
-from pipeline.datasets.mix import Joined, Mix, open_ingredients, read_mix
+from pipeline.datasets.mix import Joined, open_ingredients, read_mix
 from pipeline.distill.offline import MEASURES, Student, train
+from pipeline.rederive import driven
+from pipeline.report.scores import learned_from
 from stages import params as settings
 from stages.contest import Contestant, mean_return, played
+from stages.grid import beginning
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, resuming, save_state, write_csv
 from stages.runlog import mark, saved_when_stopped, say, show
@@ -41,7 +44,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         for game, ingredients in mix.items()
     }
     compute = Compute(pick_device(device_name), config.precision)
-    start = _start(layout, params, variant, mix, datasets, seed, compute)
+    start = _start(layout, params, variant, mix_name, datasets, seed, compute)
     agent = f"{mix_name}/{variant_name}-{seed}"
     decides = {
         "variant": variant.model_dump(exclude={"play_episodes"}),
@@ -134,31 +137,46 @@ def _start(
     layout: Layout,
     params: settings.Params,
     variant: settings.StudentParams,
-    mix: Mix,
+    mix_name: str,
     datasets: Mapping[str, Joined],
     seed: int,
     compute: Compute,
 ) -> Agent | None:
-    """The agent that the student begins with, if any. ValueError where that is the actor and nothing tells who, or another."""
+    """The agent that the student begins with, if any. ValueError where it is the actor and nothing tells who, or what it has
+    learned from might be held out now.
+    """
+    name = beginning(params, mix_name, variant)
     if variant.begins_with != settings.ACTOR:
-        return load_agent(layout.agent(variant.begins_with), compute.device) if variant.begins_with else None
-    game, ingredients = next(iter(mix.items()))
-    newest = ingredients[-1].dataset
-    acted = datasets[game].parts[-1].manifest.collection.get("actor")
-    name = params.datasets[newest].actor if newest in params.datasets else None
-    if len(mix) > 1 or acted is None or name is None:
-        raise ValueError(
-            f"a student that begins with the actor wants a mix of one game whose last dataset names one, {newest} does not: "
-            f"give it an actor in params.yaml and collect it again, or name an agent in begins_with"
-        )
+        return load_agent(layout.agent(name), compute.device) if name else None
+    newest = params.mixes[mix_name][-1]
+    if len(datasets) > 1:
+        raise ValueError(f"mix {mix_name} is of several games: name the agent to begin with in begins_with, not `actor`")
+    if name is None:
+        raise ValueError(f"params.yaml names no actor of dataset {newest}: add it there, or name an agent in begins_with")
+    (joined,) = datasets.values()
+    acted = driven(joined.parts[-1])
     agent = load_agent(layout.agent(name), compute.device)
-    if agent.digest != acted["digest"]:
+    if agent.digest != acted:
+        who = f"agent {acted[:12]}" if acted else "its teacher"
         raise ValueError(
-            f"dataset {newest} was played by agent {acted['digest'][:12]}, {layout.agent(name)} is {agent.digest[:12]}: "
+            f"dataset {newest} was played by {who}, {layout.agent(name)} is {agent.digest[:12]}: "
             f"collect it again, or restore the agent"
         )
-    if agent.card.get("seed") != seed:  # the episodes that one holds out the other would have learned from
-        raise ValueError(f"{name} is of seed {agent.card.get('seed')}: a student that begins with it wants --seed of that too")
+    config = params.presets[variant.preset]
+    theirs, ours = (agent.card.get("seed"), agent.card.get("settings", {}).get("held_out")), (seed, config.held_out)
+    if theirs != ours:
+        told = " and ".join("seed {}, held_out {}".format(*each) for each in (theirs, ours))
+        raise ValueError(
+            f"{name} and this student hold out other episodes ({told}): give both the same, "
+            f"or it would be measured on what that has learned from"
+        )
+    digests = {part.manifest.digest for part in joined.parts}
+    lost = [told["name"] for told in learned_from(agent.card) if told["digest"] not in digests]
+    if lost:
+        raise ValueError(
+            f"{name} learned from {', '.join(lost)} as it was, mix {mix_name} has other episodes and might hold out "
+            f"what that learned from: make {name} and its round anew"
+        )
     return agent
 
 

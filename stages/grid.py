@@ -39,8 +39,17 @@ def games_of_cell(layout: Layout, params: settings.Params, cell: settings.Cell) 
     if (folder / CARD).is_file():
         return list(games_of(load_card(folder)))
     variant = params.students.get(cell.variant) if cell.kind == "students" else None
-    begun = _games_of_agent(layout, params, variant.begins_with) if variant and variant.begins_with else []
+    start = beginning(params, cell.mix, variant) if variant else None
+    begun = _games_of_agent(layout, params, start) if start else []
     return list(dict.fromkeys([*begun, *games_of_mix(layout, params, cell.mix)]))
+
+
+def beginning(params: settings.Params, mix: str, variant: settings.StudentParams) -> str | None:
+    """The agent that a student of the mix begins with, by name, if any: of `actor`, who acts in the mix's last dataset."""
+    if variant.begins_with != settings.ACTOR:
+        return variant.begins_with
+    newest = settings.pick(params.mixes, mix, "mix")[-1]
+    return params.datasets[newest].actor if newest in params.datasets else None
 
 
 def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cell) -> str:
@@ -57,6 +66,10 @@ def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cel
     different = {k: then.get(k) for k in sorted(now.keys() | then.keys()) if now.get(k) != then.get(k)}
     if different.keys() > {"updates"}:  # of other settings another number goes without saying
         del different["updates"]
+    start = beginning(params, cell.mix, variant)
+    begun = load_card(layout.agent(start))["digest"] if start and (layout.agent(start) / CARD).is_file() else None
+    if card.get("begins_with") != (begun or card.get("begins_with") if start else None):
+        different["begins_with"] = str(card.get("begins_with"))[:12]
     return ", ".join(f"{name} {value}" for name, value in different.items())
 
 
@@ -79,7 +92,7 @@ def scored_as(agent: str, games: Sequence[str], game: str) -> str:
 
 
 def _games_of_agent(layout: Layout, params: settings.Params, agent: str) -> list[str]:
-    """The games of an agent by its name or folder; none where nothing tells, or it is the actor, who plays the mix's."""
+    """The games of an agent by its name or folder; none where nothing tells."""
     if (layout.agent(agent) / CARD).is_file():
         return list(games_of(load_card(layout.agent(agent))))
     match agent.split("/"):

@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.agents.device import Compute, Precision, pick_device
 from pipeline.agents.networks import NETWORKS, NetworkSpec
 from pipeline.atari.envs import EnvConfig
+from pipeline.atari.games import find_game
 from pipeline.distill.losses import LossName
 from pipeline.distill.offline import DistillConfig, Objective
 from pipeline.evaluate import PROTOCOLS, Protocol
@@ -237,6 +238,13 @@ class EvaluationParams(Section):
     width: int = Field(gt=0)
     seed: int = Field(ge=0, lt=100)
     recipe: int
+
+    @model_validator(mode="after")
+    def _games_exist(self) -> Self:
+        for game in self.game_episodes:
+            if find_game(game).name != game:
+                raise ValueError(f"game_episodes: write {find_game(game).name}, not {game}")
+        return self
 
     def episodes_of(self, role: str, game: str) -> int:
         """How many episodes an agent of this role plays of a game."""

@@ -127,9 +127,21 @@ def _evaluation(
     layout: Layout, params: settings.Params, machine: Machine, agent: str, game: str, *networks: str, anew: bool = False
 ) -> Job:
     wanted = params.evaluation.episodes_of("teacher" if agent.startswith("teachers/") else "student", game)
-    played = 0 if anew or not layout.scores(agent).is_file() else int(json.loads(layout.scores(agent).read_text())["episodes"])
-    left = max(0, wanted - played)
+    left = wanted if anew else max(0, wanted - _evaluated(layout, agent))
     return Job("evaluate", agent, not left, machine.episodes(layout, game, left, *networks))
+
+
+def _evaluated(layout: Layout, name: str) -> int:
+    """How many episodes are scored as NAME, by the agent that is there now."""
+    if not layout.scores(name).is_file():
+        return 0
+    scores = json.loads(layout.scores(name).read_text())
+    cards = (
+        layout.agent(who) / CARD for who in (name, name.rpartition("/")[0])
+    )  # the scores of several games are below the agent
+    card = next((path for path in cards if path.is_file()), None)
+    changed = card is not None and load_card(card.parent)["digest"] != scores["agent_digest"]
+    return 0 if changed else int(scores["episodes"])
 
 
 def _done(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:

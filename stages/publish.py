@@ -118,6 +118,8 @@ def resuming(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, RuntimeError) as error:
+        if type(error) not in (KeyError, RuntimeError):  # a full GPU, say, which is no fault of the checkpoint
+            raise
         told = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise ValueError(f"{checkpoint} is another version's ({told}): go on with that, or remove it to start afresh") from None
 

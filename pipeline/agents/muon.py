@@ -31,6 +31,13 @@ class Muon(torch.optim.Optimizer):
         groups = [{"params": list(hidden), "orthogonal": True}, {"params": list(others), "orthogonal": False}]
         super().__init__([group for group in groups if group["params"]], {"lr": lr})
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """KeyError where it is another optimiser's."""
+        for state in state_dict["state"].values():
+            if state.keys() not in ({"momentum"}, {"steps", "mean", "square"}):
+                raise KeyError(f"Muon keeps no {', '.join(state)}")
+        super().load_state_dict(state_dict)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update from the gradients at hand. All weights of a kind move together: a GPU has few kernels to launch."""

@@ -141,7 +141,16 @@ def _states(summaries: Sequence[Summary]) -> str:
         counts = ", ".join(f"{count:,} ({', '.join(names)})" for count, names in games.items() if count)
         if counts:
             learned.append(f"{who}{counts}")
-    return f"\n\nStates that students learned from: {'; '.join(learned)}.{_gpus(summaries)}" if learned else ""
+    if not learned:
+        return ""
+    onward = (
+        " Those of rounds went on from the weights of who acted in the last."
+        if any(s.onward for _, found in told for s in found)
+        else ""
+    )
+    return (
+        f"\n\nStates that students learned from: {'; '.join(learned)}.{onward}{_gpus([s for _, found in told for s in found])}"
+    )
 
 
 def _gpus(summaries: Sequence[Summary]) -> str:

@@ -42,7 +42,8 @@ class Standing:
 class Summary:
     """One kind of student over the games, or of baseline. `learned` tells from what: a loss, or an algorithm.
 
-    `plain` as `Evaluated` has it; students of one game have acted themselves for `rounds` of their datasets.
+    `plain` as `Evaluated` has it; students of one game have acted themselves for `rounds` of their datasets, and `onward` are
+    those that began with another's weights.
 
     `mean` is the geometric mean of the normalised per cents, None where it has not played every game; `floored` names the games
     in which it was taken to reach 1 %. A baseline has had so many `steps` of each game; `at_equal_steps` is its mean where the
@@ -60,6 +61,7 @@ class Summary:
     floored: tuple[str, ...]
     plain: bool
     rounds: int
+    onward: bool = False
     steps: int | None = None
     at_equal_steps: float | None = None
 
@@ -113,6 +115,7 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
         floored=tuple(name for name, s in standings.items() if s.normalized < FLOOR),
         plain=first.plain,
         rounds=max(0, len(learned_from(first.card)) - 1),
+        onward="begins_with" in first.card,
         steps=steps,
         at_equal_steps=float(geometric_mean([np.array(s) for s in shares])) if len(shares) == len(games) else None,
     )

@@ -117,6 +117,15 @@ def test_it_goes_on_where_the_rate_is_on_another_device() -> None:
     torch.testing.assert_close(ends[0], ends[1])
 
 
+def test_the_state_of_another_optimiser_is_refused() -> None:
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    other = torch.optim.Adam([p])
+    other.step()
+    with pytest.raises(KeyError, match="Muon keeps no step, exp_avg, exp_avg_sq"):
+        Muon([], [p], lr=0.1).load_state_dict(other.state_dict())
+
+
 def test_a_resumed_run_makes_the_same_steps() -> None:
     def begin() -> tuple[list[nn.Parameter], Muon]:
         parameters = [nn.Parameter(torch.ones(3, 5)), nn.Parameter(torch.ones(3))]

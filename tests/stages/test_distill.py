@@ -17,6 +17,8 @@ from pipeline.datasets.mix import Ingredient, write_mix
 from pipeline.distill.offline import Student
 from stages import distill
 from stages.cli import main
+from stages.grid import earlier_settings
+from stages.params import Cell, load_project
 from stages.publish import load_state, save_state
 from tests.fakes import corridor_dataset, corridor_episode, edited_params, write_dataset
 
@@ -26,6 +28,8 @@ import os, signal
 from pipeline.distill.offline import Student
 from stages import distill
 from stages.cli import main
+from stages.grid import earlier_settings
+from stages.params import Cell, load_project
 
 def update(student, batch, real=Student.update):
     loss = real(student, batch)
@@ -152,11 +156,22 @@ def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes
     a_round("another")
     assert "dataset Corridor-1 was played by agent another, " in learned()
     a_round(actor["digest"])
-    assert "students/way/kl-0 is of seed 0: a student that begins with it wants --seed of that too" in learned(seed=1)
+    assert "hold out other episodes (seed 0, held_out 0.05 and seed 1, held_out 0.05): give both the same" in learned(seed=1)
     assert "published" in learned()
     card = load_card(folder / "data/students/round/more-0")
     assert card["begins_with"] == actor["digest"]
+    cell, (layout, params) = Cell("students", "round", "more", 0), load_project(folder / "params.yaml")
+    assert earlier_settings(layout, params, cell) == ""
+    path = folder / "data/students/way/kl-0/card.json"
+    before = path.read_text()
+    path.write_text(before.replace(actor["digest"], "0" * 64))
+    assert earlier_settings(layout, params, cell) == f"begins_with {actor['digest'][:12]}"
+    path.write_text(before)
 
     with edited_params(folder, folder / "params.yaml") as raw:
         del raw["datasets"]["Corridor-1"]["actor"]
-    assert "last dataset names one, Corridor-1 does not: give it an actor in params.yaml and collect it again" in learned()
+    assert "params.yaml names no actor of dataset Corridor-1: add it there, or name an agent in begins_with" in learned()
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["datasets"]["Corridor-1"]["actor"] = "students/way/kl-0"
+    write_dataset(folder / "data/datasets/Corridor", [corridor_episode(1, rng) for _ in range(9)])
+    assert "students/way/kl-0 learned from Corridor as it was, mix round has other episodes" in learned()

@@ -81,6 +81,14 @@ def test_the_constants_of_rmsprop_are_its_own(tmp_path: Path) -> None:
     assert not params.load(ROOT / "params.yaml").presets["fast"].settings().keys() & constants.keys()
 
 
+@pytest.mark.parametrize(("told", "wanted"), [("Brekout", "Breakout"), ("breakout", "write Breakout, not breakout")])
+def test_episodes_of_no_game(tmp_path: Path, told: str, wanted: str) -> None:
+    with edited_params(tmp_path) as raw:
+        raw["evaluation"]["game_episodes"] = {told: 600}
+    with pytest.raises(ValueError, match=wanted):
+        params.load(tmp_path / "params.yaml")
+
+
 def test_a_missing_key(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"evaluation.epsilon is missing$"):
         params.load(edited(tmp_path, lambda raw: raw["evaluation"].pop("epsilon")))
