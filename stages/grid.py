@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Final
 
@@ -66,10 +67,10 @@ def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cel
     different = {k: then.get(k) for k in sorted(now.keys() | then.keys()) if now.get(k) != then.get(k)}
     if different.keys() > {"updates"}:  # of other settings another number goes without saying
         del different["updates"]
-    start = beginning(params, cell.mix, variant)
-    begun = load_card(layout.agent(start))["digest"] if start and (layout.agent(start) / CARD).is_file() else None
-    if card.get("begins_with") != (begun or card.get("begins_with") if start else None):
-        different["begins_with"] = str(card.get("begins_with"))[:12]
+    begun, start = card.get("begins_with"), beginning(params, cell.mix, variant)
+    gone = start is not None and not (layout.agent(start) / CARD).is_file()  # nothing tells whether it is the same
+    if not gone and begun != (load_card(layout.agent(start))["digest"] if start else None):
+        different["begins_with"] = str(begun)[:12]
     return ", ".join(f"{name} {value}" for name, value in different.items())
 
 
@@ -89,6 +90,14 @@ def chosen_game(agent: str, loaded: Agent, game: str | None) -> str:
 def scored_as(agent: str, games: Sequence[str], game: str) -> str:
     """What an agent's episodes and scores of a game are called: AGENT, or AGENT/GAME where it plays several."""
     return f"{agent}/{game}" if len(games) > 1 else agent
+
+
+def scored_before(layout: Layout, agent: str, name: str) -> bool:
+    """Whether the scores of that name are of the agent as it was before it changed."""
+    if not layout.scores(name).is_file() or not (layout.agent(agent) / CARD).is_file():
+        return False
+    told = json.loads(layout.scores(name).read_text()).get("agent_digest")
+    return told is not None and told != load_card(layout.agent(agent))["digest"]
 
 
 def _games_of_agent(layout: Layout, params: settings.Params, agent: str) -> list[str]:

@@ -21,7 +21,7 @@ from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
-from stages.grid import earlier_settings, games_of_cell, games_of_mix, scored_as
+from stages.grid import earlier_settings, games_of_cell, games_of_mix, scored_as, scored_before
 from stages.history import RECORD
 from stages.paths import Layout
 
@@ -124,24 +124,23 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
 
 
 def _evaluation(
-    layout: Layout, params: settings.Params, machine: Machine, agent: str, game: str, *networks: str, anew: bool = False
+    layout: Layout,
+    params: settings.Params,
+    machine: Machine,
+    agent: str,
+    game: str,
+    *networks: str,
+    name: str | None = None,
+    anew: bool = False,
 ) -> Job:
+    """`name` is what the agent's scores are called, where that is not its own."""
+    name = name or agent
     wanted = params.evaluation.episodes_of("teacher" if agent.startswith("teachers/") else "student", game)
-    left = wanted if anew else max(0, wanted - _evaluated(layout, agent))
-    return Job("evaluate", agent, not left, machine.episodes(layout, game, left, *networks))
-
-
-def _evaluated(layout: Layout, name: str) -> int:
-    """How many episodes are scored as NAME, by the agent that is there now."""
-    if not layout.scores(name).is_file():
-        return 0
-    scores = json.loads(layout.scores(name).read_text())
-    cards = (
-        layout.agent(who) / CARD for who in (name, name.rpartition("/")[0])
-    )  # the scores of several games are below the agent
-    card = next((path for path in cards if path.is_file()), None)
-    changed = card is not None and load_card(card.parent)["digest"] != scores["agent_digest"]
-    return 0 if changed else int(scores["episodes"])
+    played = 0
+    if layout.scores(name).is_file() and not anew and not scored_before(layout, agent, name):
+        played = int(json.loads(layout.scores(name).read_text())["episodes"])
+    left = max(0, wanted - played)
+    return Job("evaluate", name, not left, machine.episodes(layout, game, left, *networks))
 
 
 def _done(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
@@ -167,7 +166,8 @@ def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: setti
             seconds = machine.distil(variant) + sum(machine.episodes(layout, game, episodes, network) for game in shown)
     yield Job(stage, cell.name, done, seconds)
     for game in played:
-        yield _evaluation(layout, params, machine, scored_as(cell.agent, played, game), game, network, anew=not done)
+        name = scored_as(cell.agent, played, game)
+        yield _evaluation(layout, params, machine, cell.agent, game, network, name=name, anew=not done)
 
 
 def multitask_seconds(layout: Layout, machine: Machine, baseline: settings.MultitaskParams, games: Sequence[str]) -> float:

@@ -33,7 +33,7 @@ from pipeline.report.summary import Game, Summary, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
 from stages.disputes import disputes
-from stages.grid import earlier_settings, games_of_cell, scored_as
+from stages.grid import earlier_settings, games_of_cell, scored_as, scored_before
 from stages.paths import Layout
 from stages.publish import replace_folder, replaced_file
 from stages.runlog import say
@@ -90,7 +90,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     facts = {
         "package": "{version}, revision {revision}".format(**code_version()),
         "command": command,
-        "protocol": _protocol(params, [s.who.teacher for s in sections], rows),
+        "protocol": _protocol(params, rows),
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
@@ -120,7 +120,7 @@ def _command(root: Path) -> str:
     return f"dvc repro experiments/{root.name}/dvc.yaml" if root.parent.name == "experiments" else "dvc repro"
 
 
-def _protocol(params: settings.Params, teachers: Sequence[Evaluated], rows: Sequence[Row]) -> str:
+def _protocol(params: settings.Params, rows: Sequence[Row]) -> str:
     """How many episodes have been played, by agents and by teachers, and how they start and explore."""
     games: dict[int, dict[str, None]] = {}
     for row in rows:
@@ -128,7 +128,7 @@ def _protocol(params: settings.Params, teachers: Sequence[Evaluated], rows: Sequ
             games.setdefault(row.score.episodes, {})[row.score.game] = None
     counts = sorted(games) or [params.evaluation.episodes]
     each = " or ".join(f"{n} ({', '.join(games[n])})" for n in counts) if len(counts) > 1 else str(counts[0])
-    taught = sorted({len(read_returns(who.episodes)[0]) for who in teachers})
+    taught = sorted({row.score.episodes for row in rows if row.score.role == "teacher"})
     apart = f", {' or '.join(map(str, taught))} per teacher" if taught != counts else ""
     starts = f"up to {params.environment.noop_max} null-ops at the start"
     return f"{each} episodes per agent{apart}, epsilon {params.evaluation.epsilon:g}, {starts}"
@@ -245,9 +245,7 @@ def _outdated(layout: Layout, params: settings.Params, cell: settings.Cell) -> b
         return False
     card = load_card(layout.agent(cell.agent))
     games = games_of_cell(layout, params, cell)
-    scores = [layout.scores(scored_as(cell.agent, games, game)) for game in games]
-    scored = {json.loads(path.read_text()).get("agent_digest") for path in scores if path.is_file()} - {None}
-    if scored - {card["digest"]}:
+    if any(scored_before(layout, cell.agent, scored_as(cell.agent, games, game)) for game in games):
         return True
     named = {i.digest for of in read_mix(layout.mix(cell.mix)).values() for i in of} if cell.kind == "students" else set()
     return named != {told["digest"] for told in learned_from(card)}

@@ -143,14 +143,9 @@ def _states(summaries: Sequence[Summary]) -> str:
             learned.append(f"{who}{counts}")
     if not learned:
         return ""
-    onward = (
-        " Those of rounds went on from the weights of who acted in the last."
-        if any(s.onward for _, found in told for s in found)
-        else ""
-    )
-    return (
-        f"\n\nStates that students learned from: {'; '.join(learned)}.{onward}{_gpus([s for _, found in told for s in found])}"
-    )
+    these = [s for _, found in told for s in found]
+    onward = " Those of rounds went on from the weights of who acted in the last." if any(s.onward for s in these) else ""
+    return f"\n\nStates that students learned from: {'; '.join(learned)}.{onward}{_gpus(these)}"
 
 
 def _gpus(summaries: Sequence[Summary]) -> str:

@@ -28,8 +28,6 @@ import os, signal
 from pipeline.distill.offline import Student
 from stages import distill
 from stages.cli import main
-from stages.grid import earlier_settings
-from stages.params import Cell, load_project
 
 def update(student, batch, real=Student.update):
     loss = real(student, batch)
