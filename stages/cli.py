@@ -304,8 +304,8 @@ def evaluate(session: Session, /, device: str, agents: tuple[str, ...], **option
     """Play whole episodes on fresh seeds with AGENTs: teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED,
     online/GAME-SEED, history/GAME-SEED/best (or /last, or a snapshot's number) or random/GAME.
 
-    Killed or stopped, the same command goes on where it was, and from fewer episodes of the same agent, protocol and seeds to more.
-    Where and how many play at once does not change the scores.
+    Killed or stopped, the same command goes on where it was, and from fewer episodes of the same agent, protocol and seeds
+    to more. Where and how many play at once does not change the scores.
     """
     from stages import evaluate as stage
 
