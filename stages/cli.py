@@ -408,6 +408,25 @@ def plan(session: Session, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("targets", nargs=-1)
+@click.option("-j", "--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="So many stages at a time.")
+@click.option("--commit", is_flag=True, help="Commit what each stage made that Git keeps, and its dvc.lock, as it ends.")
+@click.option("--dry", is_flag=True, help="Only list the stages that would run.")
+@click.pass_obj
+def repro(session: Session, /, **options: Any) -> None:
+    """Run whatever is missing of TARGETs (stages, or dvc.yaml files; by default that beside params.yaml) as `dvc repro` would,
+    but several stages at a time, which share the cores.
+
+    Datasets that only finished stages have read are not made again. Where a stage fails, those that wait for it are left out
+    and the others run. Killed or stopped, the same command goes on where it was.
+    """
+    from stages import repro as stage
+
+    layout, _ = session.load()
+    click.echo(stage.run(layout, **options))
+
+
+@main.command()
 @click.option(
     "--paper", type=click.Path(dir_okay=False, path_type=Path), help="Also write the paper's tables beside ours there."
 )

@@ -56,7 +56,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
             say(f"left out, not followed or not evaluated yet: {', '.join(missing)}")
         runs = followed
         cells = _finished(layout, params, cells, others=bool(runs))
-    earlier = _earlier(layout, params, cells)
+    earlier, apart = _earlier(layout, params, cells), _collected_apart(layout, params, cells)
     if not partial:
         _refuse_outdated(layout, params, cells, earlier)
     online = [_run(layout, *run, params.online[run[0]].states) for run in runs]
@@ -96,6 +96,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
         **({"ale-py": sections[0].who.teacher.card["environment"]["ale_py"]} if sections else {}),
         **{f"learned by earlier settings ({differences})": ", ".join(names) for differences, names in earlier.items()},
+        **{f"learned from another collection ({datasets})": ", ".join(names) for datasets, names in apart.items()},
         **({"latency": f"median of 500 calls in torch, one state, one core of {processor()}"} if latency else {}),
     }
     datasets = _datasets(layout, mixes, [who for game in games.values() for who in game.students])
@@ -108,7 +109,9 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         told = [found.summaries for found in several]
         with replaced_file(paper) as part:
             part.write_text(
-                reproduction.markdown(summaries, told, teachers, facts["protocol"], command, online, typical, beside, earlier)
+                reproduction.markdown(
+                    summaries, told, teachers, facts["protocol"], command, online, typical, beside, earlier, apart
+                )
             )
     written = layout.report / "index.html"
     say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
@@ -243,12 +246,38 @@ def _outdated(layout: Layout, params: settings.Params, cell: settings.Cell) -> b
     """Whether there is a student that learned from other data than its mix names now, or that is not as it was when scored."""
     if not (layout.agent(cell.agent) / CARD).is_file():
         return False
-    card = load_card(layout.agent(cell.agent))
     games = games_of_cell(layout, params, cell)
     if any(scored_before(layout, cell.agent, scored_as(cell.agent, games, game)) for game in games):
         return True
-    named = {i.digest for of in read_mix(layout.mix(cell.mix)).values() for i in of} if cell.kind == "students" else set()
-    return named != {told["digest"] for told in learned_from(card)}
+    return cell.kind == "students" and _other_collections(layout, params, cell) is None
+
+
+def _other_collections(layout: Layout, params: settings.Params, cell: settings.Cell) -> list[str] | None:
+    """The datasets, by name and digest, that a student learned from where its mix names another collection by the same recipe:
+    on another make of CPU the last bits of a Q-value differ, in time an action, and then the episode. None where it learned
+    from anything else than its mix names.
+    """
+    card = load_card(layout.agent(cell.agent))
+    teachers = {told["teacher"]["digest"] for told in games_of(card).values()}
+    named = {i.dataset: i for of in read_mix(layout.mix(cell.mix)).values() for i in of}
+    learned = {told["name"]: told for told in learned_from(card)}
+    if named.keys() != learned.keys():
+        return None
+    others = [name for name, told in learned.items() if told["digest"] != named[name].digest]
+    for name in others:
+        recipe = params.datasets.get(name)
+        if recipe is None or recipe.states != learned[name]["states"] or named[name].teacher not in teachers:
+            return None
+    return [f"{name} {learned[name]['digest'][:12]}" for name in others]
+
+
+def _collected_apart(layout: Layout, params: settings.Params, cells: Sequence[settings.Cell]) -> dict[str, list[str]]:
+    """Who learned from which other collections."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.kind == "students" and (others := _other_collections(layout, params, cell)):
+            found.setdefault(", ".join(others), []).append(cell.name)
+    return found
 
 
 def _refuse_outdated(

@@ -131,7 +131,7 @@ def show(
             now = time.monotonic()
             rate = (p.done - first) / max(1e-9, now - started)
             numbers = " ".join(f"{name} {p.metrics[name]:.4g}" for name in metrics if name in p.metrics)
-            note = f"{rate:,.0f} {p.unit}/s {numbers}"
+            note = f"{rate:,.0f} {p.unit}/s {numbers}" if rate >= 1 else f"{rate * 3600:,.0f} {p.unit}/h {numbers}"
             if bar and task is not None:
                 bar.update(task, completed=p.done, total=p.total, note=note)
             elif now - last_line >= LINE_EVERY_SECONDS or p.done >= p.total:

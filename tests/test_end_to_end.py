@@ -106,19 +106,38 @@ def test_the_report(travelled: Path, tmp_path: Path) -> None:
     assert len({tuple(colour) for colour in seen[::7, ::7].reshape(-1, 3).tolist()}) > 20
 
 
+def test_a_student_of_another_collection_by_the_same_recipe_is_told_of(travelled: Path) -> None:
+    """As after `collect` and `mix` on another make of CPU."""
+    mix = travelled / "data/mixes/small.json"
+    before = mix.read_text()
+    digest = json.loads((travelled / "data/datasets/Breakout/manifest.json").read_text())["digest"]
+    mix.write_text(before.replace(digest, "0" * 64))
+    call(travelled, "report", "--partial", "--paper", str(travelled / "paper.md"))
+    told = f"same recipe, Breakout {digest[:12]}: small/kl-0, small/mse-0."
+    assert told in (travelled / "paper.md").read_text()
+    assert f"Breakout {digest[:12]}" in (travelled / "data/report/index.html").read_text()
+    text = (travelled / "params.yaml").read_text()
+    with edited_params(travelled, travelled / "params.yaml") as raw:
+        raw["datasets"]["Breakout"]["states"] += 1
+    refused = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), "report"])
+    assert "learned from other data" in refused.stderr
+    (travelled / "params.yaml").write_text(text)
+    mix.write_text(before)
+
+
 def test_a_student_of_other_data_or_of_other_scores_is_left_out(travelled: Path) -> None:
     """As after a `mix` of a new dataset, or a `distill`, without what follows them."""
     mix, scores = travelled / "data/mixes/small.json", travelled / "data/scores/students/small/kl-0.json"
     for path, what, lost in (
         (
             mix,
-            json.loads((travelled / "data/datasets/Breakout/manifest.json").read_text())["digest"],
+            '"dataset": "Breakout"',
             "small/kl-0, small/mse-0",
         ),
         (scores, json.loads(scores.read_text())["agent_digest"], "small/kl-0"),
     ):
         before = path.read_text()
-        path.write_text(before.replace(what, "0" * 64))
+        path.write_text(before.replace(what, what.replace("Breakout", "Other") if path == mix else "0" * 64))
         refused = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), "report"])
         assert refused.exit_code == 1
         assert f"changed since they were evaluated: {lost}: `dvc repro` makes them anew" in refused.stderr

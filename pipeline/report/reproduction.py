@@ -24,11 +24,13 @@ def markdown(
     aggregates: Sequence[Aggregate] = (),
     beside: Sequence[tuple[Evaluated, Sequence[Summary]]] = (),
     earlier: Mapping[str, Sequence[str]] | None = None,
+    collections: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """The page as text: `summaries` of agents of one game, and `several`, each of agents that play the same several ones;
     `online` are students that followed a teacher which was still learning, `aggregates` of agents of one game, over all games;
     `beside`, a teacher each and its students, from other experiments: further rows of Table 1; `earlier`, who learned by other
-    settings than the experiment has now, by what differed.
+    settings than the experiment has now, by what differed; `collections`, who learned from another collection of the same
+    datasets, by these.
 
     `protocol` says how episodes start, explore and end, `command` what makes it again.
     """
@@ -58,6 +60,11 @@ teacher and students. The paper starts episodes from human play, which is not pu
 """
     for differences, names in (earlier or {}).items():
         head += f"\nNot made anew yet since the settings changed ({differences}): {', '.join(names)}.\n"
+    for datasets, names in (collections or {}).items():
+        head += (
+            f"\nLearned from another collection by the same recipe, {datasets}: {', '.join(names)}. Another make of CPU"
+            f"\ncomputes other last bits, and so plays other episodes.\n"
+        )
     rows = [(game, who, summaries) for game, who in teachers.items()]
     rows += [(f"{who.game}, {_trained(who.card)} teacher", who, found) for who, found in beside]
     apart = (

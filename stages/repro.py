@@ -1,0 +1,172 @@
+"""repro: what `dvc repro` does, several stages at a time, each a `dvc repro --single-item` of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.progress import Progress
+from stages.paths import Layout
+from stages.runlog import duration, say, show
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+    from dvc.stage import Stage
+
+LOOK_EVERY_SECONDS = 0.2
+MIX, DISTILL = "pd-pipeline mix ", "pd-pipeline distill "
+TOLD_LINES = 5
+"""The last of what a stage said are shown when it fails."""
+
+
+class Work(NamedTuple):
+    """A stage that may have to run, and which others must have ended before."""
+
+    stage: Stage
+    after: frozenset[str]
+
+
+class Running(NamedTuple):
+    """A stage's process and what it says."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    began: float
+
+
+def run(layout: Layout, targets: Sequence[str], *, jobs: int, commit: bool, dry: bool) -> str:
+    """Run whatever is missing of `targets` (stages or dvc.yaml files, by default the folder's dvc.yaml), `jobs` at a time. Data
+    that only finished stages read are not asked for; what a stage to run needs is made again where it is not.
+
+    What a stage prints goes to .work/repro/ beside its dvc.yaml. ValueError if stages failed: those that do not wait for them
+    have run.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    root = layout.root.resolve()
+    try:
+        with Repo(str(root), _wait_for_lock=True) as repo:
+            with repo.lock:
+                work = _work(repo, [_absolute(root, target) for target in targets or ["dvc.yaml"]])
+            if dry:
+                return "\n".join(work) or "nothing to run"
+            failed: dict[str, Path] = {}
+            for _ in show(_run(repo, work, failed, jobs=jobs, commit=commit), "repro"):
+                pass
+    except DvcException as error:
+        raise ValueError(str(error)) from None
+    if failed:
+        logs = "\n".join(f"  {name}: {log}" for name, log in failed.items())
+        raise ValueError(f"{len(failed)} of {len(work)} stages failed; what they said is in\n{logs}")
+    return f"{len(work)} stages" if work else "nothing to run"
+
+
+def _absolute(root: Path, target: str) -> str:
+    """A stage's name, a file or FILE:STAGE, as seen from `root`."""
+    file, colon, stage = target.rpartition(":") if ":" in target else (target, "", "")
+    if not colon and not file.endswith((".yaml", ".dvc")):
+        file, colon, stage = "dvc.yaml", ":", target
+    return f"{root / file}{colon}{stage}"
+
+
+def _work(repo: Repo, targets: Sequence[str]) -> dict[str, Work]:
+    """What may have to run, in an order in which each stands after what it reads."""
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    graph = get_active_graph(repo.index.graph)
+    order: list[Stage] = plan_repro(graph, collect_stages(repo, targets))
+    wanted: set[Stage] = set()
+    for stage in order:
+        upstream = list(graph.successors(stage))
+        never_run = not all(out.hash_info for out in stage.outs)  # DVC takes that for data that are merely missing
+        if not wanted.isdisjoint(upstream) or never_run or stage.changed(allow_missing=True, upstream=upstream):
+            wanted.add(stage)
+
+    def read_by(stage: Stage) -> set[Stage]:
+        """What makes the inputs of a stage. A mix is a list of datasets: who learns from it reads these as well."""
+        upstream = set(graph.successors(stage))
+        mixes = [s for s in upstream if str(s.cmd).startswith(MIX)] if str(stage.cmd).startswith(DISTILL) else []
+        return upstream.union(*map(graph.successors, mixes))
+
+    for stage in reversed(order):
+        if stage in wanted:
+            wanted |= {s for s in read_by(stage) if not all(out.exists for out in s.outs)}
+    return {s.addressing: Work(s, frozenset(x.addressing for x in read_by(s) & wanted)) for s in order if s in wanted}
+
+
+def _run(
+    repo: Repo, work: dict[str, Work], failed: dict[str, Path], *, jobs: int, commit: bool
+) -> Generator[Progress, None, None]:
+    """Run all of it, and tell how many have ended. Those that fail are put in `failed` with what they said, those that wait
+    for them are left out. Closed before its end, it interrupts what runs and waits: all of ours save what they have.
+    """
+    waiting, running, ended = dict(work), dict[str, Running](), set[str]()
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ
+    try:
+        while waiting or running:
+            for name, job in list(waiting.items()):
+                if len(running) < jobs and job.after <= ended:
+                    running[name] = _start(waiting.pop(name).stage, environment)
+            for name, it in list(running.items()):
+                if (status := it.process.poll()) is None:
+                    continue
+                del running[name]
+                ended.add(name)
+                took = duration(time.monotonic() - it.began)
+                if status:
+                    failed[name] = it.log
+                    said = it.log.read_text(errors="replace").splitlines()[-TOLD_LINES:]
+                    say("\n".join([f"{name} failed after {took}:", *(f"  {line}" for line in said)]))
+                    _leave_out(waiting, name)
+                else:
+                    say(f"{name} in {took}")
+                    if commit:
+                        _commit(repo, work[name].stage)
+            yield Progress(done=len(ended), total=len(ended) + len(running) + len(waiting), unit="stages", metrics={})
+            time.sleep(LOOK_EVERY_SECONDS)
+    finally:
+        for it in running.values():
+            os.killpg(it.process.pid, signal.SIGINT)
+        for it in running.values():
+            it.process.wait()
+
+
+def _start(stage: Stage, environment: Mapping[str, str]) -> Running:
+    """Its processes are a group of their own: an interrupt reaches them once, from us."""
+    file = Path(stage.path)
+    log = file.parent / ".work/repro" / f"{stage.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    address = f"{file.name}:{stage.name}"
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", "--single-item", address]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=file.parent, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return Running(process, log, time.monotonic())
+
+
+def _leave_out(waiting: dict[str, Work], failed: str) -> None:
+    """Whatever waits for it, and whatever waits for that."""
+    for name in [name for name, job in waiting.items() if failed in job.after]:
+        if waiting.pop(name, None):
+            _leave_out(waiting, name)
+
+
+def _commit(repo: Repo, stage: Stage) -> None:
+    """What it made that Git keeps, and where DVC notes the rest."""
+    root = Path(repo.root_dir)
+    made = [str(out.fs_path) for out in stage.outs if not out.use_cache]
+    ignored = [str(Path(out.fs_path).parent / ".gitignore") for out in stage.outs if out.use_cache]
+    paths = [path for path in (str(Path(stage.path).parent / "dvc.lock"), *made, *ignored) if Path(path).exists()]
+    with repo.lock:  # nobody writes dvc.lock meanwhile
+        subprocess.run(["git", "add", "--", *paths], cwd=root, check=True)
+        changed = subprocess.run(["git", "diff", "--cached", "--quiet", "--", *paths], cwd=root, check=False).returncode
+        if changed:
+            subprocess.run(["git", "commit", "--quiet", "-m", f"Run {stage.addressing}", "--", *paths], cwd=root, check=True)

@@ -1,0 +1,129 @@
+"""repro: stages of a real DVC repository, several at a time."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.paths import Layout
+from stages.repro import run
+from tests.repositories import new_repository
+from tests.repositories import run as command
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # DVC's
+
+UNTIL = "for i in $(seq 200); do [ -e {} ] && {}; sleep 0.1; done; exit 1"
+"""Once a file is there, do something."""
+
+
+def experiment(folder: Path, stages: Mapping[str, Any]) -> Layout:
+    new_repository(folder)
+    YAML().dump({"stages": stages}, folder / "dvc.yaml")
+    return Layout(folder, folder / "zoo")
+
+
+def makes(path: str, cmd: str | None = None, *deps: str, cached: bool = False) -> dict[str, Any]:
+    """A stage that writes a file."""
+    out = path if cached else {path: {"cache": False}}
+    return {"cmd": cmd or f"echo {path} > {path}", "deps": list(deps), "outs": [out]}
+
+
+def repro(layout: Layout, *targets: str, jobs: int = 2, commit: bool = False, dry: bool = False) -> str:
+    """As from the experiment's folder, which its stages are named from."""
+    with contextlib.chdir(layout.root):
+        return run(layout, targets, jobs=jobs, commit=commit, dry=dry)
+
+
+def test_stages_run_beside_each_other_and_after_what_they_read_and_are_committed(tmp_path: Path) -> None:
+    meet = {
+        "left": makes("left", f"touch l; {UNTIL.format('r', 'echo > left && exit 0')}"),
+        "right": makes("right", f"touch r; {UNTIL.format('l', 'echo > right && exit 0')}", cached=True),
+        "both": makes("both", "cat left right > both", "left", "right"),
+    }
+    layout = experiment(tmp_path / "repo", meet)
+    assert repro(layout, dry=True).split() == ["left", "right", "both"]
+    assert repro(layout, commit=True) == "3 stages"
+    assert repro(layout) == "nothing to run"
+    kept = subprocess.run(["git", "ls-files"], cwd=layout.root, capture_output=True, text=True, check=True).stdout.split()
+    assert kept == [".gitignore", "both", "dvc.lock", "left"]
+    log = subprocess.run(["git", "log", "--format=%s"], cwd=layout.root, capture_output=True, text=True, check=True).stdout
+    assert sorted(log.splitlines()) == ["Run both", "Run left", "Run right"]
+
+
+def test_where_a_stage_fails_the_others_run_and_a_repetition_runs_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {
+        "bad": makes("bad", "echo no luck; [ -e luck ] && echo > bad"),
+        "worse": makes("worse", None, "bad"),
+        "worst": makes("worst", None, "worse"),
+        "good": makes("good"),
+    }
+    layout = experiment(tmp_path / "repo", stages)
+    with pytest.raises(ValueError, match=r"1 of 4 stages failed.*\n  bad: .*repo/\.work/repro/bad\.log"):
+        repro(layout, jobs=1)
+    assert "no luck" in capsys.readouterr().err
+    assert (layout.root / "good").exists()
+    assert not (layout.root / "worse").exists()
+    (layout.root / "luck").touch()
+    assert repro(layout) == "3 stages"
+    assert (layout.root / "worst").exists()
+
+
+def test_data_are_made_again_for_who_reads_them_alone(tmp_path: Path) -> None:
+    """As in experiments: students are in Git, the datasets that their mix names are not."""
+    stages = {
+        "collect": makes("data", cached=True),
+        "mix": makes("mix", "pd-pipeline mix --mix m", "data"),
+        "distill-old": makes("old", "pd-pipeline distill --student old", "mix"),
+        "distill-new": makes("new", "pd-pipeline distill --student new", "mix"),
+        "evaluate": makes("scores", "pd-pipeline evaluate old", "old"),
+        "report": makes("page", "pd-pipeline report", "mix"),
+    }
+    layout = experiment(tmp_path / "repo", stages)
+    for name in ("data", "mix", "old"):
+        (layout.root / name).touch()
+    command(layout.root, "dvc", "commit", "-q", "-f", "mix", "collect", "distill-old")
+    (layout.root / "data").unlink()
+    assert repro(layout, "distill-old", dry=True) == "nothing to run"
+    assert repro(layout, "evaluate", "report", dry=True).split() == ["evaluate", "report"]
+    assert repro(layout, "dvc.yaml", dry=True).split() == ["collect", "distill-new", "evaluate", "report"]
+
+
+def test_an_unknown_stage_is_one_line(tmp_path: Path) -> None:
+    layout = experiment(tmp_path / "repo", {"one": makes("one")})
+    with pytest.raises(ValueError, match="Stage 'two' not found"):
+        repro(layout, "two")
+
+
+def test_stopped_it_lets_its_stages_save_and_goes_on_later(tmp_path: Path) -> None:
+    """SIGINT reaches each of them once."""
+    script = (
+        "import pathlib, time\n"
+        "pathlib.Path('begun').touch()\n"
+        "if pathlib.Path('saved').exists(): pathlib.Path('long').touch(); raise SystemExit\n"
+        "try: time.sleep(100)\n"
+        "except KeyboardInterrupt: time.sleep(1); pathlib.Path('saved').touch(); raise SystemExit(130)\n"
+    )
+    layout = experiment(tmp_path / "repo", {"long": makes("long", f"{sys.executable} work.py")})
+    (layout.root / "work.py").write_text(script)
+    code = "import sys, pathlib; from stages.paths import Layout; from stages.repro import run; \
+run(Layout(pathlib.Path(sys.argv[1]), pathlib.Path('zoo')), [], jobs=2, commit=False, dry=False)"
+    running = subprocess.Popen([sys.executable, "-c", code, str(layout.root)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (layout.root / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert "Stopped" in said
+    assert (layout.root / "saved").exists()
+    assert not (layout.root / "long").exists()
+    assert repro(layout) == "1 stages"
+    assert (layout.root / "long").exists()
