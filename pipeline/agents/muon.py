@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardshrink
 
 MOMENTUM: Final = 0.95
 BETAS: Final = (0.9, 0.999)
@@ -15,6 +16,8 @@ UPDATE_SIZE: Final = 0.2
 """Root mean square of an orthogonalised update, as Adam's usually is: one learning rate serves both (Liu et al. 2025)."""
 COEFFICIENTS: Final = (3.4445, -4.7750, 2.0315)
 STEPS: Final = 5
+NOTHING: Final = 1e-15
+"""Elements of a matrix of norm 1 that are far below a float32's last bit of all that they are added to."""
 TOGETHER: Final = 128
 """Rows of the largest Gram matrices that a GPU multiplies in one batch."""
 
@@ -102,10 +105,13 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
     Five steps of a quintic Newton-Schulz iteration X <- (a + b XX' + c (XX')^2) X. Each is a polynomial of the Gram matrix XX',
     so they are multiplied there, where all is small, and meet the matrix once.
+
+    Momentum of a unit that is never active any more decays to denormal numbers and stays there. A CPU multiplies these a
+    hundred times as slowly; they are taken for 0.
     """
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonalised(matrix.T).T
-    matrix = matrix / (matrix.norm() + 1e-7)
+    matrix = hardshrink(matrix / (matrix.norm() + 1e-7), NOTHING)
     return _multiplied(matrix @ matrix.T) @ matrix
 
 
