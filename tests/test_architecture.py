@@ -37,7 +37,7 @@ OWNERS = {
     "pydantic": {"stages"},
     "ruamel": {"stages", "pipeline.datasets"},  # the latter for the .dvc files of strangers
     "rich": {"stages"},
-    "dvc": set(),
+    "dvc": {"stages"},
 }
 
 
