@@ -113,7 +113,7 @@ def test_a_student_of_another_collection_by_the_same_recipe_is_told_of(travelled
     digest = json.loads((travelled / "data/datasets/Breakout/manifest.json").read_text())["digest"]
     mix.write_text(before.replace(digest, "0" * 64))
     call(travelled, "report", "--partial", "--paper", str(travelled / "paper.md"))
-    told = f"same recipe, Breakout {digest[:12]}: small/kl-0, small/mse-0."
+    told = f"other episodes): small/kl-0, small/mse-0 from Breakout {digest[:12]}."
     assert told in (travelled / "paper.md").read_text()
     assert f"Breakout {digest[:12]}" in (travelled / "data/report/index.html").read_text()
     text = (travelled / "params.yaml").read_text()

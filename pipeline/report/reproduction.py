@@ -60,11 +60,9 @@ teacher and students. The paper starts episodes from human play, which is not pu
 """
     for differences, names in (earlier or {}).items():
         head += f"\nNot made anew yet since the settings changed ({differences}): {', '.join(names)}.\n"
-    for datasets, names in (collections or {}).items():
-        head += (
-            f"\nLearned from another collection by the same recipe, {datasets}: {', '.join(names)}. Another make of CPU"
-            f"\ncomputes other last bits, and so plays other episodes.\n"
-        )
+    if collections:
+        head += "\nLearned from another collection by the same recipe (another make of CPU plays other episodes): "
+        head += "; ".join(f"{', '.join(names)} from {datasets}" for datasets, names in collections.items()) + ".\n"
     rows = [(game, who, summaries) for game, who in teachers.items()]
     rows += [(f"{who.game}, {_trained(who.card)} teacher", who, found) for who, found in beside]
     apart = (
