@@ -56,7 +56,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
             say(f"left out, not followed or not evaluated yet: {', '.join(missing)}")
         runs = followed
         cells = _finished(layout, params, cells, others=bool(runs))
-    earlier, apart = _earlier(layout, params, cells), _collected_apart(layout, params, cells)
+    earlier, apart = (_names_by(layout, params, cells, told) for told in (earlier_settings, _told_collections))
     if not partial:
         _refuse_outdated(layout, params, cells, earlier)
     online = [_run(layout, *run, params.online[run[0]].states) for run in runs]
@@ -249,14 +249,16 @@ def _outdated(layout: Layout, params: settings.Params, cell: settings.Cell) -> b
     games = games_of_cell(layout, params, cell)
     if any(scored_before(layout, cell.agent, scored_as(cell.agent, games, game)) for game in games):
         return True
-    return cell.kind == "students" and _other_collections(layout, params, cell) is None
+    return _other_collections(layout, params, cell) is None
 
 
 def _other_collections(layout: Layout, params: settings.Params, cell: settings.Cell) -> list[str] | None:
     """The datasets, by name and digest, that a student learned from where its mix names another collection by the same recipe:
     on another make of CPU the last bits of a Q-value differ, in time an action, and then the episode. None where it learned
-    from anything else than its mix names.
+    from anything else than its mix names; none where there is no student.
     """
+    if cell.kind != "students" or not (layout.agent(cell.agent) / CARD).is_file():
+        return []
     card = load_card(layout.agent(cell.agent))
     teachers = {told["teacher"]["digest"] for told in games_of(card).values()}
     named = {i.dataset: i for of in read_mix(layout.mix(cell.mix)).values() for i in of}
@@ -269,15 +271,6 @@ def _other_collections(layout: Layout, params: settings.Params, cell: settings.C
         if recipe is None or recipe.states != learned[name]["states"] or named[name].teacher not in teachers:
             return None
     return [f"{name} {learned[name]['digest'][:12]}" for name in others]
-
-
-def _collected_apart(layout: Layout, params: settings.Params, cells: Sequence[settings.Cell]) -> dict[str, list[str]]:
-    """Who learned from which other collections."""
-    found: dict[str, list[str]] = {}
-    for cell in cells:
-        if cell.kind == "students" and (others := _other_collections(layout, params, cell)):
-            found.setdefault(", ".join(others), []).append(cell.name)
-    return found
 
 
 def _refuse_outdated(
@@ -296,12 +289,21 @@ def _refuse_outdated(
         )
 
 
-def _earlier(layout: Layout, params: settings.Params, cells: Sequence[settings.Cell]) -> dict[str, list[str]]:
-    """Students that learned by other settings than they have now: what differed, and who."""
+def _told_collections(layout: Layout, params: settings.Params, cell: settings.Cell) -> str:
+    return ", ".join(_other_collections(layout, params, cell) or ())
+
+
+def _names_by(
+    layout: Layout,
+    params: settings.Params,
+    cells: Sequence[settings.Cell],
+    told: Callable[[Layout, settings.Params, settings.Cell], str],
+) -> dict[str, list[str]]:
+    """The names of cells by what is told of them, where anything is."""
     found: dict[str, list[str]] = {}
     for cell in cells:
-        if differences := earlier_settings(layout, params, cell):
-            found.setdefault(differences, []).append(cell.name)
+        if what := told(layout, params, cell):
+            found.setdefault(what, []).append(cell.name)
     return found
 
 

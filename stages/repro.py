@@ -70,10 +70,10 @@ def run(layout: Layout, targets: Sequence[str], *, jobs: int, commit: bool, dry:
 
 def _absolute(root: Path, target: str) -> str:
     """A stage's name, a file or FILE:STAGE, as seen from `root`."""
-    file, colon, stage = target.rpartition(":") if ":" in target else (target, "", "")
-    if not colon and not file.endswith((".yaml", ".dvc")):
-        file, colon, stage = "dvc.yaml", ":", target
-    return f"{root / file}{colon}{stage}"
+    if target.endswith((".yaml", ".dvc")):
+        return str(root / target)
+    file, _, stage = target.rpartition(":")
+    return f"{root / (file or 'dvc.yaml')}:{stage}"
 
 
 def _work(repo: Repo, targets: Sequence[str]) -> dict[str, Work]:
