@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import rates
-from pipeline.agents.device import Compute
+from pipeline.agents.device import learning
 from pipeline.agents.networks import NETWORKS
 from pipeline.datasets.reader import Dataset, episode_of, open_dataset, stack
 from pipeline.distill import losses
@@ -74,7 +74,7 @@ def main(path: Path) -> None:
     config = replace(params.load(Path("params.yaml")).presets["fast"], validate_every=10**9)
     dataset = open_dataset(path)
     for name in ("dqn", "net1", "net2", "net3"):
-        compute = Compute(torch.device("cpu"), config.precision)
+        compute = learning(torch.device("cpu"), config.precision)
         student = Student(config, Objective(loss="kl", temperature=0.01), NETWORKS[name], [dataset], 10**9, compute, 0)
         steps = train(student)
         fixed = student.batch(0)

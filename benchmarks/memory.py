@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.agents.device import Compute, keep_freed_memory
+from pipeline.agents.device import keep_freed_memory, learning
 from pipeline.agents.networks import NETWORKS
 from pipeline.atari.envs import fingerprint
 from pipeline.datasets.loader import BLOCK, Source
@@ -118,7 +118,7 @@ def peak(folder: Path | None, games: Sequence[str], config: DistillConfig) -> in
     sources: list[Source] = [open_dataset(folder / g, check_files=True) if folder else Nothing(g) for g in games]
     turn = BLOCK // config.batch + 1
     updates = len(games) * (turn * WINDOWS if folder else 1)
-    compute = Compute(torch.device("cpu"), config.precision)
+    compute = learning(torch.device("cpu"), config.precision)
     objective = Objective(loss="kl", temperature=0.01)
     student = Student(config, objective, NETWORKS["multi10"], sources, updates, compute, 0, interleave=turn if folder else 1)
     for _ in train(student):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from ruamel.yaml import YAML
 
-from pipeline.agents.device import Compute, keep_freed_memory
+from pipeline.agents.device import keep_freed_memory, learning
 from pipeline.agents.networks import NETWORKS
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.distill.offline import DistillConfig, Objective, Student, train
@@ -45,7 +45,7 @@ def _train(dataset: Dataset, preset: DistillConfig, network: str, states: int, c
     config = replace(preset, **changes)
     updates = states // config.batch
     config = replace(config, validate_every=updates)
-    compute = Compute(torch.device("cpu"), config.precision)
+    compute = learning(torch.device("cpu"), config.precision)
     student = Student(config, Objective(loss="kl", temperature=0.01), NETWORKS[network], [dataset], updates, compute, 0)
     began = time.process_time()
     *_, last = train(student)

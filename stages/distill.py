@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.agents.checkpoints import CARD, Agent, games_of, load_agent, save_agent
-from pipeline.agents.device import Compute, keep_freed_memory, name_of, pick_device
+from pipeline.agents.device import Compute, keep_freed_memory, learning, name_of, pick_device
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.datasets.mix import Joined, open_ingredients, read_mix
@@ -43,7 +43,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         game: open_ingredients({i.dataset: layout.dataset(i.dataset) for i in ingredients}, ingredients, mix_name)
         for game, ingredients in mix.items()
     }
-    compute = Compute(pick_device(device_name), config.precision)
+    compute = learning(pick_device(device_name), config.precision)
     start = _start(layout, params, variant, mix_name, datasets, seed, compute)
     agent = f"{mix_name}/{variant_name}-{seed}"
     decides = {
@@ -114,6 +114,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 "held_out": {key: best[key] for key in MEASURES},
                 "settings": {"preset": variant.preset, **config.settings()},
                 "device": name_of(compute.device),
+                "precision": compute.precision,
                 "datasets": [
                     {"name": i.dataset, "digest": i.digest, "states": len(part)}
                     for game, ingredients in mix.items()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.agents.checkpoints import CARD, load_agent, save_agent
-from pipeline.agents.device import Compute, exact, keep_freed_memory, name_of, pick_device
+from pipeline.agents.device import exact, keep_freed_memory, learning, name_of, pick_device
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.games import find_game
@@ -139,7 +139,7 @@ class Follower:
         self._told: settings.OnlineParams = params.online[game]
         self._variant: settings.StudentParams = params.students[self._told.student]
         self._config: DistillConfig = params.presets[self._variant.preset]
-        self._compute = Compute(pick_device(device_name), self._config.precision)
+        self._compute = learning(pick_device(device_name), self._config.precision)
         self._network: QNetwork | None = None
         self._optimizer: dict[str, Any] | None = None
         self.rows: list[dict[str, Any]] = []
@@ -290,6 +290,7 @@ class Follower:
                 "held_out": {key: measured[key] for key in MEASURES},
                 "settings": {"preset": self._variant.preset, **self._config.settings()},
                 "device": name_of(self._compute.device),
+                "precision": self._compute.precision,
                 "recipe": self._told.recipe,
             },
         )

@@ -113,18 +113,31 @@ def _memory() -> Finding:
 
 
 def _torch() -> Iterator[Finding]:
-    """Threads; what a matrix product in bfloat16 takes, beside float32, measured; the GPU."""
+    """Threads, bfloat16, the GPU."""
     import torch
 
     threads, cores = torch.get_num_threads(), _available_cores()
     remedy = f"more than the {cores} cores: unset OMP_NUM_THREADS" if threads > cores else ""
     yield Finding("threads of torch", "slow" if remedy else "good", str(threads), remedy)
-    ratio = _seconds(torch.float32) / _seconds(torch.bfloat16)
-    remedy = "no instructions for it: give students' presets `precision: float32`; teachers, which learn in it, are slow here"
-    told = f"{ratio:.1f}x as fast as float32"
-    yield Finding("bfloat16", "good", told) if ratio > 1.0 else Finding("bfloat16", "slow", told, remedy)
+    yield _bfloat16()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: everything runs on the CPU"
     yield Finding("GPU", "good", gpu)
+
+
+def _bfloat16() -> Finding:
+    """Whether learning on the CPU is in bfloat16, and how fast that is beside float32, measured."""
+    import torch
+
+    from pipeline.agents.device import learning
+
+    if learning(torch.device("cpu"), "bfloat16").precision == "float32":
+        remedy = "all learn in float32 instead; from AVX512 on, a CPU has them and learns faster, as does a GPU"
+        return Finding("bfloat16", "slow", "this CPU has no instructions for it", remedy)
+    ratio = _seconds(torch.float32) / _seconds(torch.bfloat16)
+    remedy = "give students' and teachers' presets `precision: float32`"
+    return Finding(
+        "bfloat16", "good" if ratio > 1.0 else "slow", f"{ratio:.1f}x as fast as float32", "" if ratio > 1.0 else remedy
+    )
 
 
 def _seconds(dtype: Any) -> float:

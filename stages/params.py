@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.agents.device import Compute, Precision, pick_device
+from pipeline.agents.device import Compute, Precision, learning, pick_device
 from pipeline.agents.networks import NETWORKS, NetworkSpec
 from pipeline.atari.envs import EnvConfig
 from pipeline.atari.games import find_game
@@ -31,7 +31,7 @@ class Section(BaseModel):
 
 class TeacherPreset(Section):
     """An algorithm with its settings, in the section of the same name; `seed_once` as `envs.VectorWorld` has it. It learns in
-    bfloat16 unless `precision` says float32.
+    bfloat16, where the device has instructions for that, unless `precision` says float32.
     """
 
     algorithm: Literal["pqn", "dqn"]
@@ -61,7 +61,7 @@ class TeacherPreset(Section):
 
     def compute(self, device_name: str) -> Compute:
         """Where and in which precision it learns."""
-        return Compute(pick_device(device_name), self.precision or "bfloat16")
+        return learning(pick_device(device_name), self.precision or "bfloat16")
 
     def learner(self, budget: int, spec: NetworkSpec, heads: Mapping[str, int], compute: Compute, seed: int) -> Learner:
         """A fresh agent of this preset."""

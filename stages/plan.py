@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.agents.checkpoints import CARD, load_card
-from pipeline.agents.device import Compute, Precision
+from pipeline.agents.device import Precision, learning
 from pipeline.agents.muon import orthogonalised
 from pipeline.agents.networks import new_network
 from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
@@ -53,7 +53,7 @@ class Machine:
     def _forward(self, network: str, precision: Precision, batch: int) -> float:
         """States per second."""
         net = new_network(settings.network(network), {"game": 18}, torch.device("cpu"), 0).eval()
-        values = q_function(net, Compute(torch.device("cpu"), precision))
+        values = q_function(net, learning(torch.device("cpu"), precision))
         obs_BCHW = np.zeros((batch, 4, 84, 84), dtype=np.uint8)
         return _rate(lambda: len(values(obs_BCHW)))
 

@@ -1,7 +1,7 @@
 """Where and in which precision a network runs.
 
-Labels, gates and scores are float32 with TF32 off: bfloat16 labels would cost 0.4 nat at tau = 0.01. Training on a CPU
-with AVX512-bf16 or on a GPU uses bfloat16 autocast, which is faster.
+Labels, gates and scores are float32 with TF32 off: bfloat16 labels would cost 0.4 nat at tau = 0.01. Learning on a GPU, or
+on a CPU with instructions for it, uses bfloat16 autocast, which is faster; on any other CPU it would be many times slower.
 """
 
 from __future__ import annotations
@@ -59,6 +59,18 @@ def name_of(device: torch.device) -> str:
 def exact(device: torch.device) -> Compute:
     """float32: for labels and scores."""
     return Compute(device, "float32")
+
+
+def learning(device: torch.device, precision: Precision) -> Compute:
+    """For learning, in `precision`; in float32 where that is bfloat16 and the CPU could only emulate it."""
+    emulated = precision == "bfloat16" and device.type == "cpu" and not _multiplies_bfloat16()
+    return Compute(device, "float32" if emulated else precision)
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the CPU's kernels compute in bfloat16: from AVX512 on."""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported
 
 
 WARMUP: Final = 3

@@ -1,5 +1,6 @@
 """A student that was killed or interrupted is the one that nobody disturbed: weights, card and curve, to the byte."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pipeline.agents import device
 from pipeline.agents.checkpoints import load_card
 from pipeline.datasets.mix import Ingredient, write_mix
 from pipeline.distill.offline import Student
@@ -67,6 +69,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     files = distilled(project(tmp_path_factory.mktemp("undisturbed")))
     assert files.keys() == {"card.json", "curve.csv", "model.safetensors"}
     return files
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_learning_is_in_float32_where_the_cpu_could_only_emulate_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(device, "_multiplies_bfloat16", lambda: precision == "bfloat16")
+    card = json.loads(distilled(project(tmp_path))["card.json"])
+    assert (card["precision"], card["settings"]["precision"]) == (precision, "bfloat16")
 
 
 def test_killed_between_two_checkpoints(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from pipeline.agents import device
 from stages import doctor
 from stages.cli import main
 
@@ -39,6 +40,7 @@ def test_here_nothing_is_bad() -> None:
 def test_a_worse_machine_is_told_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: DISK)
+    monkeypatch.setattr(device, "_multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(doctor, "_seconds", lambda dtype: 1.0 if dtype is torch.float32 else 2.0)
     monkeypatch.setattr(doctor, "_pins", lambda: {"ale-py": "0.0.1", "torch": "0.0.2"})
     monkeypatch.setattr(doctor, "PACKAGES", ("torch", "ale-py", "no-such-package"))
@@ -49,10 +51,18 @@ def test_a_worse_machine_is_told_what_helps(tmp_path: Path, monkeypatch: pytest.
     assert verdicts["cores"] == verdicts["bfloat16"] == "slow"
     assert found["disk"]["found"].startswith("0.0 GB free")
     assert found["bfloat16"]["found"] == "0.5x as fast as float32"
+    assert "precision: float32" in found["bfloat16"]["remedy"]
     assert "dvc init" in found["DVC"]["remedy"]
     text, fine = doctor.run(tmp_path, as_json=False)
     assert not fine
     assert "constraints.txt pins 0.0.1" in text
+
+
+def test_where_the_cpu_could_only_emulate_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_multiplies_bfloat16", lambda: False)
+    found = findings()["bfloat16"]
+    assert found["verdict"] == "slow"
+    assert "learn in float32" in found["remedy"]
 
 
 def test_without_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
