@@ -143,12 +143,44 @@ def _start(
     seed: int,
     compute: Compute,
 ) -> Agent | None:
-    """The agent that the student begins with, if any. ValueError where it is the actor and nothing tells who, or what it has
-    learned from might be held out now.
+    """The agent that the student begins with, if any. ValueError where it is the actor and nothing tells who, or where what it
+    has learned from might be held out now: it learned from a dataset that has other episodes here, or holds out others of it.
     """
     name = beginning(params, mix_name, variant)
-    if variant.begins_with != settings.ACTOR:
-        return load_agent(layout.agent(name), compute.device) if name else None
+    acted = _acted(params, mix_name, name, datasets) if variant.begins_with == settings.ACTOR else None
+    if name is None:
+        return None
+    agent = load_agent(layout.agent(name), compute.device)
+    if acted and agent.digest != acted:
+        newest = params.mixes[mix_name][-1]
+        raise ValueError(
+            f"dataset {newest} was played by agent {acted[:12]}, {layout.agent(name)} is {agent.digest[:12]}: "
+            f"collect it again, or restore the agent"
+        )
+    mixed = {i.digest: i.dataset for ingredients in read_mix(layout.mix(mix_name)).values() for i in ingredients}
+    learned = [told for told in learned_from(agent.card) if acted or told["digest"] in mixed or told["name"] in mixed.values()]
+    theirs, ours = (
+        (agent.card.get("seed"), agent.card.get("settings", {}).get("held_out")),
+        (seed, params.presets[variant.preset].held_out),
+    )
+    if learned and theirs != ours:
+        told = " and ".join("seed {}, held_out {}".format(*each) for each in (theirs, ours))
+        raise ValueError(
+            f"{name} and this student hold out other episodes ({told}): give both the same, "
+            f"or it would be measured on what that has learned from"
+        )
+    if lost := [told["name"] for told in learned if told["digest"] not in mixed]:
+        raise ValueError(
+            f"{name} learned from {', '.join(lost)} as it was, mix {mix_name} has other episodes and might hold out "
+            f"what that learned from: make {name} and its round anew"
+        )
+    return agent
+
+
+def _acted(params: settings.Params, mix_name: str, name: str | None, datasets: Mapping[str, Joined]) -> str:
+    """The digest of who played the newest dataset of the mix. ValueError if that is no agent, or `name`, what it is called, is
+    not told.
+    """
     newest = params.mixes[mix_name][-1]
     if len(datasets) > 1:
         raise ValueError(f"mix {mix_name} is of several games: name the agent to begin with in begins_with, not `actor`")
@@ -156,29 +188,9 @@ def _start(
         raise ValueError(f"params.yaml names no actor of dataset {newest}: add it there, or name an agent in begins_with")
     (joined,) = datasets.values()
     acted = driven(joined.parts[-1])
-    agent = load_agent(layout.agent(name), compute.device)
-    if agent.digest != acted:
-        who = f"agent {acted[:12]}" if acted else "its teacher"
-        raise ValueError(
-            f"dataset {newest} was played by {who}, {layout.agent(name)} is {agent.digest[:12]}: "
-            f"collect it again, or restore the agent"
-        )
-    config = params.presets[variant.preset]
-    theirs, ours = (agent.card.get("seed"), agent.card.get("settings", {}).get("held_out")), (seed, config.held_out)
-    if theirs != ours:
-        told = " and ".join("seed {}, held_out {}".format(*each) for each in (theirs, ours))
-        raise ValueError(
-            f"{name} and this student hold out other episodes ({told}): give both the same, "
-            f"or it would be measured on what that has learned from"
-        )
-    digests = {part.manifest.digest for part in joined.parts}
-    lost = [told["name"] for told in learned_from(agent.card) if told["digest"] not in digests]
-    if lost:
-        raise ValueError(
-            f"{name} learned from {', '.join(lost)} as it was, mix {mix_name} has other episodes and might hold out "
-            f"what that learned from: make {name} and its round anew"
-        )
-    return agent
+    if acted is None:
+        raise ValueError(f"dataset {newest} was played by its teacher, not by {name}: collect it again")
+    return acted
 
 
 def _games(

@@ -346,6 +346,14 @@ def _fault(error: Any) -> str:
             return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
+def recipe_of(layout: Layout, params: Params, name: str) -> DatasetParams | None:
+    """How a dataset is collected, as these params have it, or those of the experiment whose `store` they read; or None."""
+    if name in params.datasets or layout.store is None:
+        return params.datasets.get(name)
+    theirs = layout.store.parent.parent / "params.yaml"
+    return load(theirs).datasets.get(name) if theirs.is_file() else None
+
+
 def pick(section: dict[str, Any], key: str, name: str) -> Any:
     """`section[key]`; ValueError lists what there is."""
     if key not in section:

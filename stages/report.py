@@ -267,7 +267,7 @@ def _other_collections(layout: Layout, params: settings.Params, cell: settings.C
         return None
     others = [name for name, told in learned.items() if told["digest"] != named[name].digest]
     for name in others:
-        recipe = params.datasets.get(name)
+        recipe = settings.recipe_of(layout, params, name)
         if recipe is None or recipe.states != learned[name]["states"] or named[name].teacher not in teachers:
             return None
     return [f"{name} {learned[name]['digest'][:12]}" for name in others]

@@ -114,6 +114,7 @@ def _run(
             for name, job in list(waiting.items()):
                 if len(running) < jobs and job.after <= ended:
                     running[name] = _start(waiting.pop(name).stage, environment)
+                    say(f"{name} runs, and says how far it is in {running[name].log}")
             for name, it in list(running.items()):
                 if (status := it.process.poll()) is None:
                     continue

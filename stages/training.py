@@ -207,7 +207,10 @@ class Training(ABC):
         return next((int(row["steps"]) for row in rows), 0)
 
     def _select(self) -> None:
-        """Evaluate the weights as they are, for the curve, and keep them if they are the best so far."""
+        """Evaluate the weights as they are, for the curve, and keep them if they are the best so far. Saved before as well: an
+        evaluation may take longer than what has been learned since the last checkpoint.
+        """
+        self.save()
         returns = self.evaluate()
         worth, steps = self.worth(returns), self.learner.steps
         evaluated = {name: round(value, 3) for name, value in self.evaluated(returns).items()}

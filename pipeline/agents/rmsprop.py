@@ -46,7 +46,8 @@ class CenteredRmsProp(torch.optim.Optimizer):
                 for weight, gradient, squared, mean in zip(*(t.split(rows) for t in tensors), strict=True):
                     squared.mul_(group["squared_decay"]).addcmul_(gradient, gradient, value=1.0 - group["squared_decay"])
                     mean.lerp_(gradient, 1.0 - group["gradient_decay"])
-                    scale = torch.addcmul(squared, mean, mean, value=-1.0).add_(group["minimum"]).sqrt_()
+                    variance = torch.addcmul(squared, mean, mean, value=-1.0).clamp_(min=0.0)  # of other decays it may be below
+                    scale = variance.add_(group["minimum"]).sqrt_()
                     if isinstance(group["lr"], Tensor):
                         weight.sub_(gradient.div(scale).mul_(group["lr"]))
                     else:

@@ -16,6 +16,8 @@ from pipeline.report.bootstrap import RESAMPLES, Values, percentiles, resampled_
 from pipeline.report.scores import Evaluated, learned_from, read_curve, read_returns
 from pipeline.seeding import stream
 
+ROLLOUT: Final = 1.001
+"""Evaluations wait for the end of a rollout, which one learner has sooner than another: as many steps are so up to this."""
 FLOOR: Final = 1.0
 """Per cent: what a student is taken to reach at least, since one hopeless game would make a geometric mean nothing."""
 
@@ -122,9 +124,9 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
 
 
 def _evaluated_at(teacher: Evaluated, steps: int) -> float | None:
-    """What a teacher scored when it was evaluated last while it learned, after so many steps at most."""
+    """What a teacher scored when it was evaluated last while it learned, after so many steps, give or take a rollout."""
     rows = read_curve(teacher.curve) if teacher.curve else []
-    told = [float(row["eval_return"]) for row in rows if row.get("eval_return") and float(row["steps"]) <= steps]
+    told = [float(row["eval_return"]) for row in rows if row.get("eval_return") and float(row["steps"]) <= ROLLOUT * steps]
     return told[-1] if told else None
 
 

@@ -25,7 +25,7 @@ from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.agents.rmsprop import CenteredRmsProp
 from pipeline.atari.rollout import World, rollout
 from pipeline.progress import Progress
-from pipeline.rl.learner import Learner, Weights, learning_signal
+from pipeline.rl.learner import Learner, Weights, finite, learning_signal
 from pipeline.rl.replay import Replay, Transitions
 from pipeline.seeding import episode_seeds, integer, stream
 
@@ -243,7 +243,7 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
             continue
         metrics = {
             **tally.metrics(),
-            **({"loss": float(torch.stack(losses).mean())} if losses else {}),
+            **({"loss": finite(torch.stack(losses).mean(), tally.steps)} if losses else {}),
             "q": float(step.q_BA.mean()),
             "epsilon": float(np.max(policy.epsilon)),
             "learning_rate": learner.learning_rate(),

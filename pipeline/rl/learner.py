@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -71,6 +72,16 @@ def learning_signal(
     over_B = step.terminated_B | step.truncated_B
     reward_B = np.sign(step.reward_B) if clip_rewards else step.reward_B
     return reward_B, over_B | step.life_lost_B if life_loss_ends else over_B
+
+
+def finite(loss: Tensor, steps: int) -> float:
+    """The loss as a number. ValueError where it is none: the weights are lost then, and would be saved."""
+    number = float(loss)
+    if not math.isfinite(number):
+        raise ValueError(
+            f"the loss is not finite after {steps:,} steps: lower the learning rate, and begin anew or from a snapshot (--from)"
+        )
+    return number
 
 
 class Weights:

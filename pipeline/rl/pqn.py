@@ -24,7 +24,7 @@ from pipeline.agents.policies import EpsilonGreedy, EzGreedy
 from pipeline.atari.envs import Staggered
 from pipeline.atari.rollout import World, rollout
 from pipeline.progress import Progress
-from pipeline.rl.learner import Learner, Weights, learning_signal
+from pipeline.rl.learner import Learner, Weights, finite, learning_signal
 from pipeline.seeding import episode_seeds, integer
 
 
@@ -209,7 +209,7 @@ class PqnLearner(Learner):
                 self.weights.step()
                 self.tally.updates += 1
                 losses.append(loss.detach())
-        return {"loss": float(torch.stack(losses).mean())}
+        return {"loss": finite(torch.stack(losses).mean(), self.tally.steps)}
 
 
 def train(learner: PqnLearner, world: World) -> Iterator[Progress]:

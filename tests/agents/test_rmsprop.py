@@ -19,3 +19,14 @@ def test_rmsprop_by_hand() -> None:
         mean = 0.8 * mean + 0.2 * gradient
         value -= 0.1 * gradient / math.sqrt(squared - mean**2 + 0.01)
         assert p.item() == pytest.approx(value, rel=1e-5)
+
+
+def test_a_variance_below_zero_is_none() -> None:
+    """The mean may remember a gradient longer than the mean square does."""
+    p = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = CenteredRmsProp([p], lr=0.1, squared_decay=0.1, gradient_decay=0.9, minimum=1e-4)
+    for gradient in (*[4.0] * 9, 0.0, 1e-3):
+        before = p.item()
+        p.grad = torch.tensor([gradient])
+        optimizer.step()
+    assert p.item() == pytest.approx(before - 0.1 * 1e-3 / math.sqrt(1e-4), rel=1e-5)

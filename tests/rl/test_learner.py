@@ -12,6 +12,7 @@ from pipeline.agents.device import Compute
 from pipeline.agents.networks import QNetwork
 from pipeline.atari.rollout import Step
 from pipeline.rl.learner import Learner, learning_signal
+from tests.fakes import Corridor
 from tests.rl.small import small_dqn, small_pqn
 
 CPU = Compute(torch.device("cpu"), "float32")
@@ -31,6 +32,17 @@ def test_beginning_with_an_agent_is_being_it(make: Callable[[Compute, int], Lear
         copy.load_state_dict(bare)
         assert torch.equal(copy(obs), other(obs))
     assert (learner.tally.steps, learner.tally.updates, learner.tally.episodes) == (40, 5, 2)
+
+
+@pytest.mark.parametrize("make", [small_pqn, small_dqn])
+def test_a_run_whose_loss_is_no_number_any_more_ends_before_it_is_saved(make: Callable[[Compute, int], Learner]) -> None:
+    learner = make(CPU, 4096)
+    world = Corridor(learner.envs)
+    for tensor in learner.network.state_dict().values():
+        tensor.mul_(float("nan"))
+    with pytest.raises(ValueError, match=r"the loss is not finite after .* steps: lower the learning rate"):
+        for _ in learner.train(world):
+            pass
 
 
 @pytest.mark.parametrize(("make", "stride"), [(small_pqn, 64), (small_dqn, 8)])

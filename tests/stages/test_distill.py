@@ -151,9 +151,9 @@ def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes
             collection={"policy": "epsilon-greedy", "seed": 11, "actor": {"digest": played_by}},
         )
 
-    def learned(seed: int = 0) -> str:
+    def learned(seed: int = 0, variant: str = "more") -> str:
         runner, params = CliRunner(), str(folder / "params.yaml")
-        for command in (("mix", "--mix", "round"), ("distill", "--student", "round/more", "--seed", str(seed))):
+        for command in (("mix", "--mix", "round"), ("distill", "--student", f"round/{variant}", "--seed", str(seed))):
             done = runner.invoke(main, ["--params", params, *command])
         return done.output
 
@@ -182,5 +182,10 @@ def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes
     assert "params.yaml names no actor of dataset Corridor-1: add it there, or name an agent in begins_with" in learned()
     with edited_params(folder, folder / "params.yaml") as raw:
         raw["datasets"]["Corridor-1"]["actor"] = "students/way/kl-0"
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["students"]["named"] = raw["students"]["more"] | {"begins_with": "students/way/kl-0"}
+    assert "hold out other episodes (seed 0, held_out 0.05 and seed 1, held_out 0.05)" in learned(seed=1, variant="named")
+    assert "published" in learned(variant="named")
     write_dataset(folder / "data/datasets/Corridor", [corridor_episode(1, rng) for _ in range(9)])
+    assert "students/way/kl-0 learned from Corridor as it was, mix round has other episodes" in learned(variant="named")
     assert "students/way/kl-0 learned from Corridor as it was, mix round has other episodes" in learned()

@@ -34,6 +34,14 @@ def test_what_ships_is_valid_and_consistent(path: Path) -> None:
             assert set(loaded.mixes[mix]) <= loaded.datasets.keys() or loaded.store != "data/datasets"
 
 
+def test_a_dataset_is_collected_as_the_experiment_says_that_keeps_it() -> None:
+    layout, loaded = params.load_project(ROOT / "experiments/multigame/params.yaml")
+    theirs = params.load(ROOT / "experiments/paper/params.yaml").datasets
+    assert "Pong" not in loaded.datasets
+    assert params.recipe_of(layout, loaded, "Pong") == theirs["Pong"]
+    assert params.recipe_of(layout, loaded, "Tetris") is None
+
+
 def test_grids_that_show_nobody_and_names_of_two_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"grid\.pong: it names no students and no baselines"):
         params.load(edited(tmp_path, lambda raw: raw.update(grid={"pong": {"seeds": [0]}})))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from stages import train_teacher
 from stages.cli import main
 from tests import processes
 from tests.fakes import edited_params
@@ -97,6 +98,18 @@ def test_other_settings_are_another_run_that_may_begin_from_this_one(failed: Pat
     assert [h["from"] for h in history] == [0, 128]
     assert [h["settings"]["epsilon_low"] for h in history] == [0.5, 0.25]
     assert checkpoint.exists()
+
+
+def test_what_was_learned_is_saved_before_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, steps=256, gate=-1.0)
+
+    def killed(*_: object) -> float:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_teacher, "mean_return", killed)
+        assert str(call(tmp_path).exception) == "killed"
+    assert "resuming Breakout at 128 steps" in call(tmp_path).output
 
 
 @pytest.mark.slow
