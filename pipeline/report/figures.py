@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -132,9 +133,10 @@ def predictor(points: Sequence[Point], name: str) -> str:
 
 
 def student_curves(students: Sequence[Evaluated], quantity: str, label: str) -> str:
-    """A held-out quantity against updates, one line per student."""
+    """A held-out quantity against updates, one line per student, of one loss and network each fainter than the last."""
     figure, axes = plt.subplots(figsize=(7.5, 3.6))
     styles = {"dqn": "-", "net1": "--", "net2": "-.", "net3": ":"}
+    alike = Counter[tuple[str | None, str]]()
     for who in students:
         if who.curve is None or "updates" not in (curve := read_curve(who.curve))[0]:
             continue
@@ -148,8 +150,10 @@ def student_curves(students: Sequence[Evaluated], quantity: str, label: str) -> 
             y,
             styles.get(who.network, "-"),
             color=LOSS_COLOURS.get(who.loss or "", "#333333"),
+            alpha=0.65 ** alike[who.loss, who.network],
             label=short_name(who.agent),
         )
+        alike[who.loss, who.network] += 1
     if quantity in ("kl", "regret"):
         axes.set_yscale("log")
     axes.set_xlabel("updates")
