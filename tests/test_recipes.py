@@ -26,6 +26,7 @@ from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import SlotWorld, fingerprint
 from pipeline.datasets import blocks
 from pipeline.datasets.folders import Folder
+from pipeline.datasets.mix import Joined
 from pipeline.datasets.reader import open_dataset
 from pipeline.distill import offline
 from pipeline.distill.losses import LossName
@@ -83,7 +84,9 @@ def run_collect() -> list[float]:
 
 
 def run_distill() -> list[float]:
-    """Losses and held-out numbers of a student's first updates, for each loss."""
+    """Losses and held-out numbers of a student's first updates, for each loss, for several games, and by each optimiser from a
+    round's two datasets.
+    """
     config = replace(test_offline.CONFIG, batch=16, validate_every=4, warmup_updates=2)
     numbers = []
     with tempfile.TemporaryDirectory() as name:
@@ -99,6 +102,12 @@ def run_distill() -> list[float]:
         numbers += [
             p.metrics[f"{k}_{g}"] for p in offline.train(several) for k in ("loss", "kl") for g in ("Corridor", "Mirror")
         ]
+        corridor_dataset(Path(name) / "round", 20)
+        joined = Joined([dataset, open_dataset(Path(name) / "round")])
+        decays: dict[str, Any] = {"squared_decay": 0.95, "gradient_decay": 0.95, "squared_minimum": 1e-5}
+        for settings in (replace(config, optimizer="muon"), replace(config, optimizer="rmsprop", **decays)):
+            student = offline.Student(settings, offline.Objective(loss="kl", temperature=0.05), SMALL, [joined], 8, CPU, 0)
+            numbers += [p.metrics[key] for p in offline.train(student) for key in ("loss", "held_out_loss")]
     return numbers
 
 
