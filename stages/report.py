@@ -29,7 +29,7 @@ from pipeline.report.aggregate import aggregates
 from pipeline.report.online import Run
 from pipeline.report.page import Section, Several, render
 from pipeline.report.scores import Evaluated, learned_from, read_curve, read_returns, score
-from pipeline.report.summary import Game, Summary, summarise
+from pipeline.report.summary import Game, Summary, leads, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
 from stages.disputes import disputes
@@ -110,7 +110,17 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         with replaced_file(paper) as part:
             part.write_text(
                 reproduction.markdown(
-                    summaries, told, teachers, facts["protocol"], command, online, typical, beside, earlier, apart
+                    summaries,
+                    told,
+                    teachers,
+                    facts["protocol"],
+                    command,
+                    online,
+                    typical,
+                    beside,
+                    leads(alone, "dqn", ("kl", "nll", "mse")),
+                    earlier,
+                    apart,
                 )
             )
     written = layout.report / "index.html"

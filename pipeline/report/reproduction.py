@@ -11,7 +11,7 @@ from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import Run
 from pipeline.report.paper import TABLE1
 from pipeline.report.scores import Evaluated
-from pipeline.report.summary import Summary
+from pipeline.report.summary import Lead, Summary
 
 
 def markdown(
@@ -23,14 +23,15 @@ def markdown(
     online: Sequence[Run] = (),
     aggregates: Sequence[Aggregate] = (),
     beside: Sequence[tuple[Evaluated, Sequence[Summary]]] = (),
+    leads: Sequence[Lead] = (),
     earlier: Mapping[str, Sequence[str]] | None = None,
     collections: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """The page as text: `summaries` of agents of one game, and `several`, each of agents that play the same several ones;
     `online` are students that followed a teacher which was still learning, `aggregates` of agents of one game, over all games;
-    `beside`, a teacher each and its students, from other experiments: further rows of Table 1; `earlier`, who learned by other
-    settings than the experiment has now, by what differed; `collections`, who learned from another collection of the same
-    datasets, by these.
+    `beside`, a teacher each and its students, from other experiments: further rows of Table 1; `leads` of its losses over each
+    other; `earlier`, who learned by other settings than the experiment has now, by what differed; `collections`, who learned
+    from another collection of the same datasets, by these.
 
     `protocol` says how episodes start, explore and end, `command` what makes it again.
     """
@@ -70,6 +71,12 @@ teacher and students. The paper starts episodes from human play, which is not pu
         if beside
         else ""
     )
+    ahead = f"""
+By how many points of random-normalised per cent the students of one loss are ahead of another's, with 95 % intervals over
+episodes, paired by seed where both have played the same; the paper's points are of raw per cents.
+
+{tables.leads(leads, list(teachers)).markdown()}"""
+    complete = {game for s in summaries for game in s.games} >= TABLE1.keys()
     asked = f"""
 ## What was asked of the students
 
@@ -83,7 +90,7 @@ students.
 Per cent of the teacher's raw return, as the paper has it, with 95 % intervals over episodes, {tables.PAIRED};
 the paper's number in round brackets.
 {apart}
-{tables.table1(rows).markdown()}{asked if {g for s in summaries for g in s.games} >= TABLE1.keys() else ""}
+{tables.table1(rows).markdown()}{ahead if leads else ""}{asked if complete else ""}
 ## Mean returns
 
 Raw, [95 %] over episodes; {training}.

@@ -5,8 +5,10 @@ Dimensions: S training runs (seeds), N episodes, R resamples.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -69,6 +71,18 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """By how many points of normalised per cent the students of a loss are ahead of those of another: in each game that both
+    play, and of their geometric means, None unless both play all. Each with its 95 % interval.
+    """
+
+    loss: str
+    other: str
+    games: dict[str, tuple[float, tuple[float, float]]]
+    mean: tuple[float, tuple[float, float]] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Game:
     """Who played a game."""
 
@@ -82,6 +96,30 @@ def summarise(games: Mapping[str, Game]) -> list[Summary]:
     variants = dict.fromkeys(who.variant for game in games.values() for who in game.students if who.variant)
     baselines = {name: _baseline(game) for name, game in games.items()}
     return [_summary(variant, games, baselines) for variant in variants]
+
+
+def leads(games: Mapping[str, Game], network: str, losses: Sequence[str]) -> list[Lead]:
+    """Each loss against the next, of plain students of that network (`Evaluated.plain`); nothing where no game has both."""
+    drawn: dict[str, dict[str, tuple[Standing, Values]]] = {loss: {} for loss in losses}
+    for name, game in games.items():
+        for loss in losses:
+            if runs := [who for who in game.students if who.plain and (who.loss, who.network) == (loss, network)]:
+                drawn[loss][name] = _standing(runs, _baseline(game))
+
+    def lead(loss: str, other: str) -> Lead:
+        a, b = drawn[loss], drawn[other]
+        both = {name: (a[name], b[name]) for name in games if name in a and name in b}
+        found = {
+            name: (mine.normalized - theirs.normalized, percentiles(mine_R - theirs_R))
+            for name, ((mine, mine_R), (theirs, theirs_R)) in both.items()
+        }
+        if both.keys() != games.keys():
+            return Lead(loss, other, found, None)
+        means = [geometric_mean([np.array([s.normalized]) for s, _ in of.values()])[0] for of in (a, b)]
+        means_R = [geometric_mean([values_R for _, values_R in of.values()]) for of in (a, b)]
+        return Lead(loss, other, found, (float(means[0] - means[1]), percentiles(means_R[0] - means_R[1])))
+
+    return [found for pair in pairwise(losses) if (found := lead(*pair)).games]
 
 
 def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _Baseline]) -> Summary:
@@ -168,7 +206,9 @@ def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> tuple[Standing,
         own_N, own_seeds, _ = read_returns(who.episodes)
         paired = np.array_equal(own_seeds, seeds_N)
         means.append(own_N.mean())
-        resampled.append(resampled_means(own_N, f"{game} episodes" if paired else f"{who.agent} episodes"))
+        # Who has played the same seeds is resampled alike: all with the teacher, or else among themselves.
+        which = "" if paired else f" {zlib.crc32(own_seeds.tobytes())}"
+        resampled.append(resampled_means(own_N, f"{game} episodes{which}"))
     pick_RS = stream(0, "bootstrap", f"{game} runs").integers(0, len(runs), size=(RESAMPLES, len(runs)))
     own_R = np.take_along_axis(np.stack(resampled, axis=1), pick_RS, axis=1).mean(axis=1)
     normalized_R = np.asarray(100.0 * (own_R - zero_R) / (best_R - zero_R))

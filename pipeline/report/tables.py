@@ -14,7 +14,7 @@ from pipeline.report.online import HEAD, Run, table
 from pipeline.report.paper import BARS, LADDER, MULTITASK, STUDENTS, TABLE1, THREE_GAMES, Bar, published_percent
 from pipeline.report.predictors import PREDICTORS, Group
 from pipeline.report.scores import Evaluated, Score, read_returns
-from pipeline.report.summary import FLOOR, Standing, Summary, geometric_mean
+from pipeline.report.summary import FLOOR, Lead, Standing, Summary, geometric_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +236,23 @@ def table1(rows: Sequence[tuple[str, Evaluated, Sequence[Summary]]]) -> Table:
             row.append(f"{ours} ({published[loss]:.1f})".strip() if published else ours)
         cells.append(row)
     return Table(head, cells)
+
+
+def leads(found: Sequence[Lead], games: Sequence[str]) -> Table:
+    """Points of normalised per cent by which one loss is ahead of the next, beside the paper's raw ones."""
+    cells = []
+    for lead in found:
+        told = [_with_interval(*lead.games[game], 1) if game in lead.games else "" for game in games]
+        name = f"{lead.loss.upper()} less {lead.other.upper()}"
+        cells.append([name, *told, _with_interval(*lead.mean, 1) if lead.mean else ""])
+        papers = [
+            f"{TABLE1[game][lead.loss] - TABLE1[game][lead.other]:.1f}"
+            if {lead.loss, lead.other} <= TABLE1.get(game, {}).keys()
+            else ""
+            for game in games
+        ]
+        cells.append([f"the paper's {name}", *papers, ""])
+    return Table(["points", *games, "geometric mean"], cells)
 
 
 def _percent(standing: Standing) -> str:

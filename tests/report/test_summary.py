@@ -11,7 +11,7 @@ import pytest
 from pipeline.report import figures, reproduction, tables
 from pipeline.report.paper import STUDENTS
 from pipeline.report.scores import Evaluated, score
-from pipeline.report.summary import Game, geometric_mean, rank_correlation, summarise
+from pipeline.report.summary import Game, geometric_mean, leads, rank_correlation, summarise
 from tests.report.test_scores import evaluated
 
 PQN = {"algorithm": "pqn", "architecture": {"layer_norm": True}}
@@ -80,6 +80,27 @@ def test_table_1_has_intervals_and_rows_of_other_experiments(tmp_path: Path) -> 
     assert "| Pong | 10.0 | 16.2 | (94.4) | (95.1) | 90.0 [80.0, 100.0] (100.6) |" in page
     assert "| Pong, plain DQN teacher | 16.0 | 16.2 | (94.4) | (95.1) | 100.0 [75.0, 125.0] (100.6) |" in page
     assert "Ours: Pong, PQN with LayerNorm (100 parameters); Pong, plain DQN (100 parameters)." in page
+
+
+def test_a_loss_is_ahead_of_the_next_by_the_episodes_that_both_played(tmp_path: Path) -> None:
+    games = {}
+    for name, low in {"Freeway": 0.0, "Pong": 4.0}.items():
+        found = game(tmp_path, name, 20, {"kl-dqn": [[2, 22]], "nll-dqn": [[low, low + 20]]}, network="dqn")
+        kl, nll = found.students
+        games[name] = replace(found, students=[kl, replace(nll, loss="nll")])
+    (lead,) = leads(games, "dqn", ("kl", "nll", "mse"))
+    assert lead.games == {"Freeway": (10.0, (10.0, 10.0)), "Pong": (-10.0, (-10.0, -10.0))}  # whichever episodes are drawn
+    assert lead.mean is not None
+    assert lead.mean[0] == pytest.approx(np.sqrt(60 * 60) - np.sqrt(50 * 70))
+    page = reproduction.markdown(summarise(games), [], {n: g.teacher for n, g in games.items()}, "", "dvc repro", leads=[lead])
+    # The outer ones of nine resamples: 110 and 10 against 100 and 20, 10 and 110 against 1 and 120.
+    low, high = np.sqrt(110 * 10) - np.sqrt(100 * 20), np.sqrt(10 * 110) - np.sqrt(1 * 120)
+    assert f"| KL less NLL | 10.0 [10.0, 10.0] | -10.0 [-10.0, -10.0] | 0.8 [{low:.1f}, {high:.1f}] |" in page
+    assert "| the paper's KL less NLL | 1.9 | 5.5 |  |" in page
+    del games["Pong"]
+    games["Pong"] = game(tmp_path, "Pong", 20, {"kl-dqn": [[2, 22]]}, network="dqn")
+    (lead,) = leads(games, "dqn", ("kl", "nll"))
+    assert (list(lead.games), lead.mean) == (["Freeway"], None)
 
 
 def test_what_was_asked_is_met_missed_or_open(tmp_path: Path) -> None:
