@@ -62,22 +62,13 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     online = [_run(layout, *run, params.online[run[0]].states) for run in runs]
     taught = dict.fromkeys(cell.mix for cell in cells if cell.kind == "students")
     mixes = {mix: read_mix(layout.mix(mix)) for mix in taught}
-    players: dict[str, list[tuple[str, Path]]] = {}  # of each game: agents and their folders
-    mix_of: dict[tuple[str, str], str] = {}
-    for cell in cells:
-        played = games_of_cell(layout, params, cell)
-        for game in played:
-            players.setdefault(game, []).append((scored_as(cell.agent, played, game), layout.agent(cell.agent)))
-            if len(played) == 1 and (other := mix_of.setdefault((game, cell.variant), cell.mix)) != cell.mix:
-                raise ValueError(
-                    f"{cell.variant} learns from mixes {other} and {cell.mix} of {game}: give it another name in one of them, "
-                    f"or the report would take them for two runs of one student"
-                )
+    players = _players(layout, params, cells)
     sections = [_section(layout, params, game, found, latency=latency) for game, found in players.items()]
     games = {s.game: s.who for s in sections}
     alone = _only(games, lambda who: len(games_of(who.card)) == 1)
     summaries = summarise(alone)
     typical = aggregates(alone) if len(alone) > 1 else []
+    ahead = leads(alone, "dqn", ("kl", "nll", "mse"))
     plays = (tuple(sorted(games_of_cell(layout, params, cell))) for cell in cells)
     sets = dict.fromkeys(names for names in plays if len(names) > 1)
     several = [_several({name: games[name] for name in names}) for names in sets]
@@ -100,7 +91,9 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         **({"latency": f"median of 500 calls in torch, one state, one core of {processor()}"} if latency else {}),
     }
     datasets = _datasets(layout, mixes, [who for game in games.values() for who in game.students])
-    page = render(sections, facts["protocol"], facts, summaries if len(games) > 1 else (), several, online, typical, datasets)
+    page = render(
+        sections, facts["protocol"], facts, summaries if len(games) > 1 else (), several, online, typical, datasets, ahead
+    )
     (folder / "index.html").write_text(page)
     replace_folder(folder, layout.report)
     if paper is not None:
@@ -118,7 +111,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
                     online,
                     typical,
                     beside,
-                    leads(alone, "dqn", ("kl", "nll", "mse")),
+                    ahead,
                     earlier,
                     apart,
                 )
@@ -145,6 +138,22 @@ def _protocol(params: settings.Params, rows: Sequence[Row]) -> str:
     apart = f", {' or '.join(map(str, taught))} per teacher" if taught != counts else ""
     starts = f"up to {params.environment.noop_max} null-ops at the start"
     return f"{each} episodes per agent{apart}, epsilon {params.evaluation.epsilon:g}, {starts}"
+
+
+def _players(layout: Layout, params: settings.Params, cells: Sequence[settings.Cell]) -> dict[str, list[tuple[str, Path]]]:
+    """Of each game the agents, by what their scores are called, and their folders."""
+    players: dict[str, list[tuple[str, Path]]] = {}
+    mix_of: dict[tuple[str, str], str] = {}
+    for cell in cells:
+        played = games_of_cell(layout, params, cell)
+        for game in played:
+            players.setdefault(game, []).append((scored_as(cell.agent, played, game), layout.agent(cell.agent)))
+            if len(played) == 1 and (other := mix_of.setdefault((game, cell.variant), cell.mix)) != cell.mix:
+                raise ValueError(
+                    f"{cell.variant} learns from mixes {other} and {cell.mix} of {game}: give it another name in one of them, "
+                    f"or the report would take them for two runs of one student"
+                )
+    return players
 
 
 def _only(games: Mapping[str, Game], wanted: Callable[[Evaluated], bool]) -> dict[str, Game]:

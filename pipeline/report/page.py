@@ -15,7 +15,7 @@ from pipeline.report.disputes import Dispute, picture
 from pipeline.report.online import Run
 from pipeline.report.predictors import PREDICTORS, Point, correlate
 from pipeline.report.scores import Evaluated
-from pipeline.report.summary import Game, Summary
+from pipeline.report.summary import Game, Lead, Summary
 from pipeline.report.tables import Row, short_name
 
 STYLE = """
@@ -96,11 +96,12 @@ def render(
     online: Sequence[Run] = (),
     aggregates: Sequence[Aggregate] = (),
     datasets: Sequence[Mapping[str, str]] = (),
+    leads: Sequence[Lead] = (),
 ) -> str:
-    """The page as text. `protocol` says how episodes start, explore and end; `summaries` and `aggregates` are of agents of
-    one game, over several games; `datasets` are the facts of what students learned from.
+    """The page as text. `protocol` says how episodes start, explore and end; `summaries`, `aggregates` and `leads` are of agents
+    of one game, over several games; `datasets` are the facts of what students learned from.
     """
-    body = _online(online) + "".join(_several(games) for games in several) + _over_games(summaries, aggregates)
+    body = _online(online) + "".join(_several(games) for games in several) + _over_games(summaries, aggregates, leads)
     body += "".join(_section(section) for section in sections) + _predictors(sections)
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
     return document(
@@ -133,13 +134,18 @@ def _datasets(datasets: Sequence[Mapping[str, str]]) -> str:
     return f"<section><h2>Datasets</h2>{tables.facts(datasets).html(caption)}</section>"
 
 
-def _over_games(summaries: Sequence[Summary], aggregates: Sequence[Aggregate]) -> str:
+def _over_games(summaries: Sequence[Summary], aggregates: Sequence[Aggregate], leads: Sequence[Lead]) -> str:
     if not summaries:
         return ""
     table = tables.over_games(summaries).html(
         f"Random-normalised per cent of the teacher. Intervals: 95 % bootstrap over episodes, {tables.PAIRED}; with several runs also "
         "over training runs, else without the variance of training. * a game below 1 % counts as 1 %.",
     )
+    if leads:
+        table += tables.leads(leads, list(dict.fromkeys(game for lead in leads for game in lead.games))).html(
+            "By how many points of these per cents the students of one loss are ahead of another's, at the teacher's size; the paper's "
+            "points are of raw per cents.",
+        )
     if aggregates:
         table += tables.aggregates(aggregates).html(
             "Students of every game by their single episodes, random-normalised per cents, games weighing alike (Agarwal et al. 2021). IQM: "

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.report import figures, reproduction, tables
+from pipeline.report.page import render
 from pipeline.report.paper import STUDENTS
 from pipeline.report.scores import Evaluated, score
 from pipeline.report.summary import Game, geometric_mean, leads, rank_correlation, summarise
@@ -96,6 +97,7 @@ def test_a_loss_is_ahead_of_the_next_by_the_episodes_that_both_played(tmp_path: 
     # The outer ones of nine resamples: 110 and 10 against 100 and 20, 10 and 110 against 1 and 120.
     low, high = np.sqrt(110 * 10) - np.sqrt(100 * 20), np.sqrt(10 * 110) - np.sqrt(1 * 120)
     assert f"| KL less NLL | 10.0 [10.0, 10.0] | -10.0 [-10.0, -10.0] | 0.8 [{low:.1f}, {high:.1f}] |" in page
+    assert ">10.0 [10.0, 10.0]</td>" in render([], "", {}, summarise(games), leads=[lead])
     assert "| the paper's KL less NLL | 1.9 | 5.5 |  |" in page
     del games["Pong"]
     games["Pong"] = game(tmp_path, "Pong", 20, {"kl-dqn": [[2, 22]]}, network="dqn")
