@@ -135,7 +135,7 @@ def _protocol(params: settings.Params, rows: Sequence[Row]) -> str:
     counts = sorted(games) or [params.evaluation.episodes]
     each = " or ".join(f"{n} ({', '.join(games[n])})" for n in counts) if len(counts) > 1 else str(counts[0])
     taught = sorted({row.score.episodes for row in rows if row.score.role == "teacher"})
-    apart = f", {' or '.join(map(str, taught))} per teacher" if taught != counts else ""
+    apart = f", {' or '.join(map(str, taught))} per teacher" if taught and taught != counts else ""
     starts = f"up to {params.environment.noop_max} null-ops at the start"
     return f"{each} episodes per agent{apart}, epsilon {params.evaluation.epsilon:g}, {starts}"
 

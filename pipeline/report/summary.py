@@ -113,7 +113,7 @@ def leads(games: Mapping[str, Game], network: str, losses: Sequence[str]) -> lis
             name: (mine.normalized - theirs.normalized, percentiles(mine_R - theirs_R))
             for name, ((mine, mine_R), (theirs, theirs_R)) in both.items()
         }
-        if both.keys() != games.keys():
+        if not both or both.keys() != games.keys():
             return Lead(loss, other, found, None)
         means = [geometric_mean([np.array([s.normalized]) for s, _ in of.values()])[0] for of in (a, b)]
         means_R = [geometric_mean([values_R for _, values_R in of.values()]) for of in (a, b)]

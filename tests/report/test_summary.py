@@ -101,6 +101,7 @@ def test_a_loss_is_ahead_of_the_next_by_the_episodes_that_both_played(tmp_path: 
     assert "| the paper's KL less NLL | 1.9 | 5.5 |  |" in page
     del games["Pong"]
     games["Pong"] = game(tmp_path, "Pong", 20, {"kl-dqn": [[2, 22]]}, network="dqn")
+    assert leads({}, "dqn", ("kl", "nll")) == []
     (lead,) = leads(games, "dqn", ("kl", "nll"))
     assert (list(lead.games), lead.mean) == (["Freeway"], None)
 
