@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Final
 
 from pipeline.agents.checkpoints import CARD, Agent, games_of, load_card
@@ -59,11 +60,19 @@ def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cel
     if cell.kind != "students" or not (folder / CARD).is_file():
         return ""
     card, variant = load_card(folder), settings.pick(params.students, cell.variant, "student")
-    now = {"preset": variant.preset, **settings.pick(params.presets, variant.preset, "preset").settings()}
-    now, then = (
-        {k: v for k, v in told.items() if k not in WATCHING} | {"updates": updates}
-        for told, updates in ((now, variant.updates), (card["settings"], card["updates"]))
-    )
+    objective = asdict(variant.objective())
+    now = {
+        "preset": variant.preset,
+        **settings.pick(params.presets, variant.preset, "preset").settings(),
+        **objective,
+        "network": variant.network,
+        **({"interleave": variant.interleave} if "interleave" in card else {}),
+        **({"frozen": variant.frozen} if "frozen" in card else {}),
+        "updates": variant.updates,
+    }
+    then = {**objective, **card["objective"], **card["settings"]}  # older cards lack what there was not
+    then |= {name: card[name] for name in ("network", "interleave", "frozen", "updates") if name in card}
+    now, then = ({k: v for k, v in told.items() if k not in WATCHING} for told in (now, then))
     different = {k: then.get(k) for k in sorted(now.keys() | then.keys()) if now.get(k) != then.get(k)}
     if different.keys() > {"updates"}:  # of other settings another number goes without saying
         del different["updates"]

@@ -228,7 +228,7 @@ def _blocks_of_a_window(dataset: Source, beside: int, kept: int, memory: int, sh
         return count
     fit = ((share - beside - kept) // block - 1) // 2
     if fit < 1:
-        least = ((beside + kept + 2 * block) * sharing + block) / 1e9
+        least = math.ceil(((beside + kept + 2 * block) * sharing + block) / 1e8) / 10  # to obey it is enough
         raise ValueError(
             f"dataset {dataset} does not fit into {'a share of ' if sharing > 1 else ''}{memory / 1e9:g} GB of memory, "
             f"nor do windows of it: raise memory_gb to {least:.1f} at least"

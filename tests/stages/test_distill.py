@@ -137,6 +137,30 @@ def test_a_checkpoint_of_another_version_is_one_line(
     assert left.output.endswith("go on with that, or remove it to start afresh\n")
 
 
+def test_any_other_setting_of_a_student_is_noticed(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    distilled(folder)
+    cell = Cell("students", "way", "kl", 0)
+
+    def told(**changes: object) -> str:
+        with edited_params(folder, folder / "params.yaml") as raw:
+            before = dict(raw["students"]["kl"])
+            raw["students"]["kl"] |= changes
+        layout, params = load_project(folder / "params.yaml")
+        with edited_params(folder, folder / "params.yaml") as raw:
+            raw["students"]["kl"] = before
+        return earlier_settings(layout, params, cell)
+
+    assert told() == told(play_episodes=2) == ""
+    assert told(updates=41) == "updates 40"
+    assert told(loss="nll", updates=41) == "loss kl"
+    assert told(temperature=0.01) == "temperature 0.05"
+    assert told(network="net3") == "network tiny"
+    for change in ({"per_gap": True}, {"balanced": True}, {"feature_weight": 0.01}, {"temperatures": {"Corridor": 0.1}}):
+        (name,) = change
+        assert told(**change).startswith(name)
+
+
 def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     """A round: the student of `way` played Corridor-1, and the next begins with its weights."""
     folder = project(tmp_path)
