@@ -77,7 +77,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.json").write_text(json.dumps([asdict(row.score) for row in rows], indent=2) + "\n")
     (folder / "table.md").write_text(tables.scores(rows).markdown())
-    command = _command(layout.root.resolve())
+    command = _command(layout.root.resolve(), partial=partial)
     facts = {
         "package": "{version}, revision {revision}".format(**code_version()),
         "command": command,
@@ -114,6 +114,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
                     ahead,
                     earlier,
                     apart,
+                    [cell.name for cell in params.cells() if cell not in cells],
                 )
             )
     written = layout.report / "index.html"
@@ -121,9 +122,12 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     return written
 
 
-def _command(root: Path) -> str:
-    """What makes everything below `root` anew."""
-    return f"dvc repro experiments/{root.name}/dvc.yaml" if root.parent.name == "experiments" else "dvc repro"
+def _command(root: Path, *, partial: bool) -> str:
+    """What makes everything below `root` anew, or `partial`, shows what there is."""
+    within = f"experiments/{root.name}/" if root.parent.name == "experiments" else ""
+    if partial:
+        return f"pd-pipeline --params {within}params.yaml report --partial"
+    return f"dvc repro {within}dvc.yaml" if within else "dvc repro"
 
 
 def _protocol(params: settings.Params, rows: Sequence[Row]) -> str:
@@ -194,7 +198,7 @@ def _beside(folder: Path, ours: Mapping[str, Game]) -> list[tuple[Evaluated, lis
 
 def _followed(layout: Layout, game: str, seed: int) -> bool:
     name = f"{game}-{seed}"
-    played = all(layout.episodes(agent).is_file() for agent in _ends(name).values())
+    played = all(layout.episodes(agent).is_file() and not scored_before(layout, agent, agent) for agent in _ends(name).values())
     return played and (layout.online(name) / "curve.csv").is_file()
 
 
@@ -217,6 +221,8 @@ def _run(layout: Layout, game: str, seed: int, states: int) -> Run:
         episodes = layout.episodes(agent)
         if not episodes.is_file():
             raise ValueError(f"the report lacks {episodes}: run `pd-pipeline evaluate {agent}` or `dvc repro`")
+        if scored_before(layout, agent, agent):
+            raise ValueError(f"{agent} has changed since it was evaluated: run `pd-pipeline evaluate {agent}` or `dvc repro`")
         returns[f"{who}_N"], _, _ = read_returns(episodes)
     return Run(
         game=game,

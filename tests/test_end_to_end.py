@@ -254,14 +254,18 @@ def test_the_report_names_a_missing_cell(travelled: Path) -> None:
     scores = travelled / "data/scores/students/small/kl-0.json"
     score = scores.read_bytes()
     scores.unlink()
-    assert "left out, not evaluated yet: small/kl-0\n" in call(travelled, "report", "--partial")
+    told = call(travelled, "report", "--partial", "--paper", str(travelled / "paper.md"))
+    assert "left out, not evaluated yet: small/kl-0\n" in told
+    assert "than their mixes name now: small/kl-0.\n" in (travelled / "paper.md").read_text()
     rows = json.loads((travelled / "data/report/scores.json").read_text())
     assert [row["agent"] for row in rows] == ["teachers/Breakout", "random/Breakout", "students/small/mse-0"]
     scores.write_bytes(score)
     episodes.write_bytes(kept)
     card = travelled / "data/students/small/kl-0/card.json"  # DVC has removed it, and makes it anew
     card.rename(travelled / "aside")
-    assert "left out, not evaluated yet: small/kl-0\n" in call(travelled, "report", "--partial")
+    told = call(travelled, "report", "--partial", "--paper", str(travelled / "paper.md"))
+    assert "left out, not evaluated yet: small/kl-0\n" in told
+    assert "than their mixes name now: small/kl-0.\n" in (travelled / "paper.md").read_text()
     (travelled / "aside").rename(card)
 
 

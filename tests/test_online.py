@@ -115,6 +115,12 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     call(recorded, "report", "--paper", str(recorded / "online.md"))
     assert "Following a teacher that is still learning" in (recorded / "data/report/index.html").read_text()
     assert "| Breakout | student | 1 | " in (recorded / "online.md").read_text()
+    scores = recorded / "data/scores/history/Breakout-0/best.json"
+    before = scores.read_text()
+    scores.write_text(before.replace(json.loads(before)["agent_digest"], "0" * 64))
+    assert "history/Breakout-0/best has changed since it was evaluated: run" in invoke(recorded, "report").output
+    assert "left out, not followed or not evaluated yet: Breakout-0" in invoke(recorded, "report", "--partial").output
+    scores.write_text(before)
     plan = json.loads(call(recorded, "plan", "--json"))
     assert [(job["stage"], job["name"], job["done"]) for job in plan["jobs"]] == [
         ("train-history", "Breakout-0", True),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.datasets.compare import differing
 from pipeline.datasets.loader import Split, split_episodes
 from pipeline.datasets.reader import Dataset, open_dataset, read_manifest
 from pipeline.datasets.schema import EpisodeRow
@@ -65,7 +66,10 @@ def make_mix(datasets: Mapping[str, Path], teacher_of: Callable[[str], str | Non
             ]
             if unlike:
                 told = "are the same dataset" if unlike[0] == "digest" else f"are of {game} but differ in {', '.join(unlike)}"
-                raise ValueError(f"datasets {other.dataset} and {name} {told}: a mix cannot have both")
+                if "environment" in unlike:
+                    each = differing(environments[game], manifest.environment)
+                    told += f" ({', '.join(f'{key} {ours} and {theirs}' for key, ours, theirs in each)})"
+                raise ValueError(f"datasets {other.dataset} and {name} {told}: a mix cannot have both, leave one out")
         environments[game] = manifest.environment
         found = Ingredient(dataset=name, digest=manifest.digest, teacher=teacher, actions=manifest.actions)
         mix[game] = (*mix.get(game, ()), found)

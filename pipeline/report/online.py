@@ -84,12 +84,14 @@ class Run:
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:
-    """Mean, and over several seeds their least and greatest; empty where there is none."""
+    """Mean, and over several seeds their least and greatest, and of how many of them where some have none; empty where all."""
     there = [value for value in values if value is not None]
     if not there:
         return ""
-    mean = f"{np.mean(there):.{digits}f}"
-    return mean if len(there) < 2 else f"{mean} ({min(there):.{digits}f} to {max(there):.{digits}f})"
+    told = f"{np.mean(there):.{digits}f}"
+    if len(there) > 1:
+        told += f" ({min(there):.{digits}f} to {max(there):.{digits}f})"
+    return told if len(there) == len(values) else f"{told}, {len(there)} of {len(values)} seeds"
 
 
 HEAD = (

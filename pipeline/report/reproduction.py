@@ -26,12 +26,13 @@ def markdown(
     leads: Sequence[Lead] = (),
     earlier: Mapping[str, Sequence[str]] | None = None,
     collections: Mapping[str, Sequence[str]] | None = None,
+    missing: Sequence[str] = (),
 ) -> str:
     """The page as text: `summaries` of agents of one game, and `several`, each of agents that play the same several ones;
     `online` are students that followed a teacher which was still learning, `aggregates` of agents of one game, over all games;
     `beside`, a teacher each and its students, from other experiments: further rows of Table 1; `leads` of its losses over each
     other; `earlier`, who learned by other settings than the experiment has now, by what differed; `collections`, who learned
-    from another collection of the same datasets, by these.
+    from another collection of the same datasets, by these; `missing`, who is not shown yet.
 
     `protocol` says how episodes start, explore and end, `command` what makes it again.
     """
@@ -61,6 +62,9 @@ teacher and students. The paper starts episodes from human play, which is not pu
 """
     for differences, names in (earlier or {}).items():
         head += f"\nNot made anew yet since the settings changed ({differences}): {', '.join(names)}.\n"
+    if missing:
+        head += "\nLeft out, as they are not made or not evaluated yet, or learned from other data than their mixes name now: "
+        head += f"{', '.join(missing)}.\n"
     if collections:
         head += "\nLearned from another collection by the same recipe (another make of CPU plays other episodes): "
         head += "; ".join(f"{', '.join(names)} from {datasets}" for datasets, names in collections.items()) + ".\n"

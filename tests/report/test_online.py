@@ -51,3 +51,5 @@ def test_the_table_is_over_seeds() -> None:
     assert student[3:6] == ["1.00 (1.00 to 1.00)", "2.00 (2.00 to 2.00)", "0.38 (0.25 to 0.50)"]
     assert student[-2:] == ["90.00 (90.00 to 90.00)", "88.9 to 90.9"]  # each resample: 8/9, 9/10 or 10/11
     assert replace(run(0, 1.0), zero=9.5).kept is None
+    _, _, student = table([run(0, 4.0), run(1, 0.0), run(2, 8.0)])  # the second teacher never dropped
+    assert student[5] == "0.38 (0.25 to 0.50), 2 of 3 seeds"
