@@ -302,7 +302,7 @@ elsewhere_option = click.option(
 @click.pass_obj
 def evaluate(session: Session, /, device: str, agents: tuple[str, ...], **options: Any) -> None:
     """Play whole episodes on fresh seeds with AGENTs: teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED,
-    online/GAME-SEED, history/GAME-SEED/best (or /last, or a snapshot's number) or random/GAME.
+    online/GAME-SEED, history/GAME-SEED/best (or /last, or a snapshot, /007) or random/GAME.
 
     Killed or stopped, the same command goes on where it was, and from fewer episodes of the same agent, protocol and seeds
     to more. Where and how many play at once does not change the scores.

@@ -53,7 +53,7 @@ class Layout:
 
     def agent(self, name: str) -> Path:
         """The folder of `teachers/GAME`, `students/MIX/VARIANT-SEED`, `multitask/MIX/VARIANT-SEED`, `online/GAME-SEED` or
-        `history/GAME-SEED/best` (or `last`, or a snapshot's number), or a folder that is no agent's name.
+        `history/GAME-SEED/best` (or `last`, or a snapshot, `007`), or a folder that is no agent's name.
         """
         kind, _, which = name.partition("/")
         folders = {

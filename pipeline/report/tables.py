@@ -171,9 +171,9 @@ def correlations(groups: Sequence[Group]) -> Table:
 
 
 def several(summaries: Sequence[Summary]) -> Table:
-    """Agents of several games, a row each: every game's raw per cent of its teacher, the geometric means of these and of the
-    normalised per cents, and the least of the latter; the paper's beside those of its three games. Of baselines their steps of
-    each game, too, and the mean of normalised per cents of the teachers as they were after as many.
+    """Agents of several games, a row each: every game's raw per cent of its teacher with its interval, the geometric means of
+    these and of the normalised per cents, and the least of the latter; the paper's beside those of its three games. Of baselines
+    their steps of each game, too, and the mean of normalised per cents of the teachers as they were after as many.
     """
     games = sorted({game for s in summaries for game in s.games})
     known = tuple(games) == THREE_GAMES
@@ -183,15 +183,14 @@ def several(summaries: Sequence[Summary]) -> Table:
     cells = []
     for s in summaries:
         whole = len(s.games) == len(games)
-        percents = [s.games[g].percent if g in s.games else None for g in games]
-        raw = [np.array(p) for p in percents if p is not None]
+        raw = [np.array(s.games[g].percent) for g in games if g in s.games and s.games[g].percent is not None]
         floored = "*" if any(p < FLOOR for p in raw) else ""
         runs = "-".join(map(str, sorted({standing.runs for standing in s.games.values()})))
         cells.append(
             [
                 *(s.variant, f"teachers, {s.loss}" if s.loss else f"reward, {s.learned}"),
                 *("" if s.steps is None else f"{s.steps:,}", f"{s.parameters:,}", runs),
-                *("" if p is None else f"{p:.1f}" for p in percents),
+                *(_percent(s.games[g]) if g in s.games else "" for g in games),
                 f"{float(geometric_mean(raw)):.1f}{floored}" if len(raw) == len(games) else "",
                 *([f"{MULTITASK[s.learned]:.1f}" if whole and s.learned in MULTITASK else ""] if known else []),
                 "" if s.mean is None or s.ci95 is None else _with_interval(s.mean, s.ci95, 1) + ("*" if s.floored else ""),
