@@ -3,7 +3,7 @@
 The difference to the fixed batch is what data costs: sampling, gathering stacks, moving them. The plain loop is what one writes
 first: float32, a DataLoader over the same states, Adam. Interleaved in one run; prints a line per network.
 
-    python -m benchmarks.distill [DATASET]
+    python -m benchmarks.distill [DATASET [PARAMS]]
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def plain_loop(dataset: Dataset, name: str, batch: int) -> Callable[[], int]:
     return run
 
 
-def main(path: Path) -> None:
-    config = replace(params.load(Path("params.yaml")).presets["fast"], validate_every=10**9)
+def main(path: Path, settings: Path) -> None:
+    config = replace(params.load(settings).presets["fast"], validate_every=10**9)
+    print(f"{path}, batch {config.batch}, {config.optimizer}, {config.precision}")
     dataset = open_dataset(path)
     for name in ("dqn", "net1", "net2", "net3"):
         compute = learning(torch.device("cpu"), config.precision)
@@ -99,4 +100,5 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "data/datasets/Pong"))
+    given = [Path(argument) for argument in sys.argv[1:]]
+    main(*(given + [Path("data/datasets/Pong"), Path("params.yaml")][len(given) :]))

@@ -108,13 +108,15 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
     wanted = {name for cell in unfinished for name in params.mixes[cell.mix]}
     for name in dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix")):
         done = (layout.dataset(name) / MANIFEST).is_file()
+        if not done and name not in wanted:
+            continue  # only finished students have read it: nobody needs it again
         if name in params.datasets:
             dataset = params.datasets[name]
             game = dataset.game or name
             actor = params.students.get(_variant(dataset.actor or ""))
             acting = (actor.network,) if actor else ()
             yield Job("collect", name, done, 0.0 if done else dataset.states * machine.play(game, labelling[game], *acting))
-        elif not done and name in wanted:  # another experiment's
+        elif not done:  # another experiment's
             yield Job("collect", name, done, None)
     for cell in cells:
         yield from _cell(layout, params, machine, cell)

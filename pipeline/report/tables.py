@@ -172,8 +172,8 @@ def correlations(groups: Sequence[Group]) -> Table:
 
 def several(summaries: Sequence[Summary]) -> Table:
     """Agents of several games, a row each: every game's raw per cent of its teacher with its interval, the geometric means of
-    these and of the normalised per cents, and the least of the latter; the paper's beside those of its three games. Of baselines
-    their steps of each game, too, and the mean of normalised per cents of the teachers as they were after as many.
+    these and of the normalised per cents, and the least of the latter; the paper's beside those of its three games. Of
+    baselines their steps of each game, too, and the mean of normalised per cents of the teachers as they were after as many.
     """
     games = sorted({game for s in summaries for game in s.games})
     known = tuple(games) == THREE_GAMES
