@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import rates
-from pipeline.agents.device import learning
+from pipeline.agents.device import keep_freed_memory, learning
 from pipeline.agents.networks import NETWORKS
 from pipeline.datasets.reader import Dataset, episode_of, open_dataset, stack
 from pipeline.distill import losses
@@ -71,6 +71,7 @@ def plain_loop(dataset: Dataset, name: str, batch: int) -> Callable[[], int]:
 
 
 def main(path: Path, settings: Path) -> None:
+    keep_freed_memory()  # as `distill` does
     config = replace(params.load(settings).presets["fast"], validate_every=10**9)
     print(f"{path}, batch {config.batch}, {config.optimizer}, {config.precision}")
     dataset = open_dataset(path)
