@@ -1,7 +1,8 @@
 """Distillation samples/s from a stored dataset, against the same gradient step on one fixed batch and against a plain loop.
 
 The difference to the fixed batch is what data costs: sampling, gathering stacks, moving them. The plain loop is what one writes
-first: float32, a DataLoader over the same states, Adam; freed memory is kept for it as well. Interleaved in one run; prints a line per network.
+first: float32, a DataLoader over the same states, Adam; freed memory is kept for it as well. Interleaved
+in one run; prints a line per network.
 
     python -m benchmarks.distill [DATASET [PARAMS]]
 """
