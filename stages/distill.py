@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.agents.checkpoints import CARD, Agent, games_of, load_agent, save_
 from pipeline.agents.device import Compute, keep_freed_memory, learning, name_of, pick_device
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
-from pipeline.datasets.mix import Joined, open_ingredients, read_mix
+from pipeline.datasets.mix import Ingredient, Joined, open_ingredients, read_mix
 from pipeline.distill.offline import MEASURES, Student, train
 from pipeline.rederive import driven
 from pipeline.report.scores import learned_from
@@ -44,7 +44,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         for game, ingredients in mix.items()
     }
     compute = learning(pick_device(device_name), config.precision)
-    start = _start(layout, params, variant, mix_name, datasets, seed, compute)
+    start = _start(layout, params, variant, mix_name, mix, datasets, seed, compute)
     agent = f"{mix_name}/{variant_name}-{seed}"
     decides = {
         "variant": variant.model_dump(exclude={"play_episodes"}),
@@ -139,6 +139,7 @@ def _start(
     params: settings.Params,
     variant: settings.StudentParams,
     mix_name: str,
+    mix: Mapping[str, Sequence[Ingredient]],
     datasets: Mapping[str, Joined],
     seed: int,
     compute: Compute,
@@ -157,7 +158,7 @@ def _start(
             f"dataset {newest} was played by agent {acted[:12]}, {layout.agent(name)} is {agent.digest[:12]}: "
             f"collect it again, or restore the agent"
         )
-    mixed = {i.digest: i.dataset for ingredients in read_mix(layout.mix(mix_name)).values() for i in ingredients}
+    mixed = {i.digest: i.dataset for ingredients in mix.values() for i in ingredients}
     learned = [told for told in learned_from(agent.card) if acted or told["digest"] in mixed or told["name"] in mixed.values()]
     theirs, ours = (
         (agent.card.get("seed"), agent.card.get("settings", {}).get("held_out")),

@@ -102,9 +102,10 @@ def leads(games: Mapping[str, Game], network: str, losses: Sequence[str]) -> lis
     """Each loss against the next, of plain students of that network (`Evaluated.plain`); nothing where no game has both."""
     drawn: dict[str, dict[str, tuple[Standing, Values]]] = {loss: {} for loss in losses}
     for name, game in games.items():
+        baseline = _baseline(game)
         for loss in losses:
             if runs := [who for who in game.students if who.plain and (who.loss, who.network) == (loss, network)]:
-                drawn[loss][name] = _standing(runs, _baseline(game))
+                drawn[loss][name] = _standing(runs, baseline)
 
     def lead(loss: str, other: str) -> Lead:
         a, b = drawn[loss], drawn[other]
