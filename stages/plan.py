@@ -121,6 +121,7 @@ def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
     for cell in cells:
         yield from _cell(layout, params, machine, cell)
     for game, online in params.online.items():
+        yield _evaluation(layout, params, machine, f"random/{game}", game)
         for seed in online.seeds:
             yield from _followed(layout, params, machine, game, seed)
 

@@ -18,7 +18,6 @@ from pipeline.agents.checkpoints import CARD, games_of, gives_q_values, load_age
 from pipeline.agents.cost import cost
 from pipeline.agents.export import in_torch, latencies
 from pipeline.agents.networks import NetworkSpec
-from pipeline.atari.games import find_game
 from pipeline.datasets.describe import info
 from pipeline.datasets.mix import Ingredient, read_mix
 from pipeline.datasets.reader import open_dataset
@@ -27,7 +26,8 @@ from pipeline.evaluate import PROTOCOLS
 from pipeline.report import reproduction, tables
 from pipeline.report.aggregate import aggregates
 from pipeline.report.online import Run
-from pipeline.report.page import Section, Several, render
+from pipeline.report.page import Section, render
+from pipeline.report.results import Results, Several
 from pipeline.report.scores import Evaluated, learned_from, read_curve, read_returns, score
 from pipeline.report.summary import Game, Summary, leads, summarise
 from pipeline.report.tables import Row
@@ -91,32 +91,26 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         **({"latency": f"median of 500 calls in torch, one state, one core of {processor()}"} if latency else {}),
     }
     datasets = _datasets(layout, mixes, [who for game in games.values() for who in game.students])
-    page = render(
-        sections, facts["protocol"], facts, summaries if len(games) > 1 else (), several, online, typical, datasets, ahead
+    results = Results(
+        protocol=facts["protocol"],
+        command=command,
+        teachers={game: who.teacher for game, who in games.items()},
+        summaries=summaries,
+        aggregates=typical,
+        leads=ahead,
+        several=several,
+        online=online,
+        beside=[row for name in params.beside if paper for row in _beside(layout.root / name, games)],
+        earlier=earlier,
+        collections=apart,
+        missing=[cell.name for cell in params.cells() if cell not in cells],
     )
+    page = render(sections, results, facts, datasets)
     (folder / "index.html").write_text(page)
     replace_folder(folder, layout.report)
     if paper is not None:
-        teachers = {game: who.teacher for game, who in games.items()}
-        beside = [row for name in params.beside for row in _beside(layout.root / name, games)]
-        told = [found.summaries for found in several]
         with replaced_file(paper) as part:
-            part.write_text(
-                reproduction.markdown(
-                    summaries,
-                    told,
-                    teachers,
-                    facts["protocol"],
-                    command,
-                    online,
-                    typical,
-                    beside,
-                    ahead,
-                    earlier,
-                    apart,
-                    [cell.name for cell in params.cells() if cell not in cells],
-                )
-            )
+            part.write_text(reproduction.markdown(results))
     written = layout.report / "index.html"
     say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     return written
@@ -197,33 +191,38 @@ def _beside(folder: Path, ours: Mapping[str, Game]) -> list[tuple[Evaluated, lis
 
 
 def _followed(layout: Layout, game: str, seed: int) -> bool:
+    agents = _ends(game, seed).values()
+    played = all(layout.episodes(agent).is_file() and not scored_before(layout, agent, agent) for agent in agents)
+    return played and (layout.online(f"{game}-{seed}") / "curve.csv").is_file()
+
+
+def _ends(game: str, seed: int) -> dict[str, str]:
+    """The agents that a run left, and the random one."""
     name = f"{game}-{seed}"
-    played = all(layout.episodes(agent).is_file() and not scored_before(layout, agent, agent) for agent in _ends(name).values())
-    return played and (layout.online(name) / "curve.csv").is_file()
-
-
-def _ends(name: str) -> dict[str, str]:
-    """The agents that a run left."""
-    return {"student": f"online/{name}", "best": f"history/{name}/best", "last": f"history/{name}/last"}
+    return {
+        "student_N": f"online/{name}",
+        "best_N": f"history/{name}/best",
+        "last_N": f"history/{name}/last",
+        "random_N": f"random/{game}",
+    }
 
 
 def _run(layout: Layout, game: str, seed: int, states: int) -> Run:
     """How a student followed a teacher, and what became of both."""
-    name = f"{game}-{seed}"
-    curve = layout.online(name) / "curve.csv"
+    curve = layout.online(f"{game}-{seed}") / "curve.csv"
     if not curve.is_file():
         raise ValueError(
             f"the report lacks {curve}: run `pd-pipeline distill-online --game {game} --seed {seed}` or `dvc repro`"
         )
     rows = read_curve(curve)
     returns = {}
-    for who, agent in _ends(name).items():
+    for who, agent in _ends(game, seed).items():
         episodes = layout.episodes(agent)
         if not episodes.is_file():
             raise ValueError(f"the report lacks {episodes}: run `pd-pipeline evaluate {agent}` or `dvc repro`")
         if scored_before(layout, agent, agent):
             raise ValueError(f"{agent} has changed since it was evaluated: run `pd-pipeline evaluate {agent}` or `dvc repro`")
-        returns[f"{who}_N"], _, _ = read_returns(episodes)
+        returns[who], _, _ = read_returns(episodes)
     return Run(
         game=game,
         seed=seed,
@@ -231,7 +230,6 @@ def _run(layout: Layout, game: str, seed: int, states: int) -> Run:
         teacher_P=[float(row["teacher_return"]) for row in rows],
         best_P=[float(row["best_return"]) for row in rows],
         student_P=[float(row["student_return"]) for row in rows],
-        zero=reference.random if (reference := find_game(game).reference) else 0.0,
         states=states,
         **returns,
     )

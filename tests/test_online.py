@@ -112,6 +112,8 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     assert "evaluate online/Breakout-0" in invoke(recorded, "report").output
     assert "no student of the params' grid has been evaluated yet" in invoke(recorded, "report", "--partial").output
     call(recorded, "evaluate", "online/Breakout-0", "history/Breakout-0/best", "history/Breakout-0/last")
+    assert "evaluate random/Breakout" in invoke(recorded, "report").output
+    call(recorded, "evaluate", "random/Breakout")
     call(recorded, "report", "--paper", str(recorded / "online.md"))
     assert "Following a teacher that is still learning" in (recorded / "data/report/index.html").read_text()
     assert "| Breakout | student | 1 | " in (recorded / "online.md").read_text()
@@ -123,6 +125,7 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     scores.write_text(before)
     plan = json.loads(call(recorded, "plan", "--json"))
     assert [(job["stage"], job["name"], job["done"]) for job in plan["jobs"]] == [
+        ("evaluate", "random/Breakout", True),
         ("train-history", "Breakout-0", True),
         ("distill-online", "Breakout-0", True),
         ("evaluate", "history/Breakout-0/best", True),

@@ -43,8 +43,8 @@ class Run:
     """One seed of a game: mean returns at each point, of the teacher as it was, of the best so far, and of the student.
 
     The episodes, on seeds that chose nobody and made no curve, are of the teacher's last policy, of its best, and of the final
-    student, the latter two on the same seeds; `zero` is the random agent's mean return, `states` what was played at each point
-    for the student to learn from, in steps.
+    student, the latter two on the same seeds, and of the random agent; `states` is how many steps were played at each point for
+    the student to learn from.
     """
 
     game: str
@@ -56,12 +56,17 @@ class Run:
     last_N: Values
     best_N: Values
     student_N: Values
-    zero: float
+    random_N: Values
     states: int
 
     def steadiness(self, who: str) -> Steadiness:
         """Of `teacher`, `best` or `student`."""
         return steadiness(getattr(self, f"{who}_P"), self.best_P)
+
+    @property
+    def zero(self) -> float:
+        """The random agent's mean return, which is taken as it is."""
+        return float(self.random_N.mean())
 
     @property
     def share_of_drop(self) -> float | None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report import figures, tables
-from pipeline.report.aggregate import Aggregate
 from pipeline.report.disputes import Dispute, picture
 from pipeline.report.online import Run
 from pipeline.report.predictors import PREDICTORS, Point, correlate
+from pipeline.report.results import Results, Several
 from pipeline.report.scores import Evaluated
-from pipeline.report.summary import Game, Lead, Summary
+from pipeline.report.summary import Game
 from pipeline.report.tables import Row, short_name
 
 STYLE = """
@@ -79,37 +79,22 @@ class Section:
     protocols: Sequence[Mapping[str, str]] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Several:
-    """Agents that play several games, the same ones: their summaries, and the agents by game."""
-
-    summaries: Sequence[Summary]
-    games: Mapping[str, Game]
-
-
 def render(
     sections: Sequence[Section],
-    protocol: str,
+    results: Results,
     provenance: Mapping[str, Any],
-    summaries: Sequence[Summary] = (),
-    several: Sequence[Several] = (),
-    online: Sequence[Run] = (),
-    aggregates: Sequence[Aggregate] = (),
     datasets: Sequence[Mapping[str, str]] = (),
-    leads: Sequence[Lead] = (),
 ) -> str:
-    """The page as text. `protocol` says how episodes start, explore and end; `summaries`, `aggregates` and `leads` are of agents
-    of one game, over several games; `datasets` are the facts of what students learned from.
-    """
-    body = _online(online) + "".join(_several(games) for games in several) + _over_games(summaries, aggregates, leads)
+    """The page as text; `datasets` are the facts of what students learned from."""
+    body = _online(results.online) + "".join(_several(games) for games in results.several) + _over_games(results)
     body += "".join(_section(section) for section in sections) + _predictors(sections)
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
     return document(
         "Policy distillation report",
         "<h1>Policy distillation report</h1>"
         f"<p class='soft'>Students trained only from stored datasets of a teacher's states and Q-values"
-        f"{', and baselines of several games that learn from reward,' if several else ','} measured on whole episodes "
-        f"with fresh seeds, raw returns, {escape(protocol)}. The paper's numbers "
+        f"{', and baselines of several games that learn from reward,' if results.several else ','} measured on whole episodes "
+        f"with fresh seeds, raw returns, {escape(results.protocol)}. The paper's numbers "
         "(Rusu et al. 2015) stand beside ours; its protocol starts from human play, so compare levels, not decimals.</p>"
         f"{body}{_datasets(datasets)}<h2>Provenance</h2><dl>{facts}</dl>",
     )
@@ -134,8 +119,9 @@ def _datasets(datasets: Sequence[Mapping[str, str]]) -> str:
     return f"<section><h2>Datasets</h2>{tables.facts(datasets).html(caption)}</section>"
 
 
-def _over_games(summaries: Sequence[Summary], aggregates: Sequence[Aggregate], leads: Sequence[Lead]) -> str:
-    if not summaries:
+def _over_games(results: Results) -> str:
+    summaries, aggregates, leads = results.summaries, results.aggregates, results.leads
+    if len(results.teachers) < 2 or not summaries:
         return ""
     table = tables.over_games(summaries).html(
         f"Random-normalised per cent of the teacher. Intervals: 95 % bootstrap over episodes, {tables.PAIRED}; with several runs also "

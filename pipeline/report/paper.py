@@ -48,6 +48,14 @@ THREE_GAMES: Final = ("Freeway", "Pong", "Qbert")
 MULTITASK: Final = {"dqn": 83.5, "nll": 105.1, "kl": 116.9}
 """One network for three games, as published in the paper, by what it learned from: reward (Multi-DQN), or teachers with a loss
 (Multi-Dist-NLL, Multi-Dist-KL). Per cent of the single-game teachers, geometric mean."""
+SEVERAL_MEAN: Final = 100.0
+SEVERAL_LEAST: Final = 95.0
+"""What is asked of a KL student of these games: the geometric mean and the least of its random-normalised per cents."""
+
+DROP: Final = 1 / 3
+KEPT: Final = 97.0
+"""What is asked of a student that follows a learning teacher: its worst drop below the best policy so far, as a share of the
+teacher's, at most; and the final student's per cent of the best policy, at least (`online.Run`)."""
 
 
 def published_percent(game: str, loss: str, network: str) -> tuple[float, str] | None:

@@ -7,38 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report import tables
-from pipeline.report.aggregate import Aggregate
-from pipeline.report.online import Run
 from pipeline.report.paper import TABLE1
-from pipeline.report.scores import Evaluated
-from pipeline.report.summary import Lead, Summary
+from pipeline.report.results import Results
+from pipeline.report.summary import Summary
 
 
-def markdown(
-    summaries: Sequence[Summary],
-    several: Sequence[Sequence[Summary]],
-    teachers: Mapping[str, Evaluated],
-    protocol: str,
-    command: str,
-    online: Sequence[Run] = (),
-    aggregates: Sequence[Aggregate] = (),
-    beside: Sequence[tuple[Evaluated, Sequence[Summary]]] = (),
-    leads: Sequence[Lead] = (),
-    earlier: Mapping[str, Sequence[str]] | None = None,
-    collections: Mapping[str, Sequence[str]] | None = None,
-    missing: Sequence[str] = (),
-) -> str:
-    """The page as text: `summaries` of agents of one game, and `several`, each of agents that play the same several ones;
-    `online` are students that followed a teacher which was still learning, `aggregates` of agents of one game, over all games;
-    `beside`, a teacher each and its students, from other experiments: further rows of Table 1; `leads` of its losses over each
-    other; `earlier`, who learned by other settings than the experiment has now, by what differed; `collections`, who learned
-    from another collection of the same datasets, by these; `missing`, who is not shown yet.
-
-    `protocol` says how episodes start, explore and end, `command` what makes it again.
-    """
+def markdown(results: Results) -> str:
+    """The page as text: agents of one game, then those of several, then those that followed a learning teacher."""
+    summaries, teachers, online, beside = results.summaries, results.teachers, results.online, results.beside
     taught = [*teachers.values(), *(who for who, _ in beside)]
     told = "; ".join(f"{who.game}, {_trained(who.card)} ({who.parameters:,} parameters)" for who in taught)
-    shown = [*summaries, *(s for found in several for s in found)]
+    shown = [*summaries, *(s for found in results.several for s in found.summaries)]
     runs = any(standing.runs > 1 for s in shown for standing in s.games.values())
     training = (
         "where a student has several runs, runs are resampled as well and the interval includes the variance of training; "
@@ -55,19 +34,19 @@ The paper distils from plain DQN teachers. Ours: {told}."""
     )
     head = f"""# Reproducing the paper
 
-Written by `{command}`; edit nothing here. Policy Distillation, [Rusu et al. 2015](https://arxiv.org/abs/1511.06295).
+Written by `{results.command}`; edit nothing here. Policy Distillation, [Rusu et al. 2015](https://arxiv.org/abs/1511.06295).
 
-Our protocol: {protocol}, raw full-game return, seeds counted from the same first one for
+Our protocol: {results.protocol}, raw full-game return, seeds counted from the same first one for
 teacher and students. The paper starts episodes from human play, which is not public. Compare levels, not decimals.{teaching}
 """
-    for differences, names in (earlier or {}).items():
+    for differences, names in results.earlier.items():
         head += f"\nNot made anew yet since the settings changed ({differences}): {', '.join(names)}.\n"
-    if missing:
+    if results.missing:
         head += "\nLeft out, as they are not made or not evaluated yet, or learned from other data than their mixes name now: "
-        head += f"{', '.join(missing)}.\n"
-    if collections:
+        head += f"{', '.join(results.missing)}.\n"
+    if results.collections:
         head += "\nLearned from another collection by the same recipe (another make of CPU plays other episodes): "
-        head += "; ".join(f"{', '.join(names)} from {datasets}" for datasets, names in collections.items()) + ".\n"
+        head += "; ".join(f"{', '.join(names)} from {datasets}" for datasets, names in results.collections.items()) + ".\n"
     rows = [(game, who, summaries) for game, who in teachers.items()]
     rows += [(f"{who.game}, {_trained(who.card)} teacher", who, found) for who, found in beside]
     apart = (
@@ -79,7 +58,7 @@ teacher and students. The paper starts episodes from human play, which is not pu
 By how many points of random-normalised per cent the students of one loss are ahead of another's, with 95 % intervals over
 episodes, paired by seed where both have played the same; the paper's points are of raw per cents.
 
-{tables.leads(leads, list(teachers)).markdown()}"""
+{tables.leads(results.leads, list(teachers)).markdown()}"""
     complete = {game for s in summaries for game in s.games} >= TABLE1.keys()
     asked = f"""
 ## What was asked of the students
@@ -94,7 +73,7 @@ students.
 Per cent of the teacher's raw return, as the paper has it, with 95 % intervals over episodes, {tables.PAIRED};
 the paper's number in round brackets.
 {apart}
-{tables.table1(rows).markdown()}{ahead if leads else ""}{asked if complete else ""}
+{tables.table1(rows).markdown()}{ahead if results.leads else ""}{asked if complete else ""}
 ## Mean returns
 
 Raw, [95 %] over episodes; {training}.
@@ -117,19 +96,19 @@ means, the optimality gap is how far episodes fall short of 100 % on average, th
 chance in per cent that an episode beats one of the teacher's, ties counting a half: 50 is equal. Intervals: 95 % over the
 training runs of each game, where there are several, and their episodes; what teacher and random score is taken as it is.
 
-{tables.aggregates(aggregates).markdown()}
+{tables.aggregates(results.aggregates).markdown()}
 """
     many = "".join(
         f"""
-## One network for {", ".join(sorted({game for s in found for game in s.games}))}
+## One network for {", ".join(sorted({game for s in found.summaries for game in s.games}))}
 
 A game's raw mean return in per cent of its teacher's, and their geometric mean, as the paper has it; beside it the geometric
 mean of the random-normalised per cents, and the least of those. Intervals: 95 % over episodes, {tables.PAIRED};
-{training}.{tables.of_steps(found, teachers)}
+{training}.{tables.of_steps(found.summaries, teachers)}
 
-{tables.several(found).markdown()}
+{tables.several(found.summaries).markdown()}{_asked(tables.bars_of_several(found.summaries))}
 """
-        for found in several
+        for found in results.several
     )
     following = f"""
 ## Following a teacher that is still learning
@@ -141,9 +120,14 @@ point, of the student also as a share of the teacher's. Over several seeds: thei
 teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is (student - random) /
 (best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, paired by seed.
 
-{tables.online(online).markdown()}
+{tables.online(online).markdown()}{_asked(tables.bars_of_online(online))}
 """
-    return head + (single if summaries else "") + (typical if aggregates else "") + many + (following if online else "")
+    return head + (single if summaries else "") + (typical if results.aggregates else "") + many + (following if online else "")
+
+
+def _asked(bars: tables.Table) -> str:
+    """What was asked of these agents, where anything was."""
+    return f"\nWhat was asked of them:\n\n{bars.markdown()}" if bars.cells else ""
 
 
 def _states(summaries: Sequence[Summary]) -> str:

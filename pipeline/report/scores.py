@@ -53,12 +53,14 @@ class Evaluated:
 
     @property
     def plain(self) -> bool:
-        """Whether it is a student of the paper's tables: named LOSS-NETWORK, at their temperature, taught by the teacher's own
+        """Whether it is a student of the paper's tables: named LOSS-NETWORK, at their temperature, taught by its teachers' own
         play alone.
         """
         objective = self.card.get("objective", {})
         tempered = objective.get("temperature") == TEMPERATURE and not objective.get("per_gap")
-        return self.variant == f"{self.loss}-{self.network}" and tempered and len(learned_from(self.card)) == 1
+        named = (self.variant or "").rpartition("/")[-1] == f"{self.loss}-{self.network}"
+        datasets, games = len(learned_from(self.card)), len(self.card["games"]) if "games" in self.card else 1
+        return named and tempered and datasets == games
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -50,7 +50,8 @@ class Summary:
     those that began with another's weights.
 
     `mean` is the geometric mean of the normalised per cents, None where it has not played every game; `floored` names the games
-    in which it was taken to reach 1 %. A baseline has had so many `steps` of each game; `at_equal_steps` is its mean where the
+    in which it was taken to reach 1 %; `percent_mean` and `percent_floored` are so of the raw per cents, as the paper has them.
+    A baseline has had so many `steps` of each game; `at_equal_steps` is its mean where the
     teachers are taken as they were after these, None where their curves do not tell or one knew no more than chance then.
     """
 
@@ -63,6 +64,9 @@ class Summary:
     mean: float | None
     ci95: tuple[float, float] | None
     floored: tuple[str, ...]
+    percent_mean: float | None
+    percent_ci95: tuple[float, float] | None
+    percent_floored: bool
     plain: bool
     rounds: int
     onward: bool = False
@@ -100,7 +104,7 @@ def summarise(games: Mapping[str, Game]) -> list[Summary]:
 
 def leads(games: Mapping[str, Game], network: str, losses: Sequence[str]) -> list[Lead]:
     """Each loss against the next, of plain students of that network (`Evaluated.plain`); nothing where no game has both."""
-    drawn: dict[str, dict[str, tuple[Standing, Values]]] = {loss: {} for loss in losses}
+    drawn: dict[str, dict[str, _Drawn]] = {loss: {} for loss in losses}
     for name, game in games.items():
         baseline = _baseline(game)
         for loss in losses:
@@ -111,21 +115,23 @@ def leads(games: Mapping[str, Game], network: str, losses: Sequence[str]) -> lis
         a, b = drawn[loss], drawn[other]
         both = {name: (a[name], b[name]) for name in games if name in a and name in b}
         found = {
-            name: (mine.normalized - theirs.normalized, percentiles(mine_R - theirs_R))
-            for name, ((mine, mine_R), (theirs, theirs_R)) in both.items()
+            name: (
+                mine.standing.normalized - theirs.standing.normalized,
+                percentiles(mine.normalized_R - theirs.normalized_R),
+            )
+            for name, (mine, theirs) in both.items()
         }
         if not both or both.keys() != games.keys():
             return Lead(loss, other, found, None)
-        means = [geometric_mean([np.array([s.normalized]) for s, _ in of.values()])[0] for of in (a, b)]
-        means_R = [geometric_mean([values_R for _, values_R in of.values()]) for of in (a, b)]
+        means = [geometric_mean([np.array([one.standing.normalized]) for one in of.values()])[0] for of in (a, b)]
+        means_R = [geometric_mean([one.normalized_R for one in of.values()]) for of in (a, b)]
         return Lead(loss, other, found, (float(means[0] - means[1]), percentiles(means_R[0] - means_R[1])))
 
     return [found for pair in pairwise(losses) if (found := lead(*pair)).games]
 
 
 def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _Baseline]) -> Summary:
-    standings: dict[str, Standing] = {}
-    drawn: dict[str, Values] = {}
+    drawn: dict[str, _Drawn] = {}
     first: Evaluated | None = None
     parameters = 0
     for name, game in games.items():
@@ -133,10 +139,13 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
         if runs:
             first = first or runs[0]
             parameters = max(parameters, *(who.parameters for who in runs))
-            standings[name], drawn[name] = _standing(runs, baselines[name])
+            drawn[name] = _standing(runs, baselines[name])
     assert first is not None
+    standings = {name: found.standing for name, found in drawn.items()}
     whole = standings.keys() == games.keys()
-    means_R = geometric_mean(list(drawn.values()))
+    means_R = geometric_mean([found.normalized_R for found in drawn.values()])
+    percents = [s.percent for s in standings.values() if s.percent is not None]
+    percents_R = [found.percent_R for found in drawn.values() if found.percent_R is not None]
     steps = first.card.get("steps_trained") if first.role == "multitask" else None
     then = {name: _evaluated_at(games[name].teacher, steps or 0) for name in standings}
     shares = [
@@ -154,6 +163,9 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
         mean=float(geometric_mean([np.array([s.normalized]) for s in standings.values()])[0]) if whole else None,
         ci95=percentiles(means_R) if whole else None,
         floored=tuple(name for name, s in standings.items() if s.normalized < FLOOR),
+        percent_mean=float(geometric_mean([np.array(p) for p in percents])) if len(percents) == len(games) else None,
+        percent_ci95=percentiles(geometric_mean(percents_R)) if len(percents_R) == len(games) else None,
+        percent_floored=any(p < FLOOR for p in percents),
         plain=first.plain,
         rounds=max(0, len(learned_from(first.card)) - 1),
         onward="begins_with" in first.card,
@@ -195,8 +207,16 @@ def _baseline(game: Game) -> _Baseline:
     return _Baseline(name, seeds_N, float(teacher_N.mean()), float(random_N.mean()), best_R, zero_R)
 
 
-def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> tuple[Standing, Values]:
-    """The standing of these training runs of one variant, and its resampled normalised per cents.
+class _Drawn(NamedTuple):
+    """A standing and its resampled per cents, normalised and raw, the latter None where a teacher's mean is not above zero."""
+
+    standing: Standing
+    normalized_R: Values
+    percent_R: Values | None
+
+
+def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> _Drawn:
+    """The standing of these training runs of one variant, and what it comes from.
 
     With several runs, runs are resampled as well as episodes (a hierarchical bootstrap): the interval includes what another
     training would have brought, as far as so few can tell.
@@ -213,19 +233,20 @@ def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> tuple[Standing,
     pick_RS = stream(0, "bootstrap", f"{game} runs").integers(0, len(runs), size=(RESAMPLES, len(runs)))
     own_R = np.take_along_axis(np.stack(resampled, axis=1), pick_RS, axis=1).mean(axis=1)
     normalized_R = np.asarray(100.0 * (own_R - zero_R) / (best_R - zero_R))
+    percent_R = np.asarray(100.0 * own_R / best_R) if best_R.min() > 0 else None
     mean = float(np.mean(means))
     standing = Standing(
         returned=mean,
         returned_ci95=percentiles(own_R),
         percent=100.0 * mean / best if best > 0 else None,
-        percent_ci95=percentiles(100.0 * own_R / best_R) if best_R.min() > 0 else None,
+        percent_ci95=None if percent_R is None else percentiles(percent_R),
         normalized=100.0 * (mean - zero) / (best - zero),
         ci95=percentiles(normalized_R),
         runs=len(runs),
         states=max(sum(told["states"] for told in learned_from(who.card)) for who in runs),
         gpus=tuple(device for who in runs if (device := who.card.get("device", "cpu")) != "cpu"),
     )
-    return standing, normalized_R
+    return _Drawn(standing, normalized_R, percent_R)
 
 
 def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> Values:

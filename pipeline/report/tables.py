@@ -11,10 +11,23 @@ import numpy as np
 
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import HEAD, Run, table
-from pipeline.report.paper import BARS, LADDER, MULTITASK, STUDENTS, TABLE1, THREE_GAMES, Bar, published_percent
+from pipeline.report.paper import (
+    BARS,
+    DROP,
+    KEPT,
+    LADDER,
+    MULTITASK,
+    SEVERAL_LEAST,
+    SEVERAL_MEAN,
+    STUDENTS,
+    TABLE1,
+    THREE_GAMES,
+    Bar,
+    published_percent,
+)
 from pipeline.report.predictors import PREDICTORS, Group
 from pipeline.report.scores import Evaluated, Score, read_returns
-from pipeline.report.summary import FLOOR, Lead, Standing, Summary, geometric_mean
+from pipeline.report.summary import Lead, Standing, Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +112,7 @@ def over_games(summaries: Sequence[Summary]) -> Table:
     cells = []
     for s in summaries:
         played = [_with_interval(s.games[g].normalized, s.games[g].ci95, 1) if g in s.games else "" for g in games]
-        mean = "" if s.mean is None or s.ci95 is None else _with_interval(s.mean, s.ci95, 1) + ("*" if s.floored else "")
+        mean = _mean(s.mean, s.ci95, floored=bool(s.floored))
         published = f"{LADDER[s.network]:.1f}" if s.plain and s.loss == "kl" and s.network in LADDER else ""
         runs = "-".join(map(str, sorted({standing.runs for standing in s.games.values()})))
         cells.append([s.variant, f"{s.parameters:,}", runs, *played, mean, published])
@@ -177,23 +190,21 @@ def several(summaries: Sequence[Summary]) -> Table:
     """
     games = sorted({game for s in summaries for game in s.games})
     known = tuple(games) == THREE_GAMES
-    head = ["agent", "learned from", "steps a game", "parameters", "runs", *(f"{g} %" for g in games), "mean %"]
+    head = ["agent", "learned from", "steps a game", "parameters", "runs", *(f"{g} %" for g in games), "mean % [95 %]"]
     head += ["paper, mean %"] * known
     head += ["normalised mean % [95 %]", "least %", "normalised mean % of the teachers at equal steps"]
     cells = []
     for s in summaries:
-        whole = len(s.games) == len(games)
-        raw = [np.array(s.games[g].percent) for g in games if g in s.games and s.games[g].percent is not None]
-        floored = "*" if any(p < FLOOR for p in raw) else ""
+        whole, comparable = len(s.games) == len(games), s.plain or not s.loss
         runs = "-".join(map(str, sorted({standing.runs for standing in s.games.values()})))
         cells.append(
             [
                 *(s.variant, f"teachers, {s.loss}" if s.loss else f"reward, {s.learned}"),
                 *("" if s.steps is None else f"{s.steps:,}", f"{s.parameters:,}", runs),
                 *(_percent(s.games[g]) if g in s.games else "" for g in games),
-                f"{float(geometric_mean(raw)):.1f}{floored}" if len(raw) == len(games) else "",
-                *([f"{MULTITASK[s.learned]:.1f}" if whole and s.learned in MULTITASK else ""] if known else []),
-                "" if s.mean is None or s.ci95 is None else _with_interval(s.mean, s.ci95, 1) + ("*" if s.floored else ""),
+                _mean(s.percent_mean, s.percent_ci95, floored=s.percent_floored),
+                *([f"{MULTITASK[s.learned]:.1f}" if whole and comparable and s.learned in MULTITASK else ""] if known else []),
+                _mean(s.mean, s.ci95, floored=bool(s.floored)),
                 f"{min(standing.normalized for standing in s.games.values()):.1f}",
                 "" if s.at_equal_steps is None else f"{s.at_equal_steps:.1f}",
             ]
@@ -254,6 +265,13 @@ def leads(found: Sequence[Lead], games: Sequence[str]) -> Table:
     return Table(["points", *games, "geometric mean"], cells)
 
 
+def _mean(mean: float | None, interval: tuple[float, float] | None, *, floored: bool) -> str:
+    """A geometric mean, with a star where a game was taken to reach 1 %; empty where there is none."""
+    if mean is None:
+        return ""
+    return (_with_interval(mean, interval, 1) if interval else f"{mean:.1f}") + ("*" if floored else "")
+
+
 def _percent(standing: Standing) -> str:
     if standing.percent is None:
         return "n/a"
@@ -293,6 +311,33 @@ def bars(summaries: Sequence[Summary]) -> Table:
         standing = student.games.get(game) if student else None
         cells.append([f"dqn: mean return in {game}", *_held(standing.returned if standing else None, floor)])
     return Table(["KL students", "at least", "reached", ""], cells)
+
+
+def bars_of_several(summaries: Sequence[Summary]) -> Table:
+    """What is asked of a KL student of the paper's three games (`paper.SEVERAL_MEAN`, `SEVERAL_LEAST`), and of no others."""
+    cells = []
+    for s in summaries:
+        if s.plain and s.loss == "kl" and tuple(sorted(s.games)) == THREE_GAMES:
+            worst = min(standing.normalized for standing in s.games.values())
+            cells.append([f"{s.variant}: geometric mean of normalised %", *_held(s.mean, SEVERAL_MEAN)])
+            cells.append([f"{s.variant}: least normalised % of a game", *_held(worst, SEVERAL_LEAST)])
+    return Table(["KL students", "at least", "reached", ""], cells)
+
+
+def bars_of_online(runs: Sequence[Run]) -> Table:
+    """What is asked of students that follow a learning teacher (`paper.DROP`, `paper.KEPT`), over a game's seeds."""
+    cells = []
+    for game in dict.fromkeys(run.game for run in runs):
+        of_game = [run for run in runs if run.game == game]
+        shares = [share for run in of_game if (share := run.share_of_drop) is not None]
+        kept = [percent for run in of_game if (percent := run.kept) is not None]
+        share = float(np.mean(shares)) if shares else None
+        told = "" if share is None else f"{share:.2f}"
+        held = "open" if share is None else "met" if share <= DROP else "missed"
+        cells.append([f"{game}: worst drop, of the teacher's", f"at most {DROP:.2f}", told, held])
+        asked, *reached = _held(float(np.mean(kept)) if kept else None, KEPT)
+        cells.append([f"{game}: kept %", f"at least {asked}", *reached])
+    return Table(["students, mean over seeds", "asked", "reached", ""], cells)
 
 
 def _asked(summaries: Sequence[Summary], bar: Bar) -> Summary | None:

@@ -13,8 +13,7 @@ from pipeline.report import aggregate, reproduction, tables
 from pipeline.report.aggregate import aggregates, scores_by_variant
 from pipeline.report.bootstrap import Values, interval
 from pipeline.report.page import render
-from pipeline.report.summary import summarise
-from tests.report.test_summary import game
+from tests.report.test_summary import game, results
 
 SCORES = st.lists(st.integers(-30, 150) | st.floats(-50, 200, width=32), min_size=1, max_size=8)  # whole numbers: ties
 GAMES = st.dictionaries(st.sampled_from(["Breakout", "Freeway", "Pong"]), SCORES, min_size=1)
@@ -170,12 +169,11 @@ def test_rows_are_of_variants_that_played_every_game(tmp_path: Path) -> None:
 
 def test_the_pages_hold_them(tmp_path: Path) -> None:
     games = {name: game(tmp_path, name, 10, {"kl": [[9, 9]]}) for name in ("Pong", "Breakout")}
-    rows, summaries = aggregates(games), summarise(games)
+    rows = aggregates(games)
     told = "90.0 [90.0, 90.0] | 90.0 [90.0, 90.0] | 90.0 [90.0, 90.0] | 10.0 [10.0, 10.0] | 0.0 [0.0, 0.0]"
     assert f"| kl | 4 | {told} |" in tables.aggregates(rows).markdown()
-    teachers = {name: g.teacher for name, g in games.items()}
-    assert told in reproduction.markdown(summaries, [], teachers, "", "dvc repro", aggregates=rows)
-    assert "IQM" not in reproduction.markdown(summaries, [], teachers, "", "dvc repro")
-    page = render([], "", {}, summaries, aggregates=rows)
+    assert told in reproduction.markdown(results(games, aggregates=rows))
+    assert "IQM" not in reproduction.markdown(results(games))
+    page = render([], results(games, aggregates=rows), {})
     assert page.count("<table>") == 2
     assert "10.0 [10.0, 10.0]" in page

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.report import tables
 from pipeline.report.online import Run, steadiness, table
 
 
@@ -30,7 +31,7 @@ def run(seed: int, dropped: float) -> Run:
         last_N=np.array([5.0, 7.0]),
         best_N=np.array([9.0, 11.0]),
         student_N=np.array([8.0, 10.0]),
-        zero=0.0,
+        random_N=np.array([-1.0, 1.0]),
         states=100,
     )
 
@@ -42,6 +43,15 @@ def test_a_student_that_never_learns_has_dropped() -> None:
     assert run(0, 0.0).share_of_drop is None
 
 
+def test_what_was_asked_is_of_the_mean_over_seeds() -> None:
+    met = tables.bars_of_online([run(0, 4.0), run(1, 16.0)]).cells  # shares of the drop: 0.5 and 0.125
+    assert met[0] == ["Pong: worst drop, of the teacher's", "at most 0.33", "0.31", "met"]
+    assert met[1] == ["Pong: kept %", "at least 97.0", "90.0", "missed"]
+    assert tables.bars_of_online([run(0, 4.0)]).cells[0][2:] == ["0.50", "missed"]
+    steady = tables.bars_of_online([run(0, 0.0)]).cells[0]
+    assert steady[2:] == ["", "open"]
+
+
 def test_the_table_is_over_seeds() -> None:
     teacher, best, student = table([run(0, 4.0), run(1, 8.0)])
     assert teacher[:6] == ["Pong", "teacher", "2", "6.00 (4.00 to 8.00)", "6.00 (4.00 to 8.00)", ""]
@@ -50,6 +60,6 @@ def test_the_table_is_over_seeds() -> None:
     assert best[6:8] == ["10.00 (10.00 to 10.00)", "10.00 (10.00 to 10.00)"]
     assert student[3:6] == ["1.00 (1.00 to 1.00)", "2.00 (2.00 to 2.00)", "0.38 (0.25 to 0.50)"]
     assert student[-2:] == ["90.00 (90.00 to 90.00)", "88.9 to 90.9"]  # each resample: 8/9, 9/10 or 10/11
-    assert replace(run(0, 1.0), zero=9.5).kept is None
+    assert replace(run(0, 1.0), random_N=np.array([9.5])).kept is None
     _, _, student = table([run(0, 4.0), run(1, 0.0), run(2, 8.0)])  # the second teacher never dropped
     assert student[5] == "0.38 (0.25 to 0.50), 2 of 3 seeds"

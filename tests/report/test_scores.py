@@ -13,6 +13,7 @@ from pipeline.report import tables
 from pipeline.report.bootstrap import interval
 from pipeline.report.page import Section, render
 from pipeline.report.paper import published_percent
+from pipeline.report.results import Results
 from pipeline.report.scores import Evaluated, score
 from pipeline.report.summary import Game
 from pipeline.report.tables import Row
@@ -83,7 +84,11 @@ def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
     curve, _, teacher, chance = filmed(tmp_path)
     student = evaluated(tmp_path, "student", [9, 19], name="<net2>", loss="kl", curve=curve)
     rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, student)]
-    page = render([Section(game="Pong", rows=rows, who=Game(teacher, chance, [student]))], "epsilon 0.05", {"digest": "abc"})
+    page = render(
+        [Section(game="Pong", rows=rows, who=Game(teacher, chance, [student]))],
+        Results(protocol="epsilon 0.05"),
+        {"digest": "abc"},
+    )
     assert "&lt;net2&gt;" in page
     assert "<net2>" not in page
     assert page.count("<svg") == 4
@@ -100,7 +105,9 @@ def test_of_several_runs_the_first_is_filmed(tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, *runs)]
-    page = render([Section(game="Pong", rows=rows, who=Game(teacher, chance, runs))], "epsilon 0.05", {"digest": "abc"})
+    page = render(
+        [Section(game="Pong", rows=rows, who=Game(teacher, chance, runs))], Results(protocol="epsilon 0.05"), {"digest": "abc"}
+    )
     assert page.count("data:video/mp4;base64,") == 3
     told = re.findall(r"<figcaption>(kl-net\d-\d): ", page)
     assert told == ["kl-net2-0", "kl-net3-0"]

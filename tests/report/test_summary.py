@@ -1,6 +1,7 @@
 """Over several games: means by hand, intervals that include training where they say so."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from pipeline.report import figures, reproduction, tables
 from pipeline.report.page import render
 from pipeline.report.paper import STUDENTS
+from pipeline.report.results import Results, Several
 from pipeline.report.scores import Evaluated, score
 from pipeline.report.summary import Game, geometric_mean, leads, rank_correlation, summarise
 from tests.report.test_scores import evaluated
@@ -44,6 +46,16 @@ def game(
     return Game(teacher, play("random", [0.0, 0.0], name=f"{name}-random"), runs)
 
 
+def results(games: Mapping[str, Game], **more: Any) -> Results:
+    """Of agents of one game."""
+    return Results(teachers={name: g.teacher for name, g in games.items()}, summaries=summarise(games), **more)
+
+
+def together(games: Mapping[str, Game]) -> Results:
+    """Of agents of all these games."""
+    return replace(results(games), summaries=[], several=[Several(summaries=summarise(games), games=games)])
+
+
 def test_summaries_by_hand(tmp_path: Path) -> None:
     a = game(tmp_path, "Pong", 10, {"kl": [[5, 15]], "mse": [[-5, 5]]})
     b = game(tmp_path, "Breakout", 100, {"kl": [[40, 40], [60, 60]]})
@@ -62,7 +74,7 @@ def test_the_pages_hold_every_number_and_the_papers(tmp_path: Path) -> None:
         "Tennis": game(tmp_path, "Tennis", 20, {"kl-net1": [[15, 15]]}),
     }
     summaries = summarise(games)
-    page = reproduction.markdown(summaries, [], {name: g.teacher for name, g in games.items()}, "epsilon 0.05", "dvc repro")
+    page = reproduction.markdown(results(games, protocol="epsilon 0.05"))
     assert "| kl-net1 | 100 | 1 | 90.0 [90.0, 90.0] | 75.0 [75.0, 75.0] | 82.2 [82.2, 82.2] | 108.3 |" in page
     assert "| Pong | 10.0 | 16.2 | (94.4) | (95.1) | (100.6) |" in page
     assert "Ours: Pong, PQN with LayerNorm (100 parameters); Tennis, PQN with LayerNorm (100 parameters)." in page
@@ -76,8 +88,7 @@ def test_table_1_has_intervals_and_rows_of_other_experiments(tmp_path: Path) -> 
     same = game(tmp_path / "..", "Pong", 16, {"kl-dqn": [[20, 12]]}, network="dqn")
     teacher = replace(same.teacher, card={"algorithm": "dqn", "architecture": {"layer_norm": False}})
     beside = [(teacher, summarise({"Pong": same}))]
-    summaries = summarise({"Pong": pong})
-    page = reproduction.markdown(summaries, [], {"Pong": pong.teacher}, "", "dvc repro", beside=beside)
+    page = reproduction.markdown(results({"Pong": pong}, beside=beside))
     assert "| Pong | 10.0 | 16.2 | (94.4) | (95.1) | 90.0 [80.0, 100.0] (100.6) |" in page
     assert "| Pong, plain DQN teacher | 16.0 | 16.2 | (94.4) | (95.1) | 100.0 [75.0, 125.0] (100.6) |" in page
     assert "Ours: Pong, PQN with LayerNorm (100 parameters); Pong, plain DQN (100 parameters)." in page
@@ -93,11 +104,11 @@ def test_a_loss_is_ahead_of_the_next_by_the_episodes_that_both_played(tmp_path: 
     assert lead.games == {"Freeway": (10.0, (10.0, 10.0)), "Pong": (-10.0, (-10.0, -10.0))}  # whichever episodes are drawn
     assert lead.mean is not None
     assert lead.mean[0] == pytest.approx(np.sqrt(60 * 60) - np.sqrt(50 * 70))
-    page = reproduction.markdown(summarise(games), [], {n: g.teacher for n, g in games.items()}, "", "dvc repro", leads=[lead])
+    page = reproduction.markdown(results(games, leads=[lead]))
     # The outer ones of nine resamples: 110 and 10 against 100 and 20, 10 and 110 against 1 and 120.
     low, high = np.sqrt(110 * 10) - np.sqrt(100 * 20), np.sqrt(10 * 110) - np.sqrt(1 * 120)
     assert f"| KL less NLL | 10.0 [10.0, 10.0] | -10.0 [-10.0, -10.0] | 0.8 [{low:.1f}, {high:.1f}] |" in page
-    assert ">10.0 [10.0, 10.0]</td>" in render([], "", {}, summarise(games), leads=[lead])
+    assert ">10.0 [10.0, 10.0]</td>" in render([], results(games, leads=[lead]), {})
     assert "| the paper's KL less NLL | 1.9 | 5.5 |  |" in page
     del games["Pong"]
     games["Pong"] = game(tmp_path, "Pong", 20, {"kl-dqn": [[2, 22]]}, network="dqn")
@@ -120,7 +131,7 @@ def test_what_was_asked_is_met_missed_or_open(tmp_path: Path) -> None:
         students[0] = replace(students[0], card=students[0].card | {"device": "Some GPU"})
         large = game(tmp_path, name, floor, {"kl-dqn": [[0.9 * floor, 1.1 * floor]]}, network="dqn")
         games[name] = replace(large, students=[*large.students, *students])
-    page = reproduction.markdown(summarise(games), [], {n: g.teacher for n, g in games.items()}, "", "dvc repro")
+    page = reproduction.markdown(results(games))
     assert "| dqn: geometric mean % | 100.0 | 100.0 | met |" in page
     assert re.search(r"\| dqn: geometric mean %, lower end of its interval \| 95.0 \| 9[0-4]\.\d \| missed \|", page)
     assert "| net1: geometric mean % | 100.0 |  | open |" in page
@@ -152,14 +163,22 @@ def test_the_papers_numbers_stand_beside_its_own_students_alone(tmp_path: Path, 
 
 
 def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> None:
-    games = {name: game(tmp_path, name, 10, {"trio/kl": [[9, 9]]}) for name in ("Freeway", "Pong")}
-    games["Qbert"] = game(tmp_path, "Qbert", 10, {"trio/kl": [[16, 16]]})
-    page = reproduction.markdown([], [summarise(games)], {n: g.teacher for n, g in games.items()}, "", "dvc repro")
+    names = ("trio/kl-net1", "trio/kl-often")
+    games = {g: game(tmp_path, g, 10, {name: [[9, 9]] for name in names}) for g in ("Freeway", "Pong")}
+    games["Qbert"] = game(tmp_path, "Qbert", 10, {name: [[16, 16]] for name in names})
+    page = reproduction.markdown(together(games))
     assert "## Table 1" not in page
     mean, nine = (90 * 90 * 160) ** (1 / 3), "90.0 [90.0, 90.0]"
-    assert f"| trio/kl | teachers, kl |  | 100 | 1 | {nine} | {nine} | 160.0 [160.0, 160.0] | {mean:.1f} | 116.9 |" in page
+    row = f"| teachers, kl |  | 100 | 1 | {nine} | {nine} | 160.0 [160.0, 160.0] | {mean:.1f} [{mean:.1f}, {mean:.1f}]"
+    assert f"| trio/kl-net1 {row} | 116.9 |" in page
+    assert f"| trio/kl-often {row} |  |" in page  # the paper had no such student
+    assert f"| trio/kl-net1: geometric mean of normalised % | 100.0 | {mean:.1f} | met |" in page
+    assert "| trio/kl-net1: least normalised % of a game | 95.0 | 90.0 | missed |" in page
+    assert "| trio/kl-often: " not in page
     del games["Pong"]
-    assert "116.9" not in tables.several(summarise(games)).markdown()  # the paper's are of three games
+    page = reproduction.markdown(together(games))
+    assert "116.9" not in page  # the paper's are of three games
+    assert "asked" not in page
 
 
 def test_a_baseline_is_also_measured_by_teachers_of_its_steps(tmp_path: Path) -> None:
@@ -179,9 +198,9 @@ def test_a_baseline_is_also_measured_by_teachers_of_its_steps(tmp_path: Path) ->
     assert (kl.steps, kl.at_equal_steps) == (None, None)
     assert pqn.steps == 2500
     assert pqn.at_equal_steps == pytest.approx(120.0)
-    page = reproduction.markdown([], [[kl, pqn]], {n: g.teacher for n, g in games.items()}, "", "dvc repro")
+    page = reproduction.markdown(together(games))
     six = "60.0 [60.0, 60.0]"
-    assert f"| pair/pqn | reward, pqn | 2,500 | 100 | 1 | {six} | {six} | 60.0 | {six} | 60.0 | 120.0 |" in page
+    assert f"| pair/pqn | reward, pqn | 2,500 | 100 | 1 | {six} | {six} | {six} | {six} | 60.0 | 120.0 |" in page
     assert "published after their own (Freeway 3,000, Pong 3,000)" in page
     assert "Steps a game" not in tables.of_steps([kl], {})
     curve.write_text("steps,train_return,eval_return\n1000,2,0\n3000,9,10\n")  # it knew no more than chance

@@ -1,0 +1,44 @@
+"""What a report tells, whichever page shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.report.aggregate import Aggregate
+from pipeline.report.online import Run
+from pipeline.report.scores import Evaluated
+from pipeline.report.summary import Game, Lead, Summary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Several:
+    """Agents that play several games, the same ones: their summaries, and the agents by game."""
+
+    summaries: Sequence[Summary]
+    games: Mapping[str, Game]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """`protocol` says how episodes start, explore and end, `command` what makes the report again; `teachers` are by game.
+
+    `summaries` and `aggregates` are of agents of one game, over all games, and `leads` of their losses over each other;
+    `several` of agents of the same several games each; `online` are students that followed a teacher which was still learning.
+    `beside`, a teacher each and its students, are of other experiments. `earlier` has who learned by other settings than the
+    experiment has now, by what differed; `collections`, who learned from another collection of the same datasets, by these;
+    `missing`, who is not shown yet.
+    """
+
+    protocol: str = ""
+    command: str = ""
+    teachers: Mapping[str, Evaluated] = field(default_factory=dict)
+    summaries: Sequence[Summary] = ()
+    aggregates: Sequence[Aggregate] = ()
+    leads: Sequence[Lead] = ()
+    several: Sequence[Several] = ()
+    online: Sequence[Run] = ()
+    beside: Sequence[tuple[Evaluated, Sequence[Summary]]] = ()
+    earlier: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    collections: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    missing: Sequence[str] = ()
