@@ -121,7 +121,11 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                     for i, part in zip(ingredients, datasets[game].parts, strict=True)
                 ],
                 **({"interleave": variant.interleave} if len(datasets) > 1 else {}),
-                **({"begins_with": start.digest, "frozen": variant.frozen} if start else {}),
+                **(
+                    {"begins_with": start.digest, "learned_before": _learned(start.card), "frozen": variant.frozen}
+                    if start
+                    else {}
+                ),
                 "recipe": variant.recipe,
             },
         )
@@ -159,12 +163,9 @@ def _start(
             f"collect it again, or restore the agent"
         )
     mixed = {i.digest: i.dataset for ingredients in mix.values() for i in ingredients}
-    learned = [told for told in learned_from(agent.card) if acted or told["digest"] in mixed or told["name"] in mixed.values()]
-    theirs, ours = (
-        (agent.card.get("seed"), agent.card.get("settings", {}).get("held_out")),
-        (seed, params.presets[variant.preset].held_out),
-    )
-    if learned and theirs != ours:
+    learned = [told for told in _learned(agent.card) if acted or told["digest"] in mixed or told["name"] in mixed.values()]
+    ours = (seed, params.presets[variant.preset].held_out)
+    for theirs in {(told["seed"], told["held_out"]) for told in learned} - {ours}:
         told = " and ".join("seed {}, held_out {}".format(*each) for each in (theirs, ours))
         raise ValueError(
             f"{name} and this student hold out other episodes ({told}): give both the same, "
@@ -176,6 +177,12 @@ def _start(
             f"what that learned from: make {name} and its round anew"
         )
     return agent
+
+
+def _learned(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What an agent, and whoever it began with, has learned from, and what decided which episodes of it were held out."""
+    decided = {"seed": card.get("seed"), "held_out": card.get("settings", {}).get("held_out")}
+    return [*(told | decided for told in learned_from(card)), *card.get("learned_before", [])]
 
 
 def _acted(params: settings.Params, mix_name: str, name: str | None, datasets: Mapping[str, Joined]) -> str:

@@ -175,9 +175,9 @@ def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes
             collection={"policy": "epsilon-greedy", "seed": 11, "actor": {"digest": played_by}},
         )
 
-    def learned(seed: int = 0, variant: str = "more") -> str:
+    def learned(seed: int = 0, variant: str = "more", mix: str = "round") -> str:
         runner, params = CliRunner(), str(folder / "params.yaml")
-        for command in (("mix", "--mix", "round"), ("distill", "--student", f"round/{variant}", "--seed", str(seed))):
+        for command in (("mix", "--mix", mix), ("distill", "--student", f"{mix}/{variant}", "--seed", str(seed))):
             done = runner.invoke(main, ["--params", params, *command])
         return done.output
 
@@ -210,6 +210,13 @@ def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes
         raw["students"]["named"] = raw["students"]["more"] | {"begins_with": "students/way/kl-0"}
     assert "hold out other episodes (seed 0, held_out 0.05 and seed 1, held_out 0.05)" in learned(seed=1, variant="named")
     assert "published" in learned(variant="named")
+    with edited_params(
+        folder, folder / "params.yaml"
+    ) as raw:  # who begins with it elsewhere has learned from all that
+        raw["mixes"]["elsewhere"] = ["Corridor-1"]
+        raw["students"]["after"] = raw["students"]["more"] | {"begins_with": "students/elsewhere/named-1"}
+    assert "published" in learned(seed=1, variant="named", mix="elsewhere")
+    assert "students/elsewhere/named-1 and this student hold out other episodes (seed 0" in learned(1, "after", "way")
     write_dataset(folder / "data/datasets/Corridor", [corridor_episode(1, rng) for _ in range(9)])
     assert "students/way/kl-0 learned from Corridor as it was, mix round has other episodes" in learned(variant="named")
     assert "students/way/kl-0 learned from Corridor as it was, mix round has other episodes" in learned()
