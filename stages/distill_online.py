@@ -26,6 +26,7 @@ from stages import params as settings
 from stages.cluster import cluster
 from stages.contest import Contestant, mean_return, played
 from stages.distill import RECIPE as DISTILL_RECIPE
+from stages.grid import followed
 from stages.history import History, Point, live, work_folder
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, resuming, save_state, write_csv
@@ -287,6 +288,7 @@ class Follower:
                 "objective": asdict(self._variant.objective()),
                 "updates": self._variant.updates * len(self.rows) + self._told.final_updates,
                 "versions": len(self.rows) + 1,
+                "following": followed(self._told, self._variant),
                 "held_out": {key: measured[key] for key in MEASURES},
                 "settings": {"preset": self._variant.preset, **self._config.settings()},
                 "device": name_of(self._compute.device),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 from pipeline.agents.checkpoints import CARD, Agent, games_of, load_card
 from pipeline.atari.games import find_game
@@ -55,11 +55,41 @@ def beginning(params: settings.Params, mix: str, variant: settings.StudentParams
 
 
 def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cell) -> str:
-    """How a student learned, where that is not how its settings are now; '' if it is, or if there is no student."""
+    """How an agent learned, where that is not how its settings are now; '' if it is, or if there is no agent."""
     folder = layout.agent(cell.agent)
-    if cell.kind != "students" or not (folder / CARD).is_file():
+    if not (folder / CARD).is_file():
         return ""
-    card, variant = load_card(folder), settings.pick(params.students, cell.variant, "student")
+    card = load_card(folder)
+    if cell.kind == "multitask":
+        return _told(_differing(*_baseline_settings(params, cell, card)))
+    variant = settings.pick(params.students, cell.variant, "student")
+    different = _student_differences(params, variant, card)
+    begun, start = card.get("begins_with"), beginning(params, cell.mix, variant)
+    gone = start is not None and not (layout.agent(start) / CARD).is_file()  # nothing tells whether it is the same
+    if not gone and begun != (load_card(layout.agent(start))["digest"] if start else None):
+        different["begins_with"] = str(begun)[:12]
+    return _told(different)
+
+
+def earlier_following(layout: Layout, params: settings.Params, game: str, seed: int) -> str:
+    """How a student followed its learning teacher, as `earlier_settings`."""
+    folder = layout.online(f"{game}-{seed}")
+    if not (folder / CARD).is_file():
+        return ""
+    card, online = load_card(folder), params.online[game]
+    variant: settings.StudentParams = settings.pick(params.students, online.student, "student")
+    told = card["following"]
+    different = _student_differences(params, variant, card | {"updates": told["updates"]})
+    return _told(different | _differing(followed(online, variant), told))
+
+
+def followed(online: settings.OnlineParams, variant: settings.StudentParams) -> dict[str, Any]:
+    """What a card records of how a student followed: all but who is shown, and the updates at each point."""
+    return online.model_dump(exclude={"seeds", "recipe"}) | {"updates": variant.updates}
+
+
+def _student_differences(params: settings.Params, variant: settings.StudentParams, card: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a student's settings was another when it learned."""
     objective = asdict(variant.objective())
     now = {
         "preset": variant.preset,
@@ -72,14 +102,35 @@ def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cel
     }
     then = {**objective, **card["objective"], **card["settings"]}  # older cards lack what there was not
     then |= {name: card[name] for name in ("network", "interleave", "frozen", "updates") if name in card}
-    now, then = ({k: v for k, v in told.items() if k not in WATCHING} for told in (now, then))
-    different = {k: then.get(k) for k in sorted(now.keys() | then.keys()) if now.get(k) != then.get(k)}
+    different = _differing(*({k: v for k, v in told.items() if k not in WATCHING} for told in (now, then)))
     if different.keys() > {"updates"}:  # of other settings another number goes without saying
         del different["updates"]
-    begun, start = card.get("begins_with"), beginning(params, cell.mix, variant)
-    gone = start is not None and not (layout.agent(start) / CARD).is_file()  # nothing tells whether it is the same
-    if not gone and begun != (load_card(layout.agent(start))["digest"] if start else None):
-        different["begins_with"] = str(begun)[:12]
+    return different
+
+
+def _baseline_settings(
+    params: settings.Params, cell: settings.Cell, card: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How a baseline learns now, and how it learned at last."""
+    baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")
+    chosen = {game: baseline.presets.get(game, baseline.preset) for game in games_of(card)}
+    presets = {game: settings.pick(params.teacher_presets, name, "teacher preset") for game, name in chosen.items()}
+    last = card["history"][-1]
+
+    def told(network: str, steps: int, of_games: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        by_game = {f"{name} of {game}": value for game, of in of_games.items() for name, value in of.items()}
+        return {"network": network, "steps": steps, **by_game}
+
+    now = told(baseline.network, baseline.steps, {game: preset.settings() for game, preset in presets.items()})
+    return now, told(card["network"], last["budget"], last["settings"])
+
+
+def _differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """What was another then."""
+    return {name: then.get(name) for name in sorted(now.keys() | then.keys()) if now.get(name) != then.get(name)}
+
+
+def _told(different: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in different.items())
 
 

@@ -21,7 +21,7 @@ from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
-from stages.grid import earlier_settings, games_of_cell, games_of_mix, scored_as, scored_before
+from stages.grid import earlier_following, earlier_settings, games_of_cell, games_of_mix, scored_as, scored_before
 from stages.history import RECORD
 from stages.paths import Layout
 
@@ -193,7 +193,7 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
     learning = 0.0 if done else told.steps * machine.learn(told.preset, told.network, game)
     choosing = 0.0 if done else points * told.select_episodes * steps * machine.play(game, told.network)
     yield Job("train-history", name, done, learning + choosing)
-    done = (layout.online(name) / CARD).is_file()
+    done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
     seconds = 0.0
     if not done:
         seconds = (points * online.states + online.final_states) * machine.play(game, told.network)

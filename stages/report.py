@@ -33,7 +33,7 @@ from pipeline.report.summary import Game, Summary, leads, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
 from stages.disputes import disputes
-from stages.grid import earlier_settings, games_of_cell, scored_as, scored_before
+from stages.grid import earlier_following, earlier_settings, games_of_cell, scored_as, scored_before
 from stages.paths import Layout
 from stages.publish import replace_folder, replaced_file
 from stages.runlog import say
@@ -57,9 +57,12 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         runs = followed
         cells = _finished(layout, params, cells, others=bool(runs))
     earlier, apart = (_names_by(layout, params, cells, told) for told in (earlier_settings, _told_collections))
+    for game, seed in runs:
+        if told := earlier_following(layout, params, game, seed):
+            earlier.setdefault(told, []).append(f"{game}-{seed}")
     if not partial:
         _refuse_outdated(layout, params, cells, earlier)
-    online = [_run(layout, *run, params.online[run[0]].states) for run in runs]
+    online = [_run(layout, *run) for run in runs]
     taught = dict.fromkeys(cell.mix for cell in cells if cell.kind == "students")
     mixes = {mix: read_mix(layout.mix(mix)) for mix in taught}
     players = _players(layout, params, cells)
@@ -207,7 +210,7 @@ def _ends(game: str, seed: int) -> dict[str, str]:
     }
 
 
-def _run(layout: Layout, game: str, seed: int, states: int) -> Run:
+def _run(layout: Layout, game: str, seed: int) -> Run:
     """How a student followed a teacher, and what became of both."""
     curve = layout.online(f"{game}-{seed}") / "curve.csv"
     if not curve.is_file():
@@ -230,7 +233,7 @@ def _run(layout: Layout, game: str, seed: int, states: int) -> Run:
         teacher_P=[float(row["teacher_return"]) for row in rows],
         best_P=[float(row["best_return"]) for row in rows],
         student_P=[float(row["student_return"]) for row in rows],
-        states=states,
+        states=load_card(layout.online(f"{game}-{seed}"))["following"]["states"],
         **returns,
     )
 

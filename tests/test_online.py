@@ -17,6 +17,8 @@ from distributed import Client
 from pipeline.datasets.reader import open_dataset
 from stages import collect, distill_online, history
 from stages.cli import main
+from stages.grid import earlier_following
+from stages.params import load_project
 from stages.publish import replace_folder
 from tests.fakes import blocks_of_four, edited_params
 from tests.rl.test_dqn import CONFIG as DQN
@@ -136,6 +138,24 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     page = (recorded / "data/history-Breakout-0.html").read_text()
     assert page.count("<figure") == 3
     assert "has been preferred since" in page
+
+
+def test_any_other_setting_of_a_follower_is_noticed(recorded: Path) -> None:
+    if not (recorded / "data/online/Breakout-0").exists():
+        call(recorded, "distill-online", "--game", "Breakout", "--replay")
+    params = recorded / "params.yaml"
+    with edited_params(recorded, params) as raw:
+        rate = raw["presets"]["fast"]["learning_rate"]
+        raw["online"]["Breakout"] |= {"window": 3, "seeds": [0]}
+        raw["presets"]["fast"]["learning_rate"] = 1.0
+    assert earlier_following(*load_project(params), "Breakout", 0).endswith(", window 2")
+    assert "learned by other settings than params.yaml has now: Breakout-0 (learning_rate " in invoke(recorded, "report").output
+    undone = [job["stage"] for job in json.loads(call(recorded, "plan", "--json"))["jobs"] if not job["done"]]
+    assert "distill-online" in undone
+    with edited_params(recorded, params) as raw:
+        raw["online"]["Breakout"] |= {"window": 2}
+        raw["presets"]["fast"]["learning_rate"] = rate
+    assert earlier_following(*load_project(params), "Breakout", 0) == ""
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *at: int) -> None:

@@ -22,6 +22,8 @@ from pipeline.agents.networks import NETWORKS, new_network
 from pipeline.atari.envs import fingerprint
 from pipeline.datasets.schema import Flag, Records
 from stages.cli import main
+from stages.grid import earlier_settings
+from stages.params import Cell, load_project
 from stages.runlog import Stopped
 from tests.fakes import ENVIRONMENT, edited_params, write_dataset
 
@@ -187,6 +189,24 @@ def test_the_report_shows_both(travelled: Path) -> None:
     assert "run `pd-pipeline evaluate multitask/pair/pqn-0 --game Qbert`" in fails(travelled, "report")
     assert "left out, not evaluated yet: pair/pqn-0\n" in call(travelled, "report", "--partial")
     (travelled / "aside").rename(scores)
+
+
+def test_any_other_setting_of_a_baseline_is_noticed(travelled: Path) -> None:
+    params = travelled / "params.yaml"
+    before = params.read_text()
+
+    def told(section: str, name: str, **changes: object) -> str:
+        with edited_params(travelled, params) as raw:
+            entry = raw[section][name]
+            (entry["pqn"] if section == "teacher_presets" else entry).update(changes)
+        found = earlier_settings(*load_project(params), Cell("multitask", "pair", "pqn", 0))
+        params.write_text(before)
+        return found
+
+    assert told("multitask", "pqn") == told("multitask", "pqn", select_every=64) == ""
+    assert told("multitask", "pqn", steps=128) == "steps 64"
+    assert told("multitask", "pqn", network="multi3") == "network pqn-multi3"
+    assert told("teacher_presets", "pqn-held", hold_exponent=3.0) == "hold_exponent of Qbert 2.0"
 
 
 def test_the_plan_knows_what_is_left(travelled: Path) -> None:

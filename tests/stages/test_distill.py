@@ -210,9 +210,7 @@ def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes
         raw["students"]["named"] = raw["students"]["more"] | {"begins_with": "students/way/kl-0"}
     assert "hold out other episodes (seed 0, held_out 0.05 and seed 1, held_out 0.05)" in learned(seed=1, variant="named")
     assert "published" in learned(variant="named")
-    with edited_params(
-        folder, folder / "params.yaml"
-    ) as raw:  # who begins with it elsewhere has learned from all that
+    with edited_params(folder, folder / "params.yaml") as raw:  # who begins with it elsewhere has learned from all that
         raw["mixes"]["elsewhere"] = ["Corridor-1"]
         raw["students"]["after"] = raw["students"]["more"] | {"begins_with": "students/elsewhere/named-1"}
     assert "published" in learned(seed=1, variant="named", mix="elsewhere")
