@@ -1,0 +1,64 @@
+"""What the params files of the repository ask for is possible, told before days of play."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pipeline.atari.envs import action_meanings
+from pipeline.datasets.loader import Loader, Source
+from pipeline.datasets.schema import EpisodeRow
+from stages.params import load_project, network, recipe_of
+
+ROOT = Path(__file__).parent.parent
+FILES = [ROOT / "params.yaml", *sorted(ROOT.glob("experiments/*/params.yaml"))]
+
+
+@dataclass
+class Planned:
+    """A dataset that is not there: blank, in episodes of a thousand steps."""
+
+    game: str
+    actions: int
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    @property
+    def episodes(self) -> tuple[EpisodeRow, ...]:
+        told: dict[str, Any] = {"episode_return": 0.0, "terminated": True, "truncated": False, "complete": True, "sha256": ""}
+        return tuple(EpisodeRow(seed=i, start=1000 * i, length=1000, **told) for i in range(self.steps // 1000))
+
+    def read(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+        assert name == "q", "frames are read when a student learns"
+        return np.zeros((stop - start, self.actions), dtype=np.float32)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
+def test_every_students_datasets_fit_the_memory_it_is_given(path: Path) -> None:
+    layout, params = load_project(path)
+    for mix, variant in dict.fromkeys((cell.mix, cell.variant) for cell in params.cells() if cell.kind == "students"):
+        student = params.students[variant]
+        config = params.presets[student.preset]
+        states: dict[str, int] = {}
+        for name in params.mixes[mix]:
+            recipe = recipe_of(layout, params, name)
+            assert recipe is not None, f"nothing tells how many states {name} has"
+            game = recipe.game or name
+            states[game] = states.get(game, 0) + recipe.states
+        for game, count in states.items():
+            planned: Source = Planned(game, len(action_meanings(game, params.environment)), count)
+            Loader(
+                planned,
+                batch=config.batch,
+                held_out=config.held_out,
+                seed=0,
+                memory=int(config.memory_gb * 1e9),
+                depth=network(student.network).stack,
+                check=config.validation_states // len(states),
+                sharing=len(states),
+            )
