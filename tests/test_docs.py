@@ -47,6 +47,20 @@ def test_the_digest_of_the_format_page_is_the_samples() -> None:
     assert f"`{digest}`" in page
 
 
+def test_the_readmes_ladder_is_the_pages() -> None:
+    """No number is typed by hand: copy the rows of docs/reproducing-the-paper.md, Compression, all but their names."""
+
+    def rows(text: str) -> list[list[str]]:
+        table = next(part for part in text.split("\n\n") if "| geometric mean" in part and "| parameters | " in part)
+        return [line.split("|")[2:] for line in table.splitlines()[2:]]
+
+    page = rows((ROOT / "docs/reproducing-the-paper.md").read_text().split("## Compression")[1])
+    readme = rows((ROOT / "README.md").read_text())
+    assert len(readme) == 6
+    for row in readme:
+        assert row in page
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist(page: Path) -> None:
     dataset = main.commands["dataset"]
