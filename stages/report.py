@@ -27,6 +27,7 @@ from pipeline.report import reproduction, tables
 from pipeline.report.aggregate import aggregates
 from pipeline.report.online import Run
 from pipeline.report.page import Section, render
+from pipeline.report.predictors import predicted
 from pipeline.report.results import Results, Several
 from pipeline.report.scores import Evaluated, learned_from, read_curve, read_returns, score
 from pipeline.report.summary import Game, Summary, leads, summarise
@@ -97,7 +98,9 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     results = Results(
         protocol=facts["protocol"],
         command=command,
-        teachers={game: who.teacher for game, who in games.items()},
+        timing=facts.get("latency", ""),
+        games=games,
+        predicted=predicted([(row.who, row.score) for row in rows]),
         summaries=summaries,
         aggregates=typical,
         leads=ahead,

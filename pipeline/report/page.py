@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.report import figures, tables
 from pipeline.report.disputes import Dispute, picture
 from pipeline.report.online import Run
-from pipeline.report.predictors import PREDICTORS, Point, correlate
+from pipeline.report.predictors import PREDICTORS, Predicted
 from pipeline.report.results import Results, Several
 from pipeline.report.scores import Evaluated
 from pipeline.report.summary import Game
@@ -87,7 +87,7 @@ def render(
 ) -> str:
     """The page as text; `datasets` are the facts of what students learned from."""
     body = _online(results.online) + "".join(_several(games) for games in results.several) + _over_games(results)
-    body += "".join(_section(section) for section in sections) + _predictors(sections)
+    body += "".join(_section(section) for section in sections) + _predictors(results.predicted)
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in provenance.items())
     return document(
         "Policy distillation report",
@@ -121,7 +121,7 @@ def _datasets(datasets: Sequence[Mapping[str, str]]) -> str:
 
 def _over_games(results: Results) -> str:
     summaries, aggregates, leads = results.summaries, results.aggregates, results.leads
-    if len(results.teachers) < 2 or not summaries:
+    if len(results.games) < 2 or not summaries:
         return ""
     table = tables.over_games(summaries).html(
         f"Random-normalised per cent of the teacher. Intervals: 95 % bootstrap over episodes, {tables.PAIRED}; with several runs also "
@@ -199,40 +199,20 @@ def _online(runs: Sequence[Run]) -> str:
     return f"<section><h2>Following a teacher that is still learning</h2>{table}<div class='figures'>{''.join(drawn)}</div></section>"
 
 
-def _predictors(sections: Sequence[Section]) -> str:
+def _predictors(found: Predicted | None) -> str:
     """Which held-out number tells beforehand how a student will play."""
-    rows = [r for s in sections for r in s.rows if r.who.card.get("held_out")]
-    temperatures = [r.who.card["objective"]["temperature"] for r in rows]
-    usual = max(temperatures, key=temperatures.count, default=0.0)
-    points = [
-        Point(r.who.card["objective"]["loss"], r.who.card["held_out"], r.score)
-        for r, temperature in zip(rows, temperatures, strict=True)
-        if temperature == usual
-    ]
-    groups, best = correlate(points)
-    if not groups:
+    if found is None:
         return ""
-    shown = {group.game for group in groups}
     drawn = [
         figure(
-            figures.predictor([p for p in points if p.score.game in shown], name),
+            figures.predictor(found.points, name),
             f"Normalised score against {label}, with 95 % intervals over episodes.",
         )
         for name, label in PREDICTORS.items()
     ]
-    told = (
-        f"The best is {PREDICTORS[best]}: the 95 % intervals of its lead over the others are above zero."
-        if best
-        else "Which is best, the intervals do not tell."
-    )
-    table = tables.correlations(groups).html(
-        "Spearman's rank correlation with the normalised score, in brackets the number of students, who are resampled for the 95 % "
-        "intervals. Within a loss the held-out numbers are comparable; over all losses they mostly tell losses apart.",
-    )
     return (
-        "<section><h2>Which held-out number predicts the score?</h2><p class='soft'>Every student trained at "
-        f"tau = {usual:g}, by what its held-out episodes said before it ever played. {told}</p>{table}"
-        f"<div class='figures'>{''.join(drawn)}</div></section>"
+        f"<section><h2>Which held-out number predicts the score?</h2><p class='soft'>{escape(tables.best_predictor(found))}</p>"
+        f"{tables.correlations(found.groups).html(tables.CORRELATED)}<div class='figures'>{''.join(drawn)}</div></section>"
     )
 
 

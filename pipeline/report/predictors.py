@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from pipeline.report.bootstrap import RESAMPLES, Values, percentiles
-from pipeline.report.scores import Score
+from pipeline.report.scores import Evaluated, Score
 from pipeline.report.summary import rank_correlation
 from pipeline.seeding import stream
 
@@ -51,6 +51,30 @@ class Group(NamedTuple):
     loss: str | None
     students: int
     correlations: Mapping[str, Correlation]
+
+
+class Predicted(NamedTuple):
+    """Students of the temperature that most have, and what `correlate` finds of them."""
+
+    temperature: float
+    points: Sequence[Point]
+    groups: Sequence[Group]
+    best: str | None
+
+
+def predicted(students: Sequence[tuple[Evaluated, Score]]) -> Predicted | None:
+    """Of those whose cards tell of held-out episodes; None where no game has enough of them."""
+    told = [(who, score, who.card["objective"]["temperature"]) for who, score in students if who.card.get("held_out")]
+    temperatures = [temperature for _, _, temperature in told]
+    usual = max(temperatures, key=temperatures.count, default=0.0)
+    points = [
+        Point(who.card["objective"]["loss"], who.card["held_out"], score)
+        for who, score, temperature in told
+        if temperature == usual
+    ]
+    groups, best = correlate(points)
+    shown = {group.game for group in groups}
+    return Predicted(usual, [point for point in points if point.score.game in shown], groups, best) if groups else None
 
 
 def correlate(points: Sequence[Point]) -> tuple[list[Group], str | None]:

@@ -122,7 +122,36 @@ teacher's last policy, its best and the final student on seeds that nothing else
 
 {tables.online(online).markdown()}{_asked(tables.bars_of_online(online))}
 """
-    return head + (single if summaries else "") + (typical if results.aggregates else "") + many + (following if online else "")
+    timing = f" Time: {results.timing}." if results.timing else ""
+    network = "".join(
+        f"""
+### What the networks cost
+
+With the outputs of {game.teacher.game}. A multiply-add counts as two operations.{timing}
+
+{tables.costs(game.teacher, game.students).markdown()}"""
+        for game in list(results.games.values())[:1]
+    )
+    before = (
+        f"""
+## Which held-out number predicts the score?
+
+{tables.best_predictor(results.predicted)}
+{tables.CORRELATED}
+
+{tables.correlations(results.predicted.groups).markdown()}"""
+        if results.predicted
+        else ""
+    )
+    return (
+        head
+        + (single if summaries else "")
+        + (typical if results.aggregates else "")
+        + network
+        + many
+        + (following if online else "")
+        + before
+    )
 
 
 def _asked(bars: tables.Table) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import Run
+from pipeline.report.predictors import Predicted
 from pipeline.report.scores import Evaluated
 from pipeline.report.summary import Game, Lead, Summary
 
@@ -21,7 +22,8 @@ class Several:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Results:
-    """`protocol` says how episodes start, explore and end, `command` what makes the report again; `teachers` are by game.
+    """`protocol` says how episodes start, explore and end, `command` what makes the report again, `timing` how networks were
+    timed, if they were. `games` has who played each; `predicted` is what held-out numbers tell of students' scores.
 
     `summaries` and `aggregates` are of agents of one game, over all games, and `leads` of their losses over each other;
     `several` of agents of the same several games each; `online` are students that followed a teacher which was still learning.
@@ -32,7 +34,9 @@ class Results:
 
     protocol: str = ""
     command: str = ""
-    teachers: Mapping[str, Evaluated] = field(default_factory=dict)
+    timing: str = ""
+    games: Mapping[str, Game] = field(default_factory=dict)
+    predicted: Predicted | None = None
     summaries: Sequence[Summary] = ()
     aggregates: Sequence[Aggregate] = ()
     leads: Sequence[Lead] = ()
@@ -42,3 +46,8 @@ class Results:
     earlier: Mapping[str, Sequence[str]] = field(default_factory=dict)
     collections: Mapping[str, Sequence[str]] = field(default_factory=dict)
     missing: Sequence[str] = ()
+
+    @property
+    def teachers(self) -> dict[str, Evaluated]:
+        """By game."""
+        return {name: game.teacher for name, game in self.games.items()}

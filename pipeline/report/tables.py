@@ -25,7 +25,7 @@ from pipeline.report.paper import (
     Bar,
     published_percent,
 )
-from pipeline.report.predictors import PREDICTORS, Group
+from pipeline.report.predictors import PREDICTORS, Group, Predicted
 from pipeline.report.scores import Evaluated, Score, read_returns
 from pipeline.report.summary import Lead, Standing, Summary
 
@@ -170,6 +170,24 @@ def costs(teacher: Evaluated, students: Sequence[Evaluated]) -> Table:
 def facts(rows: Sequence[Mapping[str, str]]) -> Table:
     """A column per key of the first row."""
     return Table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+CORRELATED: Final = (
+    "Spearman's rank correlation with the normalised score, in brackets the number of students, who are resampled for the 95 % "
+    "intervals. Within a loss the held-out numbers are comparable; over all losses they mostly tell losses apart."
+)
+"""What the table of correlations tells."""
+
+
+def best_predictor(found: Predicted) -> str:
+    """Of whom, and which number is the best, if any."""
+    best = (
+        f"The best is {PREDICTORS[found.best]}: the 95 % intervals of its lead over the others are above zero."
+        if found.best
+        else "Which is best, the intervals do not tell."
+    )
+    who = f"Every student trained at tau = {found.temperature:g}, by what its held-out episodes said before it ever played."
+    return f"{who} {best}"
 
 
 def correlations(groups: Sequence[Group]) -> Table:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.report import reproduction
 from pipeline.report.page import Section, render
-from pipeline.report.predictors import FEWEST, Point, correlate
+from pipeline.report.predictors import FEWEST, Point, correlate, predicted
 from pipeline.report.results import Results
 from pipeline.report.scores import score
 from pipeline.report.summary import Game
@@ -53,7 +54,12 @@ def test_the_best_is_named_where_the_intervals_allow(tmp_path: Path, noise: floa
 
 def test_the_page_has_them(tmp_path: Path) -> None:
     rows, game = points(students(tmp_path, 6, "kl", 1.0) + students(tmp_path, 5, "mse", 1.0), tmp_path)
-    page = render([Section(game="Pong", rows=rows, who=game)], Results(), {})
+    results = Results(predicted=predicted([(row.who, row.score) for row in rows]))
+    page = render([Section(game="Pong", rows=rows, who=game)], results, {})
     assert "Which held-out number predicts the score?" in page
     for told in ("Pong, all losses (11)", "Pong, kl (6)", "Pong, mse (5)", "-1.00 [-1.00, -1.00]", "The best is held-out KL"):
         assert told in page
+    paper = reproduction.markdown(results)
+    assert "| rank correlation [95 %] | Pong, all losses (11) | Pong, kl (6) | Pong, mse (5) |" in paper
+    assert "tau = 0.01" in paper
+    assert predicted([]) is None

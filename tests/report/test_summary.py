@@ -48,7 +48,7 @@ def game(
 
 def results(games: Mapping[str, Game], **more: Any) -> Results:
     """Of agents of one game."""
-    return Results(teachers={name: g.teacher for name, g in games.items()}, summaries=summarise(games), **more)
+    return Results(games=games, summaries=summarise(games), **more)
 
 
 def together(games: Mapping[str, Game]) -> Results:
