@@ -8,30 +8,31 @@ from typing import Any
 
 from pipeline.report import tables
 from pipeline.report.paper import TABLE1
+from pipeline.report.predictors import Predicted
 from pipeline.report.results import Results
-from pipeline.report.summary import Summary
+from pipeline.report.summary import Game, Summary
 
 
 def markdown(results: Results) -> str:
     """The page as text: agents of one game, then those of several, then those that followed a learning teacher."""
-    summaries, teachers, online, beside = results.summaries, results.teachers, results.online, results.beside
-    taught = [*teachers.values(), *(who for who, _ in beside)]
-    told = "; ".join(f"{who.game}, {_trained(who.card)} ({who.parameters:,} parameters)" for who in taught)
-    shown = [*summaries, *(s for found in results.several for s in found.summaries)]
-    runs = any(standing.runs > 1 for s in shown for standing in s.games.values())
-    training = (
-        "where a student has several runs, runs are resampled as well and the interval includes the variance of training; "
-        "where it has one, it does not"
-        if runs
-        else "they do not include the variance of training: every student has one run"
-    )
-    teaching = (
-        f"""
+    chapters = [_head(results)]
+    if results.summaries:
+        chapters += [_table1(results), _returns(results), _compression(results)]
+    if results.aggregates:
+        chapters.append(_typical(results))
+    chapters += [_costs(results, game) for game in list(results.games.values())[:1]]
+    chapters += [_several(results, found.summaries) for found in results.several]
+    if results.online:
+        chapters.append(_following(results))
+    if results.predicted:
+        chapters.append(_predictors(results.predicted))
+    return "\n".join(chapters)
 
-The paper distils from plain DQN teachers. Ours: {told}."""
-        if taught
-        else ""
-    )
+
+def _head(results: Results) -> str:
+    taught = [*results.teachers.values(), *(who for who, _ in results.beside)]
+    told = "; ".join(f"{who.game}, {_trained(who.card)} ({who.parameters:,} parameters)" for who in taught)
+    teaching = f"\n\nThe paper distils from plain DQN teachers. Ours: {told}." if taught else ""
     head = f"""# Reproducing the paper
 
 Written by `{results.command}`; edit nothing here. Policy Distillation, [Rusu et al. 2015](https://arxiv.org/abs/1511.06295).
@@ -47,11 +48,28 @@ teacher and students. The paper starts episodes from human play, which is not pu
     if results.collections:
         head += "\nLearned from another collection by the same recipe (another make of CPU plays other episodes): "
         head += "; ".join(f"{', '.join(names)} from {datasets}" for datasets, names in results.collections.items()) + ".\n"
+    return head
+
+
+def _training(results: Results) -> str:
+    """What intervals say of the variance of training."""
+    shown = [*results.summaries, *(s for found in results.several for s in found.summaries)]
+    if all(standing.runs == 1 for s in shown for standing in s.games.values()):
+        return "they do not include the variance of training: every student has one run"
+    return (
+        "where a student has several runs, runs are resampled as well and the interval includes the variance of training; "
+        "where it has one, it does not"
+    )
+
+
+def _table1(results: Results) -> str:
+    """Table 1, the losses' leads over each other, and what was asked."""
+    summaries, teachers = results.summaries, results.teachers
     rows = [(game, who, summaries) for game, who in teachers.items()]
-    rows += [(f"{who.game}, {_trained(who.card)} teacher", who, found) for who, found in beside]
+    rows += [(f"{who.game}, {_trained(who.card)} teacher", who, found) for who, found in results.beside]
     apart = (
         "\nA row that names its teacher's algorithm is of another experiment, whose students have the teacher's own network.\n"
-        if beside
+        if results.beside
         else ""
     )
     ahead = f"""
@@ -59,7 +77,6 @@ By how many points of random-normalised per cent the students of one loss are ah
 episodes, paired by seed where both have played the same; the paper's points are of raw per cents.
 
 {tables.leads(results.leads, list(teachers)).markdown()}"""
-    complete = {game for s in summaries for game in s.games} >= TABLE1.keys()
     asked = f"""
 ## What was asked of the students
 
@@ -67,28 +84,35 @@ The geometric mean of the random-normalised per cents below, over {", ".join(TAB
 students.
 
 {tables.bars(summaries).markdown()}"""
-    single = f"""
-## Table 1: students of the teacher's size
+    complete = {game for s in summaries for game in s.games} >= TABLE1.keys()
+    return f"""## Table 1: students of the teacher's size
 
 Per cent of the teacher's raw return, as the paper has it, with 95 % intervals over episodes, {tables.PAIRED};
 the paper's number in round brackets.
 {apart}
-{tables.table1(rows).markdown()}{ahead if results.leads else ""}{asked if complete else ""}
-## Mean returns
+{tables.table1(rows).markdown()}{ahead if results.leads else ""}{asked if complete else ""}"""
 
-Raw, [95 %] over episodes; {training}.
 
-{tables.returns(summaries, teachers).markdown()}
-## Compression, and everything else we trained
+def _returns(results: Results) -> str:
+    return f"""## Mean returns
+
+Raw, [95 %] over episodes; {_training(results)}.
+
+{tables.returns(results.summaries, results.teachers).markdown()}"""
+
+
+def _compression(results: Results) -> str:
+    return f"""## Compression, and everything else we trained
 
 Random-normalised per cent of the teacher, (return - random) / (teacher - random), with 95 % intervals over episodes,
-{tables.PAIRED}; {training}. The geometric mean is over the games here, the paper's over ten and of raw per cents.
-A star: a game below 1 % counts as 1 %.{_states(summaries)}
+{tables.PAIRED}; {_training(results)}. The geometric mean is over the games here, the paper's over ten and of raw per cents.
+A star: a game below 1 % counts as 1 %.{_states(results.summaries)}
 
-{tables.over_games(summaries).markdown()}
-"""
-    typical = f"""
-### Over all games, by episodes
+{tables.over_games(results.summaries).markdown()}"""
+
+
+def _typical(results: Results) -> str:
+    return f"""### Over all games, by episodes
 
 Students of every game by their single episodes, random-normalised per cents, games weighing alike
 ([Agarwal et al. 2021](https://arxiv.org/abs/2108.13264)). IQM is the mean of the middle half, median and mean are of the games'
@@ -96,22 +120,30 @@ means, the optimality gap is how far episodes fall short of 100 % on average, th
 chance in per cent that an episode beats one of the teacher's, ties counting a half: 50 is equal. Intervals: 95 % over the
 training runs of each game, where there are several, and their episodes; what teacher and random score is taken as it is.
 
-{tables.aggregates(results.aggregates).markdown()}
-"""
-    many = "".join(
-        f"""
-## One network for {", ".join(sorted({game for s in found.summaries for game in s.games}))}
+{tables.aggregates(results.aggregates).markdown()}"""
+
+
+def _costs(results: Results, game: Game) -> str:
+    timing = f" Time: {results.timing}." if results.timing else ""
+    return f"""### What the networks cost
+
+With the outputs of {game.teacher.game}. A multiply-add counts as two operations.{timing}
+
+{tables.costs(game.teacher, game.students).markdown()}"""
+
+
+def _several(results: Results, summaries: Sequence[Summary]) -> str:
+    return f"""## One network for {", ".join(sorted({game for s in summaries for game in s.games}))}
 
 A game's raw mean return in per cent of its teacher's, and their geometric mean, as the paper has it; beside it the geometric
 mean of the random-normalised per cents, and the least of those. Intervals: 95 % over episodes, {tables.PAIRED};
-{training}.{tables.of_steps(found.summaries, teachers)}
+{_training(results)}.{tables.of_steps(summaries, results.teachers)}
 
-{tables.several(found.summaries).markdown()}{_asked(tables.bars_of_several(found.summaries))}
-"""
-        for found in results.several
-    )
-    following = f"""
-## Following a teacher that is still learning
+{tables.several(summaries).markdown()}{_asked(tables.bars_of_several(summaries))}"""
+
+
+def _following(results: Results) -> str:
+    return f"""## Following a teacher that is still learning
 
 At each point of the teacher's learning the policy that did best on the seeds that choose labels a new version of the dataset,
 and the student goes on learning from what that policy has labelled; teacher, best so far and student are scored on other seeds.
@@ -120,38 +152,16 @@ point, of the student also as a share of the teacher's. Over several seeds: thei
 teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is (student - random) /
 (best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, paired by seed.
 
-{tables.online(online).markdown()}{_asked(tables.bars_of_online(online))}
-"""
-    timing = f" Time: {results.timing}." if results.timing else ""
-    network = "".join(
-        f"""
-### What the networks cost
+{tables.online(results.online).markdown()}{_asked(tables.bars_of_online(results.online))}"""
 
-With the outputs of {game.teacher.game}. A multiply-add counts as two operations.{timing}
 
-{tables.costs(game.teacher, game.students).markdown()}"""
-        for game in list(results.games.values())[:1]
-    )
-    before = (
-        f"""
-## Which held-out number predicts the score?
+def _predictors(found: Predicted) -> str:
+    return f"""## Which held-out number predicts the score?
 
-{tables.best_predictor(results.predicted)}
+{tables.best_predictor(found)}
 {tables.CORRELATED}
 
-{tables.correlations(results.predicted.groups).markdown()}"""
-        if results.predicted
-        else ""
-    )
-    return (
-        head
-        + (single if summaries else "")
-        + (typical if results.aggregates else "")
-        + network
-        + many
-        + (following if online else "")
-        + before
-    )
+{tables.correlations(found.groups).markdown()}"""
 
 
 def _asked(bars: tables.Table) -> str:
