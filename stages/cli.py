@@ -390,7 +390,7 @@ def plan(session: Session, as_json: bool) -> None:
     """Tell what of params.yaml's grid is done, what is left, and about how long that takes on this machine."""
     import json
 
-    from stages.plan import jobs
+    from stages.plan import jobs, told
     from stages.runlog import duration
 
     layout, params = session.load()
@@ -402,9 +402,7 @@ def plan(session: Session, as_json: bool) -> None:
         return
     for job in left:
         click.echo(f"{job.stage:17}{job.name:48}{'unknown' if job.seconds is None else duration(job.seconds):>9}")
-    total = duration(sum(job.seconds or 0.0 for job in left))
-    unknown = " and what is unknown" if any(job.seconds is None for job in left) else ""
-    click.echo(f"{len(found) - len(left)} of {len(found)} done; what is left takes about {total}{unknown} on this machine")
+    click.echo(f"{len(found) - len(left)} of {len(found)} done; what is left takes {told(left)}")
 
 
 @main.command()
@@ -417,13 +415,12 @@ def repro(session: Session, /, **options: Any) -> None:
     """Run whatever is missing of TARGETs (stages, or dvc.yaml files; by default that beside params.yaml) as `dvc repro` would,
     but several stages at a time, which share the cores.
 
-    Datasets that only finished stages have read are not made again. Where a stage fails, those that wait for it are left out
-    and the others run. Killed or stopped, the same command goes on where it was.
+    It says first about how long they take. Datasets that only finished stages have read are not made again. Where a stage
+    fails, those that wait for it are left out and the others run. Killed or stopped, the same command goes on where it was.
     """
     from stages import repro as stage
 
-    layout, _ = session.load()
-    click.echo(stage.run(layout, **options))
+    click.echo(stage.run(*session.load(), **options))
 
 
 @main.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from stages import params as settings
 from stages.grid import earlier_following, earlier_settings, games_of_cell, games_of_mix, scored_as, scored_before
 from stages.history import RECORD
 from stages.paths import Layout
+from stages.runlog import duration
 
 PROBE_SECONDS = 1.5
 BACKWARD = 3.0
@@ -33,7 +34,7 @@ UNKNOWN_STEPS = 2_000.0
 
 
 class Job(NamedTuple):
-    """One stage's run: `seconds` on this machine, about; None where nobody can tell."""
+    """One stage's run: `seconds` on this machine, about; None where nobody can tell, 0 where it is done or not asked for."""
 
     stage: str
     name: str
@@ -42,13 +43,20 @@ class Job(NamedTuple):
 
 
 class Machine:
-    """How fast this machine is: each rate is measured when it is first asked for, a second or two."""
+    """How fast this machine is: each rate is measured when it is first asked for, a second or two. `wanted` are the jobs, by
+    stage and name, that are asked for: by default all.
+    """
 
-    def __init__(self, params: settings.Params) -> None:
-        self._params = params
+    def __init__(self, params: settings.Params, wanted: Collection[tuple[str, str]] | None = None) -> None:
+        self._params, self._wanted = params, wanted
         self.forward = cache(self._forward)
         self.orthogonalise = cache(self._orthogonalise)
         self.emulate = cache(lambda game: _emulation(game, params.environment))
+
+    def job(self, stage: str, name: str, done: bool, cost: Callable[[], float | None]) -> Job:
+        """`cost` tells the seconds, if they are asked for."""
+        asked = not done and (self._wanted is None or (stage, name) in self._wanted)
+        return Job(stage, name, done, cost() if asked else 0.0)
 
     def _forward(self, network: str, precision: Precision, batch: int) -> float:
         """States per second."""
@@ -93,37 +101,58 @@ class Machine:
         return seconds + (variant.updates * self.orthogonalise(variant.network) if preset.optimizer == "muon" else 0.0)
 
 
-def jobs(layout: Layout, params: settings.Params) -> Iterator[Job]:
-    """Everything that the grid asks for; rates are measured as far as something is left."""
-    machine = Machine(params)
+def job_of(command: str) -> tuple[str, str]:
+    """Stage and name of the job that a stage's command in dvc.yaml does."""
+    _, stage, *words = command.split()
+    values = [word for word in words if not word.startswith("-")]
+    return stage, ("/" if stage == "evaluate" else "-").join(values)
+
+
+def told(jobs: Collection[Job]) -> str:
+    """About how long these take, one after another."""
+    unknown = " and what is unknown" if any(job.seconds is None for job in jobs) else ""
+    return f"about {duration(sum(job.seconds or 0.0 for job in jobs))}{unknown} on this machine"
+
+
+def jobs(layout: Layout, params: settings.Params, wanted: Collection[tuple[str, str]] | None = None) -> Iterator[Job]:
+    """Everything that the grid asks for; rates are measured as far as something of it, or of what is `wanted`, is left."""
+    machine = Machine(params, wanted)
     cells = params.cells()
     labelling = {}
     for game in dict.fromkeys(game for cell in cells for game in games_of_cell(layout, params, cell)):
         trained = (layout.teacher(game) / CARD).is_file()
         labelling[game] = str(load_card(layout.teacher(game))["network"]) if trained else "pqn"
-        yield Job("train-teacher", game, trained, 0.0 if trained else None)
+        yield machine.job("train-teacher", game, trained, lambda: None)
         yield _evaluation(layout, params, machine, f"random/{game}", game)
         yield _evaluation(layout, params, machine, f"teachers/{game}", game, labelling[game])
     unfinished = [c for c in cells if c.kind == "students" and not _done(layout, params, c)]
-    wanted = {name for cell in unfinished for name in params.mixes[cell.mix]}
+    read = {name for cell in unfinished for name in params.mixes[cell.mix]}
     for name in dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix")):
         done = (layout.dataset(name) / MANIFEST).is_file()
-        if not done and name not in wanted:
+        if not done and name not in read:
             continue  # only finished students have read it: nobody needs it again
-        if name in params.datasets:
-            dataset = params.datasets[name]
-            game = dataset.game or name
-            actor = params.students.get(_variant(dataset.actor or ""))
-            acting = (actor.network,) if actor else ()
-            yield Job("collect", name, done, 0.0 if done else dataset.states * machine.play(game, labelling[game], *acting))
-        elif not done:  # another experiment's
-            yield Job("collect", name, done, None)
+        if name in params.datasets or not done:
+            yield _collection(params, machine, name, done, labelling)
     for cell in cells:
         yield from _cell(layout, params, machine, cell)
     for game, online in params.online.items():
         yield _evaluation(layout, params, machine, f"random/{game}", game)
         for seed in online.seeds:
             yield from _followed(layout, params, machine, game, seed)
+
+
+def _collection(params: settings.Params, machine: Machine, name: str, done: bool, labelling: Mapping[str, str]) -> Job:
+    """`labelling` are the networks of games' teachers."""
+
+    def cost() -> float | None:
+        if name not in params.datasets:  # another experiment's
+            return None
+        dataset = params.datasets[name]
+        game = dataset.game or name
+        actor = params.students.get(_variant(dataset.actor or ""))
+        return dataset.states * machine.play(game, labelling[game], *([actor.network] if actor else []))
+
+    return machine.job("collect", name, done, cost)
 
 
 def _evaluation(
@@ -143,7 +172,7 @@ def _evaluation(
     if layout.scores(name).is_file() and not anew and not scored_before(layout, agent, name):
         played = int(json.loads(layout.scores(name).read_text())["episodes"])
     left = max(0, wanted - played)
-    return Job("evaluate", name, not left, machine.episodes(layout, game, left, *networks))
+    return machine.job("evaluate", name, not left, lambda: machine.episodes(layout, game, left, *networks))
 
 
 def _done(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
@@ -158,16 +187,19 @@ def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: setti
     if cell.kind == "multitask":
         baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")
         network, stage = baseline.network, "train-multitask"
-        seconds = 0.0 if done else multitask_seconds(layout, machine, baseline, games_of_mix(layout, params, cell.mix))
     else:
         variant: settings.StudentParams = settings.pick(params.students, cell.variant, "student")
-        network, stage, seconds = variant.network, "distill", 0.0
-        if not done:
-            shown = games_of_mix(layout, params, cell.mix) if variant.frozen else played
-            validations = -(-variant.updates // settings.pick(params.presets, variant.preset, "preset").validate_every)
-            episodes = validations * variant.play_episodes
-            seconds = machine.distil(variant) + sum(machine.episodes(layout, game, episodes, network) for game in shown)
-    yield Job(stage, cell.name, done, seconds)
+        network, stage = variant.network, "distill"
+
+    def cost() -> float:
+        if cell.kind == "multitask":
+            return multitask_seconds(layout, machine, baseline, games_of_mix(layout, params, cell.mix))
+        shown = games_of_mix(layout, params, cell.mix) if variant.frozen else played
+        validations = -(-variant.updates // settings.pick(params.presets, variant.preset, "preset").validate_every)
+        episodes = validations * variant.play_episodes
+        return machine.distil(variant) + sum(machine.episodes(layout, game, episodes, network) for game in shown)
+
+    yield machine.job(stage, cell.name, done, cost)
     for game in played:
         name = scored_as(cell.agent, played, game)
         yield _evaluation(layout, params, machine, cell.agent, game, network, name=name, anew=not done)
@@ -189,18 +221,20 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
     told: settings.HistoryParams = settings.pick(params.history, game, "history")
     variant: settings.StudentParams = settings.pick(params.students, online.student, "student")
     points, steps = -(-told.steps // told.every), _steps(layout, game)
-    done = (layout.history(name) / RECORD).is_file()
-    learning = 0.0 if done else told.steps * machine.learn(told.preset, told.network, game)
-    choosing = 0.0 if done else points * told.select_episodes * steps * machine.play(game, told.network)
-    yield Job("train-history", name, done, learning + choosing)
-    done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
-    seconds = 0.0
-    if not done:
+
+    def learning() -> float:
+        choosing = points * told.select_episodes * steps * machine.play(game, told.network)
+        return told.steps * machine.learn(told.preset, told.network, game) + choosing
+
+    def following() -> float:
         seconds = (points * online.states + online.final_states) * machine.play(game, told.network)
         seconds += machine.distil(variant) * (points + online.final_updates / variant.updates)
         scores = points * online.score_episodes * steps
-        seconds += scores * (machine.play(game, told.network) + machine.play(game, variant.network))
-    yield Job("distill-online", name, done, seconds)
+        return seconds + scores * (machine.play(game, told.network) + machine.play(game, variant.network))
+
+    yield machine.job("train-history", name, (layout.history(name) / RECORD).is_file(), learning)
+    done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
+    yield machine.job("distill-online", name, done, following)
     for which in ("best", "last"):
         yield _evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network)
     yield _evaluation(layout, params, machine, f"online/{name}", game, variant.network)

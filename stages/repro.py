@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.progress import Progress
+from stages import params as settings
+from stages import plan
 from stages.paths import Layout
 from stages.runlog import duration, say, show
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from dvc.stage import Stage
 
 LOOK_EVERY_SECONDS = 0.2
-MIX, DISTILL = "pd-pipeline mix ", "pd-pipeline distill "
+OURS = "pd-pipeline "
+MIX, DISTILL = f"{OURS}mix ", f"{OURS}distill "
 TOLD_LINES = 5
 """The last of what a stage said are shown when it fails."""
 
@@ -40,12 +43,12 @@ class Running(NamedTuple):
     began: float
 
 
-def run(layout: Layout, targets: Sequence[str], *, jobs: int, commit: bool, dry: bool) -> str:
+def run(layout: Layout, params: settings.Params | None, targets: Sequence[str], *, jobs: int, commit: bool, dry: bool) -> str:
     """Run whatever is missing of `targets` (stages or dvc.yaml files, by default the folder's dvc.yaml), `jobs` at a time. Data
     that only finished stages read are not asked for; what a stage to run needs is made again where it is not.
 
-    What a stage prints goes to .work/repro/ beside its dvc.yaml. ValueError if stages failed: those that do not wait for them
-    have run.
+    Says first about how long what `params` ask for takes. What a stage prints goes to .work/repro/ beside its dvc.yaml.
+    ValueError if stages failed: those that do not wait for them have run.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -57,6 +60,8 @@ def run(layout: Layout, targets: Sequence[str], *, jobs: int, commit: bool, dry:
                 work = _work(repo, [_absolute(root, target) for target in targets or ["dvc.yaml"]])
             if dry:
                 return "\n".join(work) or "nothing to run"
+            if params is not None and (cost := _cost(layout, params, work)):
+                say(f"{len(work)} stages, {cost}, one after another")
             failed: dict[str, Path] = {}
             for _ in show(_run(repo, work, failed, jobs=jobs, commit=commit), "repro"):
                 pass
@@ -66,6 +71,14 @@ def run(layout: Layout, targets: Sequence[str], *, jobs: int, commit: bool, dry:
         logs = "\n".join(f"  {name}: {log}" for name, log in failed.items())
         raise ValueError(f"{len(failed)} of {len(work)} stages failed; what they said is in\n{logs}")
     return f"{len(work)} stages" if work else "nothing to run"
+
+
+def _cost(layout: Layout, params: settings.Params, work: Mapping[str, Work]) -> str:
+    """About how long this takes; '' where the params file knows nothing of it."""
+    here = [str(it.stage.cmd) for it in work.values() if Path(it.stage.path).parent == layout.root.resolve()]
+    wanted = {plan.job_of(cmd) for cmd in here if cmd.startswith(OURS)}
+    found = [job for job in plan.jobs(layout, params, wanted) if not job.done and job[:2] in wanted] if wanted else []
+    return plan.told(found) if found else ""
 
 
 def _absolute(root: Path, target: str) -> str:

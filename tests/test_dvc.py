@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from stages import plan
 from stages.cli import main
-from stages.params import OnlineParams
+from stages.params import OnlineParams, load_project
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(p for p in ROOT.glob("**/dvc.yaml") if ".venv" not in p.parts)
@@ -116,3 +118,17 @@ def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
             if " teachers/" not in stage["cmd"]:
                 deciding -= {"teacher_episodes"}
             assert params == {"environment", *(f"evaluation.{key}" for key in deciding)}
+
+
+DEAR = ("distill", "distill-online", "evaluate", "train-history", "train-multitask")
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # DVC's
+def test_the_plan_knows_every_dear_stage() -> None:
+    """By the command that it runs, so that what is to be run can be told to take so long."""
+    with Repo(str(ROOT)) as repo:
+        commands = [(Path(stage.path), str(stage.cmd)) for stage in repo.index.stages if isinstance(stage.cmd, str)]
+    for path in FILES:
+        known = {job[:2] for job in plan.jobs(*load_project(path.with_name("params.yaml")), wanted=[])}
+        dear = {plan.job_of(cmd) for where, cmd in commands if where == path and cmd.split()[1] in DEAR}
+        assert dear <= known, path

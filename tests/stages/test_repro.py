@@ -5,20 +5,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from stages.params import Params, load
 from stages.paths import Layout
+from stages.plan import Job
 from stages.repro import run
 from tests.repositories import new_repository
 from tests.repositories import run as command
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # DVC's
 
+ROOT = Path(__file__).parents[2]
 UNTIL = "for i in $(seq 200); do [ -e {} ] && {}; sleep 0.1; done; exit 1"
 """Once a file is there, do something."""
 
@@ -38,7 +41,7 @@ def makes(path: str, cmd: str | None = None, *deps: str, cached: bool = False) -
 def repro(layout: Layout, *targets: str, jobs: int = 2, commit: bool = False, dry: bool = False) -> str:
     """As from the experiment's folder, which its stages are named from."""
     with contextlib.chdir(layout.root):
-        return run(layout, targets, jobs=jobs, commit=commit, dry=dry)
+        return run(layout, None, targets, jobs=jobs, commit=commit, dry=dry)
 
 
 def test_stages_run_beside_each_other_and_after_what_they_read_and_are_committed(tmp_path: Path) -> None:
@@ -97,6 +100,23 @@ def test_data_are_made_again_for_who_reads_them_alone(tmp_path: Path) -> None:
     assert repro(layout, "dvc.yaml", dry=True).split() == ["collect", "distill-new", "evaluate", "report"]
 
 
+def test_it_says_first_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = experiment(tmp_path / "repo", {"one": makes("one", "pd-pipeline games > one"), "two": makes("two")})
+    asked: list[tuple[str, str]] = []
+
+    def jobs(layout: Layout, params: Params, wanted: Collection[tuple[str, str]]) -> list[Job]:
+        asked.extend(wanted)
+        return [Job("games", ">-one", False, 90.0), Job("games", "others", False, 0.0), Job("mix", "way", False, None)]
+
+    monkeypatch.setattr("stages.plan.jobs", jobs)
+    with contextlib.chdir(layout.root):
+        run(layout, load(ROOT / "params.yaml"), [], jobs=1, commit=False, dry=False)
+    assert asked == [("games", ">-one")]
+    assert "2 stages, about 1:30 on this machine, one after another" in capsys.readouterr().err
+
+
 def test_an_unknown_stage_is_one_line(tmp_path: Path) -> None:
     layout = experiment(tmp_path / "repo", {"one": makes("one")})
     with pytest.raises(ValueError, match="Stage 'two' not found"):
@@ -115,7 +135,7 @@ def test_stopped_it_lets_its_stages_save_and_goes_on_later(tmp_path: Path) -> No
     layout = experiment(tmp_path / "repo", {"long": makes("long", f"{sys.executable} work.py")})
     (layout.root / "work.py").write_text(script)
     code = "import sys, pathlib; from stages.paths import Layout; from stages.repro import run; \
-run(Layout(pathlib.Path(sys.argv[1]), pathlib.Path('zoo')), [], jobs=2, commit=False, dry=False)"
+run(Layout(pathlib.Path(sys.argv[1]), pathlib.Path('zoo')), None, [], jobs=2, commit=False, dry=False)"
     running = subprocess.Popen([sys.executable, "-c", code, str(layout.root)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (layout.root / "begun").exists() and time.monotonic() < deadline:
