@@ -21,10 +21,10 @@ import torch
 from pipeline import collect as collecting
 from pipeline.agents.checkpoints import save_agent
 from pipeline.agents.device import Compute, exact
-from pipeline.agents.networks import NETWORKS, QNetwork
+from pipeline.agents.networks import NETWORKS, QNetwork, new_network
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import SlotWorld, fingerprint
-from pipeline.datasets import blocks
+from pipeline.datasets import blocks, loader
 from pipeline.datasets.folders import Folder
 from pipeline.datasets.mix import Joined
 from pipeline.datasets.reader import open_dataset
@@ -84,8 +84,8 @@ def run_collect() -> list[float]:
 
 
 def run_distill() -> list[float]:
-    """Losses and held-out numbers of a student's first updates, for each loss, for several games, and by each optimiser from a
-    round's two datasets.
+    """Losses and held-out numbers of a student's first updates, for each loss, for several games, by each optimiser from a
+    round's two datasets, and where it looks at gaps, at features, at windows, or begins with another's weights.
     """
     config = replace(test_offline.CONFIG, batch=16, validate_every=4, warmup_updates=2)
     numbers = []
@@ -105,9 +105,28 @@ def run_distill() -> list[float]:
         corridor_dataset(Path(name) / "round", 20)
         joined = Joined([dataset, open_dataset(Path(name) / "round")])
         decays: dict[str, Any] = {"squared_decay": 0.95, "gradient_decay": 0.95, "squared_minimum": 1e-5}
+        kl = offline.Objective(loss="kl", temperature=0.05)
         for settings in (replace(config, optimizer="muon"), replace(config, optimizer="rmsprop", **decays)):
-            student = offline.Student(settings, offline.Objective(loss="kl", temperature=0.05), SMALL, [joined], 8, CPU, 0)
+            student = offline.Student(settings, kl, SMALL, [joined], 8, CPU, 0)
             numbers += [p.metrics[key] for p in offline.train(student) for key in ("loss", "held_out_loss")]
+        frames = 3 * 35 + 8 * 4  # windows of a block, and the stacks to be measured on
+        memory = (len(dataset) * (4 * dataset.actions + 16) + frames * 84 * 84) / 1e9
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loader, "BLOCK", 32)
+            windows = offline.Student(replace(config, memory_gb=memory, validation_states=8), kl, SMALL, [dataset], 8, CPU, 0)
+            assert not windows.lessons["Corridor"].loader.resident
+            numbers += [p.metrics[key] for p in offline.train(windows) for key in ("loss", "held_out_loss")]
+        teacher = new_network(SMALL, {"Corridor": dataset.actions}, CPU.device, 5)
+        others: list[tuple[offline.Objective, dict[str, Any]]] = [
+            (replace(kl, per_gap=True), {}),
+            (replace(kl, feature_weight=0.1), {"teacher": teacher}),
+            (kl, {"start": teacher}),
+        ]
+        for goal, more in others:
+            student = offline.Student(config, goal, SMALL, [dataset], 8, CPU, 0, **more)
+            numbers += [p.metrics[key] for p in offline.train(student) for key in ("loss", "held_out_loss")]
+        added = offline.Student(config, kl, SMALL, pair[1:], 8, CPU, 0, start=teacher, frozen=True)
+        numbers += [p.metrics[key] for p in offline.train(added) for key in ("loss", "held_out_loss")]
     return numbers
 
 
