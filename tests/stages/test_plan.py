@@ -2,22 +2,26 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stages import params, plan
 from stages.paths import Layout
-from tests.fakes import edited_params
+from tests.fakes import corridor_episode, edited_params, write_dataset
 
 STEP = 1 / 100 + 1 / 1000
 """Seconds of playing: 100 emulated and 1,000 evaluated states a second."""
 
 
-def test_a_run_counts_what_is_played_for_its_curve_and_a_missing_dataset_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose rates are known."""
     monkeypatch.setattr(plan, "_emulation", lambda game, environment: 100.0)
     monkeypatch.setattr(plan.Machine, "_forward", lambda self, network, precision, batch: 1000.0)
     monkeypatch.setattr(plan.Machine, "_orthogonalise", lambda self, network: 0.02)
+
+
+def test_a_run_counts_what_is_played_for_its_curve_and_a_missing_dataset_is_named(tmp_path: Path) -> None:
     with edited_params(tmp_path) as raw:
         raw["datasets"] = {}
         raw["mixes"] = {"pair": ["Pong", "Qbert"], "more": ["Freeway"], "alone": ["Breakout"]}
@@ -45,3 +49,19 @@ def test_a_run_counts_what_is_played_for_its_curve_and_a_missing_dataset_is_name
         "Qbert": None,
         "Freeway": None,  # Breakout's baseline wants none
     }
+
+
+def test_a_dataset_of_fewer_states_than_asked_is_not_done(tmp_path: Path) -> None:
+    episode = corridor_episode(0, np.random.default_rng(0))
+    write_dataset(tmp_path / "data/datasets/Pong", [episode, episode], game="Pong")
+
+    def collecting(states: int) -> plan.Job:
+        with edited_params(tmp_path) as raw:
+            raw["datasets"]["Pong"]["states"] = states
+        found = plan.jobs(Layout(tmp_path, tmp_path / "zoo"), params.load(tmp_path / "params.yaml"))
+        (job,) = [job for job in found if job.stage == "collect"]
+        return job
+
+    states = 2 * episode.steps
+    assert collecting(states).done
+    assert collecting(states + 1).seconds == pytest.approx((states + 1) * STEP)
