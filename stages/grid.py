@@ -61,7 +61,7 @@ def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cel
         return ""
     card = load_card(folder)
     if cell.kind == "multitask":
-        return _told(_differing(*_baseline_settings(params, cell, card)))
+        return _told(_differing(*_baseline_settings(layout, params, cell, card)))
     variant = settings.pick(params.students, cell.variant, "student")
     different = _student_differences(params, variant, card)
     begun, start = card.get("begins_with"), beginning(params, cell.mix, variant)
@@ -78,7 +78,8 @@ def earlier_following(layout: Layout, params: settings.Params, game: str, seed: 
         return ""
     card, online = load_card(folder), params.online[game]
     variant: settings.StudentParams = settings.pick(params.students, online.student, "student")
-    told = card["following"]
+    if (told := card.get("following")) is None:
+        return "how it followed is not recorded"
     different = _student_differences(params, variant, card | {"updates": told["updates"]})
     return _told(different | _differing(followed(online, variant), told))
 
@@ -109,20 +110,26 @@ def _student_differences(params: settings.Params, variant: settings.StudentParam
 
 
 def _baseline_settings(
-    params: settings.Params, cell: settings.Cell, card: Mapping[str, Any]
+    layout: Layout, params: settings.Params, cell: settings.Cell, card: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """How a baseline learns now, and how it learned at last."""
     baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")
-    chosen = {game: baseline.presets.get(game, baseline.preset) for game in games_of(card)}
+    games = games_of_mix(layout, params, cell.mix)
+    chosen = {game: baseline.presets.get(game, baseline.preset) for game in games}
     presets = {game: settings.pick(params.teacher_presets, name, "teacher preset") for game, name in chosen.items()}
     last = card["history"][-1]
+    both = presets.keys() & last["settings"].keys()
 
-    def told(network: str, steps: int, of_games: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        by_game = {f"{name} of {game}": value for game, of in of_games.items() for name, value in of.items()}
-        return {"network": network, "steps": steps, **by_game}
+    def told(of_games: Mapping[str, Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+        by_game = {f"{name} of {game}": value for game in both for name, value in of_games[game].items()}
+        return {"games": ", ".join(of_games), **more, **by_game}
 
-    now = told(baseline.network, baseline.steps, {game: preset.settings() for game, preset in presets.items()})
-    return now, told(card["network"], last["budget"], last["settings"])
+    selection = {"select_every": baseline.select_every, "select_episodes": baseline.select_episodes}
+    now = {game: preset.settings() for game, preset in presets.items()}
+    return (
+        told(now, network=baseline.network, steps=baseline.steps, **selection),
+        told(last["settings"], network=card["network"], steps=last["budget"], **card["selection"]),
+    )
 
 
 def _differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
 from pipeline.datasets.reader import read_manifest
 from pipeline.datasets.schema import MANIFEST
+from pipeline.report.scores import learned_from
 from stages import params as settings
 from stages.grid import earlier_following, earlier_settings, games_of_cell, games_of_mix, scored_as, scored_before
 from stages.history import RECORD
@@ -32,6 +33,10 @@ BACKWARD = 3.0
 """A training step costs about so many forward passes."""
 UNKNOWN_STEPS = 2_000.0
 """Steps of an episode where nobody has played yet."""
+
+
+DEAR: Final = ("train-teacher", "collect", "distill", "train-multitask", "train-history", "distill-online", "evaluate")
+"""Stages that are planned for."""
 
 
 class Job(NamedTuple):
@@ -55,9 +60,11 @@ class Machine:
         self.emulate = cache(lambda game: _emulation(game, params.environment))
 
     def job(self, stage: str, name: str, done: bool, cost: Callable[[], float | None]) -> Job:
-        """`cost` tells the seconds, if they are asked for."""
-        asked = not done and (self._wanted is None or (stage, name) in self._wanted)
-        return Job(stage, name, done, cost() if asked else 0.0)
+        """`cost` tells the seconds, if they are asked for. What is wanted is not done, whatever is there."""
+        if self._wanted is None:
+            return Job(stage, name, done, 0.0 if done else cost())
+        wanted = (stage, name) in self._wanted
+        return Job(stage, name, done and not wanted, cost() if wanted else 0.0)
 
     def _forward(self, network: str, precision: Precision, batch: int) -> float:
         """States per second."""
@@ -130,14 +137,15 @@ def jobs(layout: Layout, params: settings.Params, wanted: Collection[tuple[str, 
     read = {name for cell in unfinished for name in params.mixes[cell.mix]}
     for name in dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix")):
         done = _collected(layout, params, name)
-        if not done and name not in read:
+        if not (layout.dataset(name) / MANIFEST).is_file() and name not in read:
             continue  # only finished students have read it: nobody needs it again
         if name in params.datasets or not done:
             yield _collection(params, machine, name, done, labelling)
     for cell in cells:
         yield from _cell(layout, params, machine, cell)
     for game, online in params.online.items():
-        yield _evaluation(layout, params, machine, f"random/{game}", game)
+        if game not in labelling:
+            yield _evaluation(layout, params, machine, f"random/{game}", game)
         for seed in online.seeds:
             yield from _followed(layout, params, machine, game, seed)
 
@@ -159,7 +167,8 @@ def _collection(params: settings.Params, machine: Machine, name: str, done: bool
         dataset = params.datasets[name]
         game = dataset.game or name
         actor = params.students.get(_variant(dataset.actor or ""))
-        return dataset.states * machine.play(game, labelling[game], *([actor.network] if actor else []))
+        labels = labelling.get(game, "pqn")
+        return dataset.states * machine.play(game, labels, *([actor.network] if actor else []))
 
     return machine.job("collect", name, done, cost)
 
@@ -181,12 +190,16 @@ def _evaluation(
     if layout.scores(name).is_file() and not anew and not scored_before(layout, agent, name):
         played = int(json.loads(layout.scores(name).read_text())["episodes"])
     left = max(0, wanted - played)
-    return machine.job("evaluate", name, not left, lambda: machine.episodes(layout, game, left, *networks))
+    return machine.job("evaluate", name, not left, lambda: machine.episodes(layout, game, left or wanted, *networks))
 
 
 def _done(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
-    """Whether an agent is there that learned by the settings of today."""
-    return (layout.agent(cell.agent) / CARD).is_file() and not earlier_settings(layout, params, cell)
+    """Whether an agent is there that learned by the settings of today, from as many states."""
+    folder = layout.agent(cell.agent)
+    if not (folder / CARD).is_file() or earlier_settings(layout, params, cell):
+        return False
+    learned = {told["name"]: told["states"] for told in learned_from(load_card(folder))}
+    return all(recipe.states == learned.get(name, recipe.states) for name, recipe in params.datasets.items())
 
 
 def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: settings.Cell) -> Iterator[Job]:
@@ -246,7 +259,7 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
     yield machine.job("distill-online", name, done, following)
     for which in ("best", "last"):
         yield _evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network)
-    yield _evaluation(layout, params, machine, f"online/{name}", game, variant.network)
+    yield _evaluation(layout, params, machine, f"online/{name}", game, variant.network, anew=not done)
 
 
 def _variant(actor: str) -> str:

@@ -199,7 +199,8 @@ def _beside(folder: Path, ours: Mapping[str, Game]) -> list[tuple[Evaluated, lis
 def _followed(layout: Layout, game: str, seed: int) -> bool:
     agents = _ends(game, seed).values()
     played = all(layout.episodes(agent).is_file() and not scored_before(layout, agent, agent) for agent in agents)
-    return played and (layout.online(f"{game}-{seed}") / "curve.csv").is_file()
+    folder = layout.online(f"{game}-{seed}")
+    return played and (folder / "curve.csv").is_file() and "following" in load_card(folder)
 
 
 def _ends(game: str, seed: int) -> dict[str, str]:

@@ -74,11 +74,14 @@ def run(layout: Layout, params: settings.Params | None, targets: Sequence[str], 
 
 
 def _cost(layout: Layout, params: settings.Params, work: Mapping[str, Work]) -> str:
-    """About how long this takes; '' where the params file knows nothing of it."""
-    here = [str(it.stage.cmd) for it in work.values() if Path(it.stage.path).parent == layout.root.resolve()]
-    wanted = {plan.job_of(cmd) for cmd in here if cmd.startswith(OURS)}
-    found = [job for job in plan.jobs(layout, params, wanted) if not job.done and job[:2] in wanted] if wanted else []
-    return plan.told(found) if found else ""
+    """About how long this takes; '' where nobody knows anything of it."""
+    root = layout.root.resolve()
+    asked = [(it, plan.job_of(cmd)) for it in work.values() if (cmd := str(it.stage.cmd)).startswith(OURS)]
+    dear = [(it, job) for it, job in asked if job[0] in plan.DEAR]
+    wanted = {job for it, job in dear if Path(it.stage.path).parent == root}
+    found = [job for job in plan.jobs(layout, params, wanted) if job[:2] in wanted] if wanted else []
+    unknown = len(dear) - len(found)
+    return plan.told([*found, *[plan.Job("", "", False, None)] * unknown]) if found else ""
 
 
 def _absolute(root: Path, target: str) -> str:

@@ -82,6 +82,7 @@ def run(
         "variant": variant_name,
         "mix": mix_name,
         "settings": chosen,
+        "selection": {"select_every": variant.select_every, "select_episodes": variant.select_episodes},
     }
     if snapshot is not None:
         return state.publish_snapshot(snapshot, facts)

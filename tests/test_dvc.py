@@ -120,15 +120,16 @@ def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
             assert params == {"environment", *(f"evaluation.{key}" for key in deciding)}
 
 
-DEAR = ("distill", "distill-online", "evaluate", "train-history", "train-multitask")
-
-
 @pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # DVC's
 def test_the_plan_knows_every_dear_stage() -> None:
-    """By the command that it runs, so that what is to be run can be told to take so long."""
+    """By the command that it runs, so that what is to be run can be told to take so long. Collections and teachers are planned
+    where they are missing.
+    """
     with Repo(str(ROOT)) as repo:
         commands = [(Path(stage.path), str(stage.cmd)) for stage in repo.index.stages if isinstance(stage.cmd, str)]
+    assert all(any(where == path for where, _ in commands) for path in FILES)
     for path in FILES:
         known = {job[:2] for job in plan.jobs(*load_project(path.with_name("params.yaml")), wanted=[])}
-        dear = {plan.job_of(cmd) for where, cmd in commands if where == path and cmd.split()[1] in DEAR}
+        jobs = {plan.job_of(cmd) for where, cmd in commands if where == path}
+        dear = {job for job in jobs if job[0] in plan.DEAR and job[0] not in ("collect", "train-teacher")}
         assert dear <= known, path

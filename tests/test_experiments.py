@@ -11,7 +11,7 @@ import pytest
 from pipeline.atari.envs import action_meanings
 from pipeline.datasets.loader import Loader, Source
 from pipeline.datasets.schema import EpisodeRow
-from stages.params import load_project, network, recipe_of
+from stages.params import Params, StudentParams, load_project, network, recipe_of
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "params.yaml", *sorted(ROOT.glob("experiments/*/params.yaml"))]
@@ -43,7 +43,6 @@ def test_every_students_datasets_fit_the_memory_it_is_given(path: Path) -> None:
     layout, params = load_project(path)
     for mix, variant in dict.fromkeys((cell.mix, cell.variant) for cell in params.cells() if cell.kind == "students"):
         student = params.students[variant]
-        config = params.presets[student.preset]
         states: dict[str, int] = {}
         for name in params.mixes[mix]:
             recipe = recipe_of(layout, params, name)
@@ -51,14 +50,22 @@ def test_every_students_datasets_fit_the_memory_it_is_given(path: Path) -> None:
             game = recipe.game or name
             states[game] = states.get(game, 0) + recipe.states
         for game, count in states.items():
-            planned: Source = Planned(game, len(action_meanings(game, params.environment)), count)
-            Loader(
-                planned,
-                batch=config.batch,
-                held_out=config.held_out,
-                seed=0,
-                memory=int(config.memory_gb * 1e9),
-                depth=network(student.network).stack,
-                check=config.validation_states // len(states),
-                sharing=len(states),
-            )
+            load(params, student, game, count, sharing=len(states))
+    for game, online in params.online.items():  # at the end the last version is larger than the others of the window
+        load(params, params.students[online.student], game, (online.window - 1) * online.states + online.final_states)
+
+
+def load(params: Params, student: StudentParams, game: str, states: int, *, sharing: int = 1) -> None:
+    """ValueError where that does not fit."""
+    config = params.presets[student.preset]
+    planned: Source = Planned(game, len(action_meanings(game, params.environment)), states)
+    Loader(
+        planned,
+        batch=config.batch,
+        held_out=config.held_out,
+        seed=0,
+        memory=int(config.memory_gb * 1e9),
+        depth=network(student.network).stack,
+        check=config.validation_states // sharing,
+        sharing=sharing,
+    )

@@ -150,8 +150,8 @@ def test_any_other_setting_of_a_follower_is_noticed(recorded: Path) -> None:
         raw["presets"]["fast"]["learning_rate"] = 1.0
     assert earlier_following(*load_project(params), "Breakout", 0).endswith(", window 2")
     assert "learned by other settings than params.yaml has now: Breakout-0 (learning_rate " in invoke(recorded, "report").output
-    undone = [job["stage"] for job in json.loads(call(recorded, "plan", "--json"))["jobs"] if not job["done"]]
-    assert "distill-online" in undone
+    undone = [(job["stage"], job["name"]) for job in json.loads(call(recorded, "plan", "--json"))["jobs"] if not job["done"]]
+    assert {("distill-online", "Breakout-0"), ("evaluate", "online/Breakout-0")} <= set(undone)
     with edited_params(recorded, params) as raw:
         raw["online"]["Breakout"] |= {"window": 2}
         raw["presets"]["fast"]["learning_rate"] = rate

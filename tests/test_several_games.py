@@ -203,7 +203,12 @@ def test_any_other_setting_of_a_baseline_is_noticed(travelled: Path) -> None:
         params.write_text(before)
         return found
 
-    assert told("multitask", "pqn") == told("multitask", "pqn", select_every=64) == ""
+    assert told("multitask", "pqn") == ""
+    assert told("multitask", "pqn", select_every=64) == "select_every 32"
+    with edited_params(travelled, params) as raw:
+        raw["mixes"]["pair"] = ["Qbert"]
+    assert earlier_settings(*load_project(params), Cell("multitask", "pair", "pqn", 0)) == "games Breakout, Qbert"
+    params.write_text(before)
     assert told("multitask", "pqn", steps=128) == "steps 64"
     assert told("multitask", "pqn", network="multi3") == "network pqn-multi3"
     assert told("teacher_presets", "pqn-held", hold_exponent=3.0) == "hold_exponent of Qbert 2.0"
@@ -220,6 +225,13 @@ def test_the_plan_knows_what_is_left(travelled: Path) -> None:
     anew = [("evaluate", f"multitask/pair/pqn-0/{game}") for game in GAMES]  # its scores are of what is gone
     assert [(job["stage"], job["name"]) for job in left] == [("train-multitask", "pair/pqn-0"), *anew]
     assert all(job["seconds"] > 0 for job in left)
+    params = travelled / "params.yaml"
+    before = params.read_text()
+    with edited_params(travelled, params) as raw:
+        raw["datasets"]["Breakout"] = {"states": 10**6, "epsilon": 0.5, "seed": 0, "recipe": 1}
+    anew = [(j["stage"], j["name"]) for j in json.loads(call(travelled, "plan", "--json"))["jobs"] if not j["done"]]
+    params.write_text(before)
+    assert {("collect", "Breakout"), ("distill", "pair/kl-0"), ("distill", "first/alone-0")} <= set(anew)
     (travelled / "aside").rename(travelled / "data/multitask/pair/pqn-0/card.json")
 
 

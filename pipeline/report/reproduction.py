@@ -10,7 +10,7 @@ from pipeline.report import tables
 from pipeline.report.paper import TABLE1
 from pipeline.report.predictors import Predicted
 from pipeline.report.results import Results
-from pipeline.report.summary import Game, Summary
+from pipeline.report.summary import Summary
 
 
 def markdown(results: Results) -> str:
@@ -18,9 +18,9 @@ def markdown(results: Results) -> str:
     chapters = [_head(results)]
     if results.summaries:
         chapters += [_table1(results), _returns(results), _compression(results)]
-    if results.aggregates:
-        chapters.append(_typical(results))
-    chapters += [_costs(results, game) for game in list(results.games.values())[:1]]
+        if results.aggregates:
+            chapters.append(_typical(results))
+        chapters.append(_costs(results))
     chapters += [_several(results, found.summaries) for found in results.several]
     if results.online:
         chapters.append(_following(results))
@@ -123,13 +123,16 @@ training runs of each game, where there are several, and their episodes; what te
 {tables.aggregates(results.aggregates).markdown()}"""
 
 
-def _costs(results: Results, game: Game) -> str:
+def _costs(results: Results) -> str:
+    """Of networks that play one game."""
     timing = f" Time: {results.timing}." if results.timing else ""
+    students = [who for game in results.games.values() for who in game.students if "games" not in who.card]
+    first = next(iter(results.games.values()))
     return f"""### What the networks cost
 
-With the outputs of {game.teacher.game}. A multiply-add counts as two operations.{timing}
+Each with the outputs of the first game of these in which it is. A multiply-add counts as two operations.{timing}
 
-{tables.costs(game.teacher, game.students).markdown()}"""
+{tables.costs(first.teacher, students).markdown()}"""
 
 
 def _several(results: Results, summaries: Sequence[Summary]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -334,8 +335,9 @@ def bars(summaries: Sequence[Summary]) -> Table:
 def bars_of_several(summaries: Sequence[Summary]) -> Table:
     """What is asked of a KL student of the paper's three games (`paper.SEVERAL_MEAN`, `SEVERAL_LEAST`), and of no others."""
     cells = []
+    three = {game for s in summaries for game in s.games} == set(THREE_GAMES)
     for s in summaries:
-        if s.plain and s.loss == "kl" and tuple(sorted(s.games)) == THREE_GAMES:
+        if three and s.plain and s.loss == "kl" and s.mean is not None:
             worst = min(standing.normalized for standing in s.games.values())
             cells.append([f"{s.variant}: geometric mean of normalised %", *_held(s.mean, SEVERAL_MEAN)])
             cells.append([f"{s.variant}: least normalised % of a game", *_held(worst, SEVERAL_LEAST)])
@@ -343,17 +345,19 @@ def bars_of_several(summaries: Sequence[Summary]) -> Table:
 
 
 def bars_of_online(runs: Sequence[Run]) -> Table:
-    """What is asked of students that follow a learning teacher (`paper.DROP`, `paper.KEPT`), over a game's seeds."""
+    """What is asked of students that follow a learning teacher (`paper.DROP`, `paper.KEPT`), over a game's seeds. Where the
+    teacher never dropped, its student's drop is endless times as deep.
+    """
     cells = []
     for game in dict.fromkeys(run.game for run in runs):
         of_game = [run for run in runs if run.game == game]
-        shares = [share for run in of_game if (share := run.share_of_drop) is not None]
+        shares = [run.share_of_drop for run in of_game]
+        worse = [s is None and run.steadiness("student").drop > 0 for s, run in zip(shares, of_game, strict=True)]
+        share = math.inf if any(worse) else float(np.mean([s or 0.0 for s in shares]))
+        held = "met" if share <= DROP else "missed"
+        cells.append([f"{game}: worst drop, of the teacher's", f"at most {DROP:.3f}", f"{share:.3f}", held])
         kept = [percent for run in of_game if (percent := run.kept) is not None]
-        share = float(np.mean(shares)) if shares else None
-        told = "" if share is None else f"{share:.2f}"
-        held = "open" if share is None else "met" if share <= DROP else "missed"
-        cells.append([f"{game}: worst drop, of the teacher's", f"at most {DROP:.2f}", told, held])
-        asked, *reached = _held(float(np.mean(kept)) if kept else None, KEPT)
+        asked, *reached = _held(float(np.mean(kept)) if len(kept) == len(of_game) else None, KEPT)
         cells.append([f"{game}: kept %", f"at least {asked}", *reached])
     return Table(["students, mean over seeds", "asked", "reached", ""], cells)
 

@@ -45,11 +45,14 @@ def test_a_student_that_never_learns_has_dropped() -> None:
 
 def test_what_was_asked_is_of_the_mean_over_seeds() -> None:
     met = tables.bars_of_online([run(0, 4.0), run(1, 16.0)]).cells  # shares of the drop: 0.5 and 0.125
-    assert met[0] == ["Pong: worst drop, of the teacher's", "at most 0.33", "0.31", "met"]
+    assert met[0] == ["Pong: worst drop, of the teacher's", "at most 0.333", "0.312", "met"]
     assert met[1] == ["Pong: kept %", "at least 97.0", "90.0", "missed"]
-    assert tables.bars_of_online([run(0, 4.0)]).cells[0][2:] == ["0.50", "missed"]
-    steady = tables.bars_of_online([run(0, 0.0)]).cells[0]
-    assert steady[2:] == ["", "open"]
+    assert tables.bars_of_online([run(0, 4.0)]).cells[0][2:] == ["0.500", "missed"]
+    steady = [run(0, 0.0), run(1, 16.0)]  # where its teacher never dropped, the student has
+    assert tables.bars_of_online(steady).cells[0][2:] == ["inf", "missed"]
+    assert tables.bars_of_online([replace(steady[0], student_P=[10.0, 10.0])]).cells[0][2:] == ["0.000", "met"]
+    hopeless = [run(0, 4.0), replace(run(1, 4.0), random_N=np.array([11.0]))]
+    assert tables.bars_of_online(hopeless).cells[1][2:] == ["", "open"]
 
 
 def test_the_table_is_over_seeds() -> None:

@@ -103,17 +103,17 @@ def test_data_are_made_again_for_who_reads_them_alone(tmp_path: Path) -> None:
 def test_it_says_first_what_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    layout = experiment(tmp_path / "repo", {"one": makes("one", "pd-pipeline games > one"), "two": makes("two")})
+    layout = experiment(tmp_path / "repo", {"one": makes("one", "pd-pipeline evaluate --help > one"), "two": makes("two")})
     asked: list[tuple[str, str]] = []
 
     def jobs(layout: Layout, params: Params, wanted: Collection[tuple[str, str]]) -> list[Job]:
         asked.extend(wanted)
-        return [Job("games", ">-one", False, 90.0), Job("games", "others", False, 0.0), Job("mix", "way", False, None)]
+        return [Job("evaluate", ">/one", False, 90.0), Job("evaluate", "another", False, None)]
 
     monkeypatch.setattr("stages.plan.jobs", jobs)
     with contextlib.chdir(layout.root):
         run(layout, load(ROOT / "params.yaml"), [], jobs=1, commit=False, dry=False)
-    assert asked == [("games", ">-one")]
+    assert asked == [("evaluate", ">/one")]
     assert "2 stages, about 1:30 on this machine, one after another" in capsys.readouterr().err
 
 
