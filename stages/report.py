@@ -27,6 +27,7 @@ from pipeline.report import reproduction, tables
 from pipeline.report.aggregate import aggregates
 from pipeline.report.online import Run
 from pipeline.report.page import Section, render
+from pipeline.report.paper import LOSSES
 from pipeline.report.predictors import predicted
 from pipeline.report.results import Results, Several
 from pipeline.report.scores import Evaluated, learned_from, read_curve, read_returns, score
@@ -72,7 +73,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     alone = _only(games, lambda who: len(games_of(who.card)) == 1)
     summaries = summarise(alone)
     typical = aggregates(alone) if len(alone) > 1 else []
-    ahead = leads(alone, "dqn", ("kl", "nll", "mse"))
+    ahead = leads(alone, "dqn", LOSSES)
     plays = (tuple(sorted(games_of_cell(layout, params, cell))) for cell in cells)
     sets = dict.fromkeys(names for names in plays if len(names) > 1)
     several = [_several({name: games[name] for name in names}) for names in sets]

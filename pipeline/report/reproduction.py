@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report import tables
-from pipeline.report.paper import TABLE1
+from pipeline.report.paper import LOSSES, TABLE1
 from pipeline.report.predictors import Predicted
 from pipeline.report.results import Results
 from pipeline.report.summary import Summary
@@ -76,7 +76,11 @@ def _table1(results: Results) -> str:
 By how many points of random-normalised per cent the students of one loss are ahead of another's, with 95 % intervals over
 episodes, paired by seed where both have played the same; the paper's points are of raw per cents.
 
-{tables.leads(results.leads, list(teachers)).markdown()}"""
+{tables.leads(results.leads, list(teachers)).markdown()}
+What they get wrong in held-out states: how often they prefer the teacher's action, and what their choices cost on average by
+its Q-values (regret, in units of each game's own).
+
+{tables.mistakes(results.games, "dqn", LOSSES).markdown()}"""
     asked = f"""
 ## What was asked of the students
 

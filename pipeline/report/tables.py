@@ -28,7 +28,7 @@ from pipeline.report.paper import (
 )
 from pipeline.report.predictors import PREDICTORS, Group, Predicted
 from pipeline.report.scores import Evaluated, Score, read_returns
-from pipeline.report.summary import Lead, Standing, Summary
+from pipeline.report.summary import Game, Lead, Standing, Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +282,23 @@ def leads(found: Sequence[Lead], games: Sequence[str]) -> Table:
         ]
         cells.append([f"the paper's {name}", *papers, ""])
     return Table(["points", *games, "geometric mean"], cells)
+
+
+def mistakes(games: Mapping[str, Game], network: str, losses: Sequence[str]) -> Table:
+    """Of plain students of that network, a row per loss: in how many held-out states they prefer the teacher's action, and what
+    their choices cost on average by its Q-values. Of several runs their mean.
+    """
+    cells = []
+    for loss in losses:
+        row = []
+        for game in games.values():
+            same = [who for who in game.students if who.plain and (who.loss, who.network) == (loss, network)]
+            told = [who.card["held_out"] for who in same if "held_out" in who.card]
+            agreement, regret = (np.mean([of[name] for of in told] or [0.0]) for name in ("agreement", "regret"))
+            row.append(f"{100 * agreement:.1f} %, {regret:.2g}" if told else "")
+        if any(row):
+            cells.append([loss.upper(), *row])
+    return Table(["agreement, regret", *games], cells)
 
 
 def _mean(mean: float | None, interval: tuple[float, float] | None, *, floored: bool) -> str:

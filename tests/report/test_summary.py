@@ -97,7 +97,9 @@ def test_table_1_has_intervals_and_rows_of_other_experiments(tmp_path: Path) -> 
 def test_a_loss_is_ahead_of_the_next_by_the_episodes_that_both_played(tmp_path: Path) -> None:
     games = {}
     for name, low in {"Freeway": 0.0, "Pong": 4.0}.items():
-        found = game(tmp_path, name, 20, {"kl-dqn": [[2, 22]], "nll-dqn": [[low, low + 20]]}, network="dqn")
+        held_out = {"held_out": {"agreement": 0.875, "regret": 0.00123}}
+        learned = {"kl-dqn": [[2, 22]], "nll-dqn": [[low, low + 20]]}
+        found = game(tmp_path, name, 20, learned, network="dqn", card=held_out)
         kl, nll = found.students
         games[name] = replace(found, students=[kl, replace(nll, loss="nll")])
     (lead,) = leads(games, "dqn", ("kl", "nll", "mse"))
@@ -110,6 +112,8 @@ def test_a_loss_is_ahead_of_the_next_by_the_episodes_that_both_played(tmp_path: 
     assert f"| KL less NLL | 10.0 [10.0, 10.0] | -10.0 [-10.0, -10.0] | 0.8 [{low:.1f}, {high:.1f}] |" in page
     assert ">10.0 [10.0, 10.0]</td>" in render([], results(games, leads=[lead]), {})
     assert "| the paper's KL less NLL | 1.9 | 5.5 |  |" in page
+    assert "| KL | 87.5 %, 0.0012 | 87.5 %, 0.0012 |" in page
+    assert "| MSE |" not in page
     del games["Pong"]
     games["Pong"] = game(tmp_path, "Pong", 20, {"kl-dqn": [[2, 22]]}, network="dqn")
     assert leads({}, "dqn", ("kl", "nll")) == []
