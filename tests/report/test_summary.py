@@ -98,7 +98,7 @@ def test_a_loss_is_ahead_of_the_next_by_the_episodes_that_both_played(tmp_path: 
     games = {}
     for name, low in {"Freeway": 0.0, "Pong": 4.0}.items():
         held_out = {"held_out": {"agreement": 0.875, "regret": 0.00123}}
-        learned = {"kl-dqn": [[2, 22]], "nll-dqn": [[low, low + 20]]}
+        learned: dict[str, list[list[float]]] = {"kl-dqn": [[2, 22]], "nll-dqn": [[low, low + 20]]}
         found = game(tmp_path, name, 20, learned, network="dqn", card=held_out)
         kl, nll = found.students
         games[name] = replace(found, students=[kl, replace(nll, loss="nll")])
