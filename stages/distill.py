@@ -122,7 +122,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 ],
                 **({"interleave": variant.interleave} if len(datasets) > 1 else {}),
                 **(
-                    {"begins_with": start.digest, "learned_before": _all_learned(start.card), "frozen": variant.frozen}
+                    {"begins_with": start.digest, "learned_before": _learned(start.card), "frozen": variant.frozen}
                     if start
                     else {}
                 ),
@@ -163,8 +163,9 @@ def _start(
             f"collect it again, or restore the agent"
         )
     mixed = {i.digest: i.dataset for ingredients in mix.values() for i in ingredients}
-    own, before = _learned(agent.card), agent.card.get("learned_before", [])
-    learned = [told for told in own if acted or _is_of(told, mixed)] + [told for told in before if _is_of(told, mixed)]
+    own = {told["digest"] for told in learned_from(agent.card)} if acted else set()
+    known = own | mixed.keys()
+    learned = [told for told in _learned(agent.card) if told["digest"] in known or told["name"] in mixed.values()]
     ours = (seed, params.presets[variant.preset].held_out)
     for theirs in {(told["seed"], told["held_out"]) for told in learned} - {ours}:
         told = " and ".join("seed {}, held_out {}".format(*each) for each in (theirs, ours))
@@ -181,19 +182,9 @@ def _start(
 
 
 def _learned(card: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What an agent has learned from, and what decided which episodes of it were held out."""
+    """What an agent, and whoever it began with, has learned from, and what decided which episodes of it were held out."""
     decided = {"seed": card.get("seed"), "held_out": card.get("settings", {}).get("held_out")}
-    return [told | decided for told in learned_from(card)]
-
-
-def _all_learned(card: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The same of an agent and of whoever it began with."""
-    return [*_learned(card), *card.get("learned_before", [])]
-
-
-def _is_of(told: Mapping[str, Any], mixed: Mapping[str, str]) -> bool:
-    """Whether a mix, its datasets' names by digest, has this dataset, or another of its name."""
-    return told["digest"] in mixed or told["name"] in mixed.values()
+    return [*(told | decided for told in learned_from(card)), *card.get("learned_before", [])]
 
 
 def _acted(params: settings.Params, mix_name: str, name: str | None, datasets: Mapping[str, Joined]) -> str:

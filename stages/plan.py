@@ -116,10 +116,10 @@ def job_of(command: str) -> tuple[str, str]:
     return stage, ("/" if stage == "evaluate" else "-").join(values)
 
 
-def told(jobs: Collection[Job]) -> str:
-    """About how long these take, one after another."""
-    unknown = " and what is unknown" if any(job.seconds is None for job in jobs) else ""
-    return f"about {duration(sum(job.seconds or 0.0 for job in jobs))}{unknown} on this machine"
+def told(jobs: Collection[Job], unknown: int = 0) -> str:
+    """About how long these take, one after another, and so many more of which nobody can tell."""
+    beside = " and what is unknown" if unknown or any(job.seconds is None for job in jobs) else ""
+    return f"about {duration(sum(job.seconds or 0.0 for job in jobs))}{beside} on this machine"
 
 
 def jobs(layout: Layout, params: settings.Params, wanted: Collection[tuple[str, str]] | None = None) -> Iterator[Job]:

@@ -80,8 +80,7 @@ def _cost(layout: Layout, params: settings.Params, work: Mapping[str, Work]) -> 
     dear = [(it, job) for it, job in asked if job[0] in plan.DEAR]
     wanted = {job for it, job in dear if Path(it.stage.path).parent == root}
     found = [job for job in plan.jobs(layout, params, wanted) if job[:2] in wanted] if wanted else []
-    unknown = len(dear) - len(found)
-    return plan.told([*found, *[plan.Job("", "", False, None)] * unknown]) if found else ""
+    return plan.told(found, unknown=len(dear) - len(found)) if found else ""
 
 
 def _absolute(root: Path, target: str) -> str:
