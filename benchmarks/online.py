@@ -9,7 +9,6 @@ final updates spread over its points. Scores, which distilling does not want, ar
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import tempfile
@@ -36,7 +35,7 @@ def main(game: str) -> None:
     params = settings.load(Path("experiments/online/params.yaml"))
     small = _small(params, game)
     torch.set_num_threads(1)  # one core a run, as the experiment's hours are told
-    with tempfile.TemporaryDirectory() as name, cluster(None, os.cpu_count() or 1) as client:
+    with tempfile.TemporaryDirectory() as name, cluster(None, 1) as client:
         scheduler = str(client.scheduler_info()["address"])
         alone, followed = (Path(name) / who for who in ("alone", "followed"))
         histories = [History(work / "history") for work in (alone, followed)]

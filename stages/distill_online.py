@@ -21,6 +21,8 @@ from pipeline.datasets.mix import Joined
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
 from pipeline.distill.offline import MEASURES, DistillConfig, Student, train
+from pipeline.evaluate import Episode
+from pipeline.report.online import RETURNS
 from stages import collect
 from stages import params as settings
 from stages.cluster import cluster
@@ -125,7 +127,7 @@ def _walk(history: History) -> Generator[Point, None, None]:
 
 
 class Follower:
-    """The student's resumable state: its network and optimiser after the last point, and a row per point.
+    """The student's resumable state: network and optimiser after the last point, a row per point, and one per episode there.
 
     At a point the policy that did best on the seeds that choose labels a new version of the dataset; the student goes on
     learning from the versions of that policy; it and the teacher are scored on seeds that chose nobody. After the last point
@@ -144,10 +146,11 @@ class Follower:
         self._network: QNetwork | None = None
         self._optimizer: dict[str, Any] | None = None
         self.rows: list[dict[str, Any]] = []
+        self._returns: list[dict[str, Any]] = []
         state = load_state(work / "checkpoint.pt")
         if state is not None:
             with resuming(work / "checkpoint.pt"):
-                self.rows, self._optimizer = state["rows"], state["optimizer"]
+                self.rows, self._returns, self._optimizer = state["rows"], state["returns"], state["optimizer"]
                 self._network = place(QNetwork(settings.network(self._variant.network), state["heads"]), self._compute.device)
                 self._network.load_state_dict(state["network"])
             say(f"resuming {game} after {len(self.rows)} points")
@@ -168,10 +171,14 @@ class Follower:
         student = self._score("student", self._network)
         teacher = self._score(f"{point.steps:,}", load_agent(self._history.agent(point), self._compute.device).network)
         moments.append(time.monotonic())
+        self._returns += [
+            {"point": point.number, "seed": t.seed, "teacher": t.episode_return, "student": s.episode_return}
+            for t, s in zip(teacher, student, strict=True)
+        ]
         returns = {
-            "teacher_return": teacher,
-            "best_return": teacher if best == point else self.rows[best.number]["teacher_return"],
-            "student_return": student,
+            "teacher_return": mean_return(teacher),
+            "best_return": mean_return(teacher) if best == point else self.rows[best.number]["teacher_return"],
+            "student_return": mean_return(student),
         }
         mark(f"follow {self._game}-{self._seed}", point.steps, returns)
         took = [round(after - before, 1) for before, after in pairwise(moments)]
@@ -193,6 +200,7 @@ class Follower:
         )
         state = {
             "rows": self.rows,
+            "returns": self._returns,
             "heads": self._network.actions,
             "network": self._network.state_dict(),
             "optimizer": self._optimizer,
@@ -205,26 +213,32 @@ class Follower:
         return self._work / "versions" / f"{number:03}"
 
     def _collect(self, number: int, best: Point, states: int, scheduler: str) -> Dataset:
-        """Version `number` of the dataset, played and labelled by `best`, unless it is there."""
+        """Version `number` of the dataset, played and labelled by `best`, unless it is there. A run that was stopped in its
+        last updates, and whose teacher then had more steps to learn, has left another.
+        """
         version = self._version(number)
-        if not (version / MANIFEST).is_file():
-            collect.run(
-                self._layout,
-                self._params.model_copy(update={"datasets": {}}),  # whose actors and numbers are of other datasets
-                game=self._game,
-                dataset=None,
-                states=states,
-                episodes=None,
-                epsilon=self._told.epsilon,
-                seed=number,
-                actor=None,
-                labels_from=self._history.agent(best),
-                workers=None,
-                scheduler=scheduler,
-                out=str(version),
-                licence=None,
-                dry_run=False,
-            )
+        if (version / MANIFEST).is_file():
+            made = open_dataset(version)
+            if (made.manifest.teacher["digest"], made.manifest.states) == (best.digest, states):
+                return made
+            shutil.rmtree(version)
+        collect.run(
+            self._layout,
+            self._params.model_copy(update={"datasets": {}}),  # whose actors and numbers are of other datasets
+            game=self._game,
+            dataset=None,
+            states=states,
+            episodes=None,
+            epsilon=self._told.epsilon,
+            seed=number,
+            actor=None,
+            labels_from=self._history.agent(best),
+            workers=None,
+            scheduler=scheduler,
+            out=str(version),
+            licence=None,
+            dry_run=False,
+        )
         return open_dataset(version)
 
     def _labelled_by(self, best: Point, latest: int) -> list[int]:
@@ -259,11 +273,11 @@ class Follower:
         self._network, self._optimizer = student.network, student.optimizer.state_dict()
         return student.curve[-1]
 
-    def _score(self, who: str, network: QNetwork) -> float:
-        """Mean return on seeds that choose nobody."""
+    def _score(self, who: str, network: QNetwork) -> list[Episode]:
+        """Episodes on seeds that choose nobody."""
         policy = EpsilonGreedy(q_function(network, exact(self._compute.device)), self._params.evaluation.epsilon)
         contestant = Contestant(f"{self._game} {who}", self._game, self._params.environment, policy)
-        return mean_return(played(contestant, self._params, "follow", self._seed, self._told.score_episodes))
+        return played(contestant, self._params, "follow", self._seed, self._told.score_episodes)
 
     def finish(self, folder: Path, scheduler: str) -> None:
         """Learn for the last time, and write student and curve into `folder`; the curve first, the card last."""
@@ -275,6 +289,7 @@ class Follower:
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(self._work / "versions/index.csv", self._index(version.manifest.digest))
         write_csv(folder / "curve.csv", self.rows)
+        write_csv(folder / RETURNS, self._returns)
         save_agent(
             folder,
             self._network,

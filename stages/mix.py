@@ -6,8 +6,10 @@ from pathlib import Path
 
 from pipeline.agents.checkpoints import CARD, load_card
 from pipeline.datasets.mix import make_mix, write_mix
+from pipeline.datasets.reader import read_manifest
 from stages import params as settings
 from stages.paths import Layout
+from stages.runlog import say
 
 
 def run(layout: Layout, params: settings.Params, mix: str) -> Path:
@@ -20,4 +22,8 @@ def run(layout: Layout, params: settings.Params, mix: str) -> Path:
 
     path = layout.mix(mix)
     write_mix(path, make_mix({name: layout.dataset(name) for name in names}, teacher_of))
+    for name in names:
+        recipe, states = settings.recipe_of(layout, params, name), read_manifest(layout.dataset(name)).states
+        if recipe and recipe.states and states < recipe.states:
+            say(f"dataset {name} has {states:,} states, params.yaml asks for {recipe.states:,}: `pd-pipeline collect` goes on")
     return path

@@ -183,7 +183,7 @@ class OnlineParams(Section):
     states: int = Field(gt=0)
     epsilon: float = Field(ge=0, le=1)
     window: int = Field(gt=0)
-    score_episodes: int = Field(gt=0)
+    score_episodes: int = Field(gt=1)
     final_states: int = Field(gt=0)
     final_updates: int = Field(gt=0)
     seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(min_length=1)

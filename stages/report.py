@@ -25,7 +25,7 @@ from pipeline.datasets.schema import MANIFEST
 from pipeline.evaluate import PROTOCOLS
 from pipeline.report import reproduction, tables
 from pipeline.report.aggregate import aggregates
-from pipeline.report.online import Run
+from pipeline.report.online import RETURNS, Run
 from pipeline.report.page import Section, render
 from pipeline.report.paper import LOSSES
 from pipeline.report.predictors import predicted
@@ -201,7 +201,7 @@ def _followed(layout: Layout, game: str, seed: int) -> bool:
     agents = _ends(game, seed).values()
     played = all(layout.episodes(agent).is_file() and not scored_before(layout, agent, agent) for agent in agents)
     folder = layout.online(f"{game}-{seed}")
-    return played and (folder / "curve.csv").is_file() and "following" in load_card(folder)
+    return played and all((folder / name).is_file() for name in ("curve.csv", RETURNS)) and "following" in load_card(folder)
 
 
 def _ends(game: str, seed: int) -> dict[str, str]:
@@ -217,12 +217,16 @@ def _ends(game: str, seed: int) -> dict[str, str]:
 
 def _run(layout: Layout, game: str, seed: int) -> Run:
     """How a student followed a teacher, and what became of both."""
-    curve = layout.online(f"{game}-{seed}") / "curve.csv"
-    if not curve.is_file():
-        raise ValueError(
-            f"the report lacks {curve}: run `pd-pipeline distill-online --game {game} --seed {seed}` or `dvc repro`"
-        )
-    rows = read_curve(curve)
+    folder = layout.online(f"{game}-{seed}")
+    for path in (folder / "curve.csv", folder / RETURNS):
+        if not path.is_file():
+            raise ValueError(
+                f"the report lacks {path}: run `pd-pipeline distill-online --game {game} --seed {seed}` or `dvc repro`"
+            )
+    rows, points = read_curve(folder / "curve.csv"), read_curve(folder / RETURNS)
+    teacher_PN, student_PN = (
+        np.array([float(row[who]) for row in points]).reshape(len(rows), -1) for who in ("teacher", "student")
+    )
     returns = {}
     for who, agent in _ends(game, seed).items():
         episodes = layout.episodes(agent)
@@ -235,10 +239,10 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
         game=game,
         seed=seed,
         frame_P=[float(row["frames"]) for row in rows],
-        teacher_P=[float(row["teacher_return"]) for row in rows],
-        best_P=[float(row["best_return"]) for row in rows],
-        student_P=[float(row["student_return"]) for row in rows],
-        states=load_card(layout.online(f"{game}-{seed}"))["following"]["states"],
+        teacher_PN=teacher_PN,
+        student_PN=student_PN,
+        best_P=[int(row["best_point"]) for row in rows],
+        states=load_card(folder)["following"]["states"],
         **returns,
     )
 

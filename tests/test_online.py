@@ -108,6 +108,13 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
         if row:
             assert (row["best_return"], row["labelled_by"]) == (labelled["return_on_other_seeds"], best["digest"])
             assert (row["dataset"], row["snapshot"]) == (version.digest, points[number]["digest"])
+    with (recorded / "data/online/Breakout-0/returns.csv").open(newline="") as file:
+        episodes = list(csv.DictReader(file))
+    assert len(episodes) == 3 * 3
+    for row in told:
+        for who in ("teacher", "student"):
+            returns = [float(e[who]) for e in episodes if e["point"] == row["point"]]
+            assert float(row[f"{who}_return"]) == sum(returns) / 3
     assert json.loads((recorded / "data/online/Breakout-0/card.json").read_text())["updates"] == 3 * 4 + 8
     assert not list(recorded.glob(".work/distill-online/*/checkpoint.pt"))
     assert not (recorded / "data/versions/Breakout-0/.work").exists()
@@ -138,6 +145,18 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     page = (recorded / "data/history-Breakout-0.html").read_text()
     assert page.count("<figure") == 3
     assert "has been preferred since" in page
+
+
+def test_a_version_that_another_policy_labelled_is_made_again(recorded: Path, tmp_path: Path) -> None:
+    layout, params = load_project(recorded / "params.yaml")
+    record = history.History(layout.history("Breakout-0"))
+    follower = distill_online.Follower(layout, params, "Breakout", 0, tmp_path, record, "cpu")
+    for point, states in ((record.points[0], 150), (record.points[-1], 150), (record.points[-1], 200)):
+        manifest = follower._collect(3, point, states, "").manifest
+        assert (manifest.teacher["digest"], manifest.states) == (point.digest, states)
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "versions/003").rglob("*"))
+    follower._collect(3, record.points[-1], 200, "")
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "versions/003").rglob("*")) == before
 
 
 def test_any_other_setting_of_a_follower_is_noticed(recorded: Path) -> None:

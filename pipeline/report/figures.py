@@ -195,15 +195,14 @@ def following(runs: Sequence[Run]) -> str:
     """Return against frames of the teacher as it learned, of the best so far, and of the student; a thin line per seed."""
     figure, axes = plt.subplots(figsize=(7.5, 3.8))
     for name, label, colour, style in (
-        ("teacher_P", "teacher as it learned", "#999999", "-"),
-        ("best_P", "best policy so far", "#444444", ":"),
-        ("student_P", "student", "#0b6e99", "-"),
+        ("teacher", "teacher as it learned", "#999999", "-"),
+        ("best", "best policy so far", "#444444", ":"),
+        ("student", "student", "#0b6e99", "-"),
     ):
         for number, run in enumerate(runs):
             millions = [frame / 1e6 for frame in run.frame_P]
-            axes.plot(
-                *(millions, getattr(run, name), style), color=colour, linewidth=1.3, alpha=0.8, label="" if number else label
-            )
+            means = run.returns(name).mean(axis=1)
+            axes.plot(millions, means, style, color=colour, linewidth=1.3, alpha=0.8, label="" if number else label)
     axes.set_xlabel("million frames that the teacher learned from")
     axes.set_ylabel("return")
     axes.legend(fontsize=9)

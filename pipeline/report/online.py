@@ -5,18 +5,22 @@ Dimensions: P points of a history, N episodes, R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from pipeline.report.bootstrap import Values, percentiles, resampled_means
 
+RETURNS: Final = "returns.csv"
+"""Beside a follower's curve: at each `point`, under each `seed`, the return of the `teacher` and of the `student`."""
+
 
 class Steadiness(NamedTuple):
     """Of mean returns at successive points: the root of the mean square of their changes, the worst drop below the best policy
-    so far, 0 if there is none, and the mean over the run (the area under the curve, over its length).
+    so far, and the mean over the run (the area under the curve, over its length).
     """
 
     change: float
@@ -24,55 +28,83 @@ class Steadiness(NamedTuple):
     area: float
 
 
-def steadiness(return_P: Sequence[float], best_P: Sequence[float]) -> Steadiness:
-    """`best_P` are the returns, on the same seeds, of the policy that other seeds have chosen as the best so far: below its own
-    greatest value every curve drops by noise, and one that never rises does not. ValueError for fewer than two points.
+def steadiness(return_PN: Values, best_PN: Values) -> Steadiness:
+    """`best_PN` are the returns, on the same seeds, of the policy that other seeds have chosen as the best so far: below its
+    own greatest value every curve drops by noise, and one that never rises does not.
+
+    The greatest of several noisy drops is more than any of them is. So half of the episodes say at which point the drop is
+    worst, and the other half how far it goes there, both ways round: without a drop that is 0 on average, or a little less.
+    ValueError for fewer than two points or episodes.
     """
-    if len(return_P) < 2:
-        raise ValueError(f"{len(return_P)} point(s) have no changes: a history wants two at least")
-    values_P = np.asarray(return_P, dtype=np.float64)
+    if len(return_PN) < 2:
+        raise ValueError(f"{len(return_PN)} point(s) have no changes: a history wants two at least")
+    mean_P = return_PN.mean(axis=1)
+    first_PN, other_PN = _halves(best_PN - return_PN)
     return Steadiness(
-        change=float(np.sqrt(np.mean(np.diff(values_P) ** 2))),
-        drop=max(0.0, float((np.asarray(best_P, dtype=np.float64) - values_P).max())),
-        area=float(values_P.mean()),
+        change=float(np.sqrt(np.mean(np.diff(mean_P) ** 2))),
+        drop=float(_worst(first_PN.mean(axis=1)[:, None], other_PN.mean(axis=1)[:, None])[0]),
+        area=float(mean_P.mean()),
     )
+
+
+def _halves(below_PN: Values) -> tuple[Values, Values]:
+    if below_PN.shape[1] < 2:
+        raise ValueError("one episode at a point cannot tell how far a drop goes: a score wants two at least")
+    return below_PN[:, ::2], below_PN[:, 1::2]
+
+
+def _worst(first_PR: Values, other_PR: Values) -> Values:
+    """Each one's value (R,) at the point where the other has its greatest; the mean of both."""
+    at_R = np.arange(first_PR.shape[1])
+    found: Values = (other_PR[first_PR.argmax(axis=0), at_R] + first_PR[other_PR.argmax(axis=0), at_R]) / 2
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """One seed of a game: mean returns at each point, of the teacher as it was, of the best so far, and of the student.
+    """One seed of a game: returns at each point, of the teacher as it was and of the student, and which point's teacher was the
+    best so far.
 
-    The episodes, on seeds that chose nobody and made no curve, are of the teacher's last policy, of its best, and of the final
-    student, the latter two on the same seeds, and of the random agent; `states` is how many steps were played at each point for
-    the student to learn from.
+    The episodes at the end, on seeds that chose nobody and made no curve, are of the teacher's last policy, of its best, and of
+    the final student, the latter two on the same seeds, and of the random agent; `states` is how many steps were played at each
+    point for the student to learn from.
     """
 
     game: str
     seed: int
     frame_P: Sequence[float]
-    teacher_P: Sequence[float]
-    best_P: Sequence[float]
-    student_P: Sequence[float]
+    teacher_PN: Values
+    student_PN: Values
+    best_P: Sequence[int]
     last_N: Values
     best_N: Values
     student_N: Values
     random_N: Values
     states: int
 
+    def returns(self, who: str) -> Values:
+        """Of `teacher`, `best` or `student`, at each point (P, N)."""
+        return (
+            self.student_PN if who == "student" else self.teacher_PN if who == "teacher" else self.teacher_PN[list(self.best_P)]
+        )
+
     def steadiness(self, who: str) -> Steadiness:
         """Of `teacher`, `best` or `student`."""
-        return steadiness(getattr(self, f"{who}_P"), self.best_P)
+        return steadiness(self.returns(who), self.returns("best"))
+
+    def drop_R(self, who: str) -> Values:
+        """The worst drop with other episodes."""
+        halves = _halves(self.returns("best") - self.returns(who))
+        drawn = [
+            np.stack([resampled_means(below_N, f"{half} of {self.game}-{self.seed}") for below_N in below_PN])
+            for half, below_PN in enumerate(halves)
+        ]
+        return _worst(drawn[0], drawn[1])
 
     @property
     def zero(self) -> float:
         """The random agent's mean return, which is taken as it is."""
         return float(self.random_N.mean())
-
-    @property
-    def share_of_drop(self) -> float | None:
-        """The student's worst drop over the teacher's; None where the teacher never dropped."""
-        dropped = self.steadiness("teacher").drop
-        return self.steadiness("student").drop / dropped if dropped else None
 
     @property
     def kept(self) -> float | None:
@@ -86,6 +118,23 @@ class Run:
         """`kept` of resampled episodes, paired by seed."""
         above_R = resampled_means(self.best_N) - self.zero
         return None if above_R.min() <= 0 else 100.0 * (resampled_means(self.student_N) - self.zero) / above_R
+
+
+def share_of_drop(runs: Sequence[Run]) -> float:
+    """The students' worst drop over their teachers', means over seeds; infinite where only students dropped."""
+    student, teacher = (sum(run.steadiness(who).drop for run in runs) for who in ("student", "teacher"))
+    if teacher <= 0:
+        return math.inf if student > 0 else 0.0
+    return student / teacher
+
+
+def share_within(runs: Sequence[Run]) -> tuple[float, float]:
+    """The 95 % interval of `share_of_drop` over episodes; where in some resamples teachers do not drop its end is infinite."""
+    student_R, teacher_R = (np.sum([run.drop_R(who) for run in runs], axis=0) for who in ("student", "teacher"))
+    endless_R = np.where(student_R > 0, np.inf, 0.0)
+    share_R = np.divide(student_R, teacher_R, out=endless_R, where=teacher_R > 0)
+    low, high = np.quantile(share_R, [0.025, 0.975], method="nearest")  # between two infinite ones lies no number
+    return float(low), float(high)
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:
@@ -105,7 +154,7 @@ HEAD = (
     "seeds",
     "change",
     "worst drop",
-    "drop, of the teacher's",
+    "drop, of the teacher's [95 %]",
     "mean over the run",
     "at the end, fresh seeds",
     "kept %",
@@ -120,8 +169,9 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
         of_game = [run for run in runs if run.game == game]
         drawn = [kept_R for run in of_game if (kept_R := run.kept_R) is not None]
         low, high = percentiles(np.mean(drawn, axis=0)) if drawn else (0.0, 0.0)
+        least, most = share_within(of_game)
         student = [
-            spread([run.share_of_drop for run in of_game]),
+            f"{share_of_drop(of_game):.2f} [{least:.2f}, {most:.2f}]",
             spread([run.kept for run in of_game]),
             f"{low:.1f} to {high:.1f}" if drawn else "",
         ]

@@ -192,7 +192,8 @@ def _online(runs: Sequence[Run]) -> str:
     ]
     table = tables.online(runs).html(
         "Change: root mean square of the changes from point to point. Worst drop: below the best policy so far, which other seeds chose, "
-        "at the same point. Where there are several seeds, their mean, least and greatest. At the end: the teacher's last policy, its best, "
+        "at the point that half of the episodes find the worst, measured on the other half; of the teachers', means over seeds, with its "
+        "95 % interval over episodes. Where there are several seeds, their mean, least and greatest. At the end: the teacher's last policy, its best, "
         f"and the student after its last updates, {len(runs[0].student_N)} episodes each on seeds that nothing else has seen; kept: "
         "(student - random) / (best - random), with the 95 % bootstrap interval of the seeds' mean over episodes, paired by seed.",
     )

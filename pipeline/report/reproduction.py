@@ -154,8 +154,9 @@ def _following(results: Results) -> str:
 
 At each point of the teacher's learning the policy that did best on the seeds that choose labels a new version of the dataset,
 and the student goes on learning from what that policy has labelled; teacher, best so far and student are scored on other seeds.
-Change is the root mean square of the changes from point to point. The worst drop is below the best policy so far at the same
-point, of the student also as a share of the teacher's. Over several seeds: their mean, least and greatest. At the end: the
+Change is the root mean square of the changes from point to point. The worst drop is below the best policy so far, at the point
+that half of the episodes find the worst, measured on the other half; of the students also as a share of their teachers', means
+over seeds, with its 95 % interval over episodes. Over several seeds: their mean, least and greatest. At the end: the
 teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is (student - random) /
 (best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, paired by seed.
 

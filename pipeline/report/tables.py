@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.report.aggregate import Aggregate
-from pipeline.report.online import HEAD, Run, table
+from pipeline.report.online import HEAD, Run, share_of_drop, table
 from pipeline.report.paper import (
     BARS,
     DROP,
@@ -362,15 +361,11 @@ def bars_of_several(summaries: Sequence[Summary]) -> Table:
 
 
 def bars_of_online(runs: Sequence[Run]) -> Table:
-    """What is asked of students that follow a learning teacher (`paper.DROP`, `paper.KEPT`), over a game's seeds. Where the
-    teacher never dropped, its student's drop is endless times as deep.
-    """
+    """What is asked of students that follow a learning teacher (`paper.DROP`, `paper.KEPT`), over a game's seeds."""
     cells = []
     for game in dict.fromkeys(run.game for run in runs):
         of_game = [run for run in runs if run.game == game]
-        shares = [run.share_of_drop for run in of_game]
-        worse = [s is None and run.steadiness("student").drop > 0 for s, run in zip(shares, of_game, strict=True)]
-        share = math.inf if any(worse) else float(np.mean([s or 0.0 for s in shares]))
+        share = share_of_drop(of_game)
         held = "met" if share <= DROP else "missed"
         cells.append([f"{game}: worst drop, of the teacher's", f"at most {DROP:.3f}", f"{share:.3f}", held])
         kept = [percent for run in of_game if (percent := run.kept) is not None]

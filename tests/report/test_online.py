@@ -7,17 +7,41 @@ import numpy as np
 import pytest
 
 from pipeline.report import tables
-from pipeline.report.online import Run, steadiness, table
+from pipeline.report.bootstrap import Values
+from pipeline.report.online import Run, share_of_drop, share_within, steadiness, table
+
+
+def constant(*return_P: float, episodes: int = 4) -> Values:
+    """Every episode at a point returns the same."""
+    return np.repeat(np.array(return_P)[:, None], episodes, axis=1)
 
 
 def test_by_hand() -> None:
-    found = steadiness([0.0, 10.0, 4.0, 12.0], [0.0, 9.0, 9.0, 11.0])
+    found = steadiness(constant(0.0, 10.0, 4.0, 12.0), constant(0.0, 9.0, 9.0, 11.0))
     assert found.drop == 5.0
     assert found.area == 6.5
     assert found.change == pytest.approx(math.sqrt((10**2 + 6**2 + 8**2) / 3))
-    assert steadiness([5.0, 6.0], [4.0, 5.0]).drop == 0.0
+    assert steadiness(constant(5.0, 6.0), constant(4.0, 5.0)).drop == -1.0  # better than the best so far throughout
     with pytest.raises(ValueError, match="two at least"):
-        steadiness([1.0], [1.0])
+        steadiness(constant(1.0), constant(1.0))
+    with pytest.raises(ValueError, match="two at least"):
+        steadiness(constant(1.0, 2.0, episodes=1), constant(1.0, 2.0, episodes=1))
+
+
+def test_each_half_of_the_episodes_measures_where_the_other_is_worst() -> None:
+    """The halves are every other episode: below the best by (6, 2) and (1, 4)."""
+    below = np.array([[6.0, 2.0, 6.0, 2.0], [1.0, 4.0, 1.0, 4.0]])
+    assert steadiness(-below, np.zeros((2, 4))).drop == (2.0 + 1.0) / 2
+
+
+def test_noise_is_no_drop() -> None:
+    """One policy all the time, scored on 40 new episodes at each of 12 points: the greatest drop of means is above 0."""
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=(2, 12, 40)) for _ in range(400)]
+    greatest = np.mean([(best - own).mean(axis=1).max() for own, best in noise])
+    drops = [steadiness(own, best).drop for own, best in noise]
+    assert greatest > 0.3
+    assert abs(np.mean(drops)) < 4 * np.std(drops) / 400**0.5
 
 
 def run(seed: int, dropped: float) -> Run:
@@ -25,9 +49,9 @@ def run(seed: int, dropped: float) -> Run:
         game="Pong",
         seed=seed,
         frame_P=[1.0, 2.0],
-        teacher_P=[10.0, 10.0 - dropped],
-        best_P=[10.0, 10.0],
-        student_P=[8.0, 9.0],
+        teacher_PN=constant(10.0, 10.0 - dropped),
+        student_PN=constant(8.0, 9.0),
+        best_P=[0, 0],
         last_N=np.array([5.0, 7.0]),
         best_N=np.array([9.0, 11.0]),
         student_N=np.array([8.0, 10.0]),
@@ -37,20 +61,41 @@ def run(seed: int, dropped: float) -> Run:
 
 
 def test_a_student_that_never_learns_has_dropped() -> None:
-    useless = replace(run(0, 4.0), student_P=[0.0, 0.0])
+    useless = replace(run(0, 4.0), student_PN=constant(0.0, 0.0))
     assert useless.steadiness("student").drop == 10.0
-    assert useless.share_of_drop == 2.5
-    assert run(0, 0.0).share_of_drop is None
+    assert share_of_drop([useless]) == 2.5
+    assert share_of_drop([run(0, 0.0)]) == math.inf
+    assert share_within([run(0, 0.0)]) == (math.inf, math.inf)
 
 
-def test_what_was_asked_is_of_the_mean_over_seeds() -> None:
-    met = tables.bars_of_online([run(0, 4.0), run(1, 16.0)]).cells  # shares of the drop: 0.5 and 0.125
-    assert met[0] == ["Pong: worst drop, of the teacher's", "at most 0.333", "0.312", "met"]
+def test_the_best_is_who_other_seeds_chose() -> None:
+    risen = replace(run(0, -5.0), best_P=[0, 1])
+    assert risen.returns("best").mean(axis=1).tolist() == [10.0, 15.0]
+    assert risen.steadiness("teacher").drop == 0.0
+    assert risen.steadiness("student").drop == 6.0
+
+
+def test_the_share_has_an_interval_over_episodes() -> None:
+    rng = np.random.default_rng(1)
+    noisy = replace(
+        run(0, 8.0),
+        teacher_PN=constant(10.0, 2.0, episodes=60) + rng.normal(size=(2, 60)),
+        student_PN=constant(8.0, 9.0, episodes=60) + rng.normal(size=(2, 60)),
+    )
+    low, high = share_within([noisy])
+    assert low < share_of_drop([noisy]) < high
+    assert 0.0 < high - low < 0.3
+
+
+def test_what_was_asked_is_of_the_means_over_seeds() -> None:
+    met = tables.bars_of_online([run(0, 4.0), run(1, 16.0)]).cells  # drops of 2 and 2 beside 4 and 16
+    assert met[0] == ["Pong: worst drop, of the teacher's", "at most 0.333", "0.200", "met"]
     assert met[1] == ["Pong: kept %", "at least 97.0", "90.0", "missed"]
     assert tables.bars_of_online([run(0, 4.0)]).cells[0][2:] == ["0.500", "missed"]
-    steady = [run(0, 0.0), run(1, 16.0)]  # where its teacher never dropped, the student has
-    assert tables.bars_of_online(steady).cells[0][2:] == ["inf", "missed"]
-    assert tables.bars_of_online([replace(steady[0], student_P=[10.0, 10.0])]).cells[0][2:] == ["0.000", "met"]
+    steady = [run(0, 0.0), run(1, 16.0)]  # the first teacher never dropped
+    assert tables.bars_of_online(steady).cells[0][2:] == ["0.250", "met"]
+    assert tables.bars_of_online(steady[:1]).cells[0][2:] == ["inf", "missed"]
+    assert tables.bars_of_online([replace(steady[0], student_PN=constant(10.0, 10.0))]).cells[0][2:] == ["0.000", "met"]
     hopeless = [run(0, 4.0), replace(run(1, 4.0), random_N=np.array([11.0]))]
     assert tables.bars_of_online(hopeless).cells[1][2:] == ["", "open"]
 
@@ -61,8 +106,6 @@ def test_the_table_is_over_seeds() -> None:
     assert teacher[7] == "6.00 (6.00 to 6.00)"
     assert best[3:5] == ["0.00 (0.00 to 0.00)", "0.00 (0.00 to 0.00)"]
     assert best[6:8] == ["10.00 (10.00 to 10.00)", "10.00 (10.00 to 10.00)"]
-    assert student[3:6] == ["1.00 (1.00 to 1.00)", "2.00 (2.00 to 2.00)", "0.38 (0.25 to 0.50)"]
+    assert student[3:6] == ["1.00 (1.00 to 1.00)", "2.00 (2.00 to 2.00)", "0.33 [0.33, 0.33]"]
     assert student[-2:] == ["90.00 (90.00 to 90.00)", "88.9 to 90.9"]  # each resample: 8/9, 9/10 or 10/11
     assert replace(run(0, 1.0), random_N=np.array([9.5])).kept is None
-    _, _, student = table([run(0, 4.0), run(1, 0.0), run(2, 8.0)])  # the second teacher never dropped
-    assert student[5] == "0.38 (0.25 to 0.50), 2 of 3 seeds"
