@@ -25,7 +25,7 @@ import torch
 from distributed import Client, Future
 
 from pipeline.agents.checkpoints import CARD, WEIGHTS, Agent, load_files, read_files
-from pipeline.agents.device import exact, keep_freed_memory
+from pipeline.agents.device import exact, take_one_core
 from pipeline.agents.policies import EpsilonGreedy, Labelled, q_function
 from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
 from pipeline.atari.rollout import Policy, rollout
@@ -118,8 +118,7 @@ def send_agent(agent: Path, folder: Folder, role: str) -> None:
 
 @functools.lru_cache(maxsize=2)
 def _agent(url: str, role: str, digest: str) -> Agent:
-    torch.set_num_threads(1)  # one worker, one core
-    keep_freed_memory()  # Dask asks its workers to hand back all of it (MALLOC_TRIM_THRESHOLD_)
+    take_one_core()
     folder = Folder(url)
     try:
         files = {name: folder.read(f"{role}/{name}") for name in (WEIGHTS, CARD)}

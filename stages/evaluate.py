@@ -21,7 +21,7 @@ import torch
 from distributed import Client, wait
 
 from pipeline.agents.checkpoints import load_files, read_files
-from pipeline.agents.device import pick_device
+from pipeline.agents.device import pick_device, take_one_core
 from pipeline.atari.envs import SlotWorld, fingerprint
 from pipeline.evaluate import Episode, Protocol, play
 from pipeline.progress import Progress
@@ -158,7 +158,7 @@ Files = tuple[tuple[str, bytes], ...]
 
 def play_part(part: Part, files: Files | None) -> list[Episode]:
     """What a worker does. ValueError if its agent or its world is not the one that was asked for."""
-    torch.set_num_threads(1)  # one worker, one core
+    take_one_core()
     agent = load_files(dict(files), torch.device("cpu")) if files else None
     if (agent.digest if agent else None) != part.agent_digest:
         raise ValueError(f"a worker on {platform.node()} was sent another agent than was asked for: run the same command again")

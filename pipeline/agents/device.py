@@ -134,3 +134,11 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**30)
+
+
+def take_one_core() -> None:
+    """How a Dask worker computes: on one core, as its neighbours do, and keeping what it frees, which Dask asks glibc to hand
+    back at once (MALLOC_TRIM_THRESHOLD_).
+    """
+    torch.set_num_threads(1)
+    keep_freed_memory()
