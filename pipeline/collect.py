@@ -143,18 +143,6 @@ def _policy(config: CollectConfig, teacher: Agent, actor: Agent | None) -> Polic
     return Labelled(EpsilonGreedy(q_function(actor.network, exact(torch.device("cpu")), config.game), config.epsilon), labels)
 
 
-_worlds = threading.local()
-
-
-def _world(game: str, environment: EnvConfig) -> SlotWorld:
-    """This thread's emulators: a worker of several threads plays several blocks at once."""
-    key = (game, environment)
-    if getattr(_worlds, "key", None) != key:
-        _worlds.key, _worlds.world = key, SlotWorld(game, environment, width=SLOTS)
-    world: SlotWorld = _worlds.world
-    return world
-
-
 def _check_world(task: Task) -> None:
     """ValueError if this worker would play something else than the manifest will say."""
     config = task.config
@@ -183,7 +171,7 @@ def play(task: Task) -> dict[int, list[EpisodeRow]]:
     seeds = [first + index * BLOCK_EPISODES + i for index in missing for i in range(BLOCK_EPISODES)]
     recorders = {seed: blocks.Recorder(seed) for seed in seeds}
     finished: dict[int, list[tuple[EpisodeRow, dict[str, Any]]]] = {index: [] for index in missing}
-    for step in rollout(_world(config.game, config.environment), policy, iter(seeds)):
+    for step in rollout(SlotWorld(config.game, config.environment, width=SLOTS), policy, iter(seeds)):
         flags_B = (
             (step.step_B == 0) * Flag.EPISODE_START
             + step.terminated_B * Flag.TERMINATED
@@ -237,7 +225,7 @@ def estimate(config: CollectConfig, teacher: Agent, actor: Agent | None, seconds
     states = 0
     began = time.perf_counter()
     with one_core():
-        for step in rollout(_world(config.game, config.environment), policy, iter(recorders.copy())):
+        for step in rollout(SlotWorld(config.game, config.environment, width=SLOTS), policy, iter(recorders.copy())):
             if not states:
                 began = time.perf_counter()  # the emulators have started
             for slot in np.flatnonzero(step.active_B):

@@ -19,7 +19,7 @@ from pipeline.agents.checkpoints import Agent, load_agent, save_agent
 from pipeline.agents.device import exact
 from pipeline.agents.networks import NETWORKS, QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function
-from pipeline.atari.envs import SlotWorld, VectorWorld, fingerprint
+from pipeline.atari.envs import VectorWorld, fingerprint
 from pipeline.atari.rollout import rollout
 from pipeline.collect import BLOCK_EPISODES, LONGEST_TASK, CollectConfig, Collection, Task
 from pipeline.datasets import schema
@@ -309,7 +309,6 @@ def test_an_estimate_is_of_one_core_and_of_the_datasets_own_compression(
 
     monkeypatch.setattr(collecting, "rollout", rollout_seen)
     monkeypatch.setattr(collecting, "SLOTS", 2)
-    monkeypatch.setattr(collecting, "_world", lambda game, environment: SlotWorld(game, environment, width=2))
     found = collecting.estimate(config(), teacher, None, 0.1)
     assert seen == {(1, 1)}
     assert (torch.get_num_threads(), os.sched_getaffinity(0)) == (2, cores)

@@ -13,9 +13,12 @@ Dimensions: B slots, C stacked frames, H W pixels.
 from __future__ import annotations
 
 import functools
+import os
+import weakref
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import ale_py
 import numpy as np
@@ -117,16 +120,29 @@ class VectorWorld:
         return WorldStep(obs_BCHW, reward_B.astype(np.float32), terminated_B, truncated_B, info["lives"].copy())
 
 
+_idle: Final[defaultdict[tuple[Any, ...], list[AtariVectorEnv]]] = defaultdict(list)
+"""Emulators whose worlds are gone, by their arguments and the cores that their threads may use. To make one takes as long as
+600 frames, and a score wants 64.
+"""
+
+
+def _give_back(slots: dict[int, AtariVectorEnv], idle: list[AtariVectorEnv]) -> None:
+    idle.extend(slots.values())
+
+
 class SlotWorld:
     """`width` emulators of one game, each with a thread of its own, of which only the playing ones are stepped.
 
-    An emulator is made when its slot first plays.
+    A slot that first plays takes an emulator that an earlier world of this process has left, or else makes one: a seed begins
+    an episode afresh in either.
     """
 
     def __init__(self, game: str, config: EnvConfig, *, width: int) -> None:
         self.width = width
         self._arguments = _arguments(find_game(game), config)
+        self._idle = _idle[(*self._arguments.values(), *sorted(os.sched_getaffinity(0)))]
         self._slots: dict[int, AtariVectorEnv] = {}
+        weakref.finalize(self, _give_back, self._slots, self._idle).atexit = False
         self._obs_BCHW = np.zeros((width, config.stack, 84, 84), dtype=np.uint8)
         self._reward_B = np.zeros(width, dtype=np.float32)
         self._terminated_B = np.zeros(width, dtype=np.bool_)
@@ -140,7 +156,7 @@ class SlotWorld:
         self._obs_BCHW = self._obs_BCHW.copy()  # what was handed out stays as it was
         for slot in np.flatnonzero(mask_B).tolist():
             if slot not in self._slots:
-                self._slots[slot] = AtariVectorEnv(**self._arguments, num_envs=1, batch_size=0, num_threads=1)
+                self._slots[slot] = self._emulator()
             obs_1CHW, info = self._slots[slot].reset(seed=seed_B[slot : slot + 1])
             self._obs_BCHW[slot] = obs_1CHW[0]
             self._lives_B[slot] = info["lives"][0]
@@ -149,18 +165,28 @@ class SlotWorld:
     def step(self, action_B: npt.NDArray[np.int64], playing_B: npt.NDArray[np.bool_]) -> WorldStep:
         """One agent step in every playing slot."""
         playing = np.flatnonzero(playing_B).tolist()
-        for slot in playing:
-            self._slots[slot].send(action_B[slot : slot + 1])
         self._obs_BCHW = np.empty_like(self._obs_BCHW)
-        for slot in playing:
-            obs_1CHW, reward_1, terminated_1, truncated_1, info = self._slots[slot].recv()
-            self._obs_BCHW[slot] = obs_1CHW[0]
-            self._reward_B[slot] = reward_1[0]
-            self._terminated_B[slot], self._truncated_B[slot] = terminated_1[0], truncated_1[0]
-            self._lives_B[slot] = info["lives"][0]
+        try:
+            for slot in playing:
+                self._slots[slot].send(action_B[slot : slot + 1])
+            for slot in playing:
+                obs_1CHW, reward_1, terminated_1, truncated_1, info = self._slots[slot].recv()
+                self._obs_BCHW[slot] = obs_1CHW[0]
+                self._reward_B[slot] = reward_1[0]
+                self._terminated_B[slot], self._truncated_B[slot] = terminated_1[0], truncated_1[0]
+                self._lives_B[slot] = info["lives"][0]
+        except BaseException:
+            self._slots.clear()  # some owe an answer, which the next world would take for its own
+            raise
         return WorldStep(
             self._obs_BCHW, self._reward_B.copy(), self._terminated_B.copy(), self._truncated_B.copy(), self._lives_B.copy()
         )
+
+    def _emulator(self) -> AtariVectorEnv:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return AtariVectorEnv(**self._arguments, num_envs=1, batch_size=0, num_threads=1)
 
 
 class Staggered:

@@ -2,15 +2,19 @@
 
 import hashlib
 import itertools
+import os
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from ale_py import AtariVectorEnv
 
 from pipeline.agents.policies import EpsilonGreedy, uniform_random
+from pipeline.atari import envs
 from pipeline.atari.envs import SlotWorld, Staggered, VectorWorld, action_meanings, fingerprint
 from pipeline.atari.rollout import World, rollout
+from pipeline.collect import one_core
 from pipeline.evaluate import play
 from pipeline.rl.learner import Tally
 from tests.fakes import CAP, ENVIRONMENT, LENGTH, Corridor
@@ -110,6 +114,52 @@ def test_real_worlds_agree_to_the_byte_and_do_not_depend_on_width(game: str) -> 
         cut = [key for key, event in slots.items() if event[3]]
         assert len(cut) == 5
         assert all(step <= 400 / 4 for _, step in cut)
+
+
+def test_a_world_takes_the_emulators_that_another_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(ENVIRONMENT, max_episode_frames=804)  # nobody else's
+    made: list[int] = []
+
+    def counted(**arguments: Any) -> Any:
+        made.append(arguments["num_envs"])
+        return AtariVectorEnv(**arguments)
+
+    monkeypatch.setattr(envs, "AtariVectorEnv", counted)
+    first = seen(SlotWorld("Breakout", config, width=2), 4, range(2))
+    world = SlotWorld("Breakout", config, width=2)
+    world.reset(np.array([7, 8]), np.array([True, True]))
+    world.step(np.array([1, 1]), np.array([True, False]))
+    del world  # in the middle of an episode
+    assert seen(SlotWorld("Breakout", config, width=2), 4, range(2)) == first
+    assert made == [1, 1]
+
+
+def test_an_emulator_that_owes_an_answer_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(ENVIRONMENT, max_episode_frames=808)
+    first = seen(SlotWorld("Breakout", config, width=2), 4, range(2))
+
+    def stopped(self: Any) -> Any:
+        raise KeyboardInterrupt
+
+    world = SlotWorld("Breakout", config, width=2)
+    world.reset(np.array([7, 8]), np.array([True, True]))
+    with monkeypatch.context() as patch:
+        patch.setattr(AtariVectorEnv, "recv", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            world.step(np.array([1, 1]), np.array([True, True]))
+    del world
+    assert seen(SlotWorld("Breakout", config, width=2), 4, range(2)) == first
+
+
+def test_on_one_core_emulators_are_others() -> None:
+    """Their threads stay on the cores that they were made on."""
+    config = replace(ENVIRONMENT, max_episode_frames=812)
+    with one_core():
+        seen(SlotWorld("Breakout", config, width=1), 4, range(1))
+        there = SlotWorld("Breakout", config, width=1)._idle
+        assert len(there) == 1
+    if os.sched_getaffinity(0) != {min(os.sched_getaffinity(0))}:
+        assert SlotWorld("Breakout", config, width=1)._idle is not there
 
 
 def test_seeded_once_a_slot_goes_on_as_its_first_seed_decides() -> None:
