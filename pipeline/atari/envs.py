@@ -12,6 +12,7 @@ Dimensions: B slots, C stacked frames, H W pixels.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import weakref
@@ -124,6 +125,7 @@ _idle: Final[defaultdict[tuple[Any, ...], list[AtariVectorEnv]]] = defaultdict(l
 """Emulators whose worlds are gone, by their arguments and the cores that their threads may use. To make one takes as long as
 600 frames, and a score wants 64.
 """
+atexit.register(_idle.clear)  # nanobind calls a leak what is still there when Python has ended
 
 
 def _give_back(slots: dict[int, AtariVectorEnv], idle: list[AtariVectorEnv]) -> None:
