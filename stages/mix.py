@@ -24,6 +24,6 @@ def run(layout: Layout, params: settings.Params, mix: str) -> Path:
     write_mix(path, make_mix({name: layout.dataset(name) for name in names}, teacher_of))
     for name in names:
         recipe, states = settings.recipe_of(layout, params, name), read_manifest(layout.dataset(name)).states
-        if recipe and recipe.states and states < recipe.states:
+        if recipe and states < recipe.states:
             say(f"dataset {name} has {states:,} states, params.yaml asks for {recipe.states:,}: `pd-pipeline collect` goes on")
     return path
