@@ -84,9 +84,8 @@ class Run:
 
     def returns(self, who: str) -> Values:
         """Of `teacher`, `best` or `student`, at each point (P, N)."""
-        return (
-            self.student_PN if who == "student" else self.teacher_PN if who == "teacher" else self.teacher_PN[list(self.best_P)]
-        )
+        best_PN = self.teacher_PN[list(self.best_P)]
+        return {"teacher": self.teacher_PN, "best": best_PN, "student": self.student_PN}[who]
 
     def steadiness(self, who: str) -> Steadiness:
         """Of `teacher`, `best` or `student`."""
