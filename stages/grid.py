@@ -35,6 +35,12 @@ def games_of_mix(layout: Layout, params: settings.Params, mix: str) -> list[str]
     return list(dict.fromkeys(game_of(name) for name in settings.pick(params.mixes, mix, "mix")))
 
 
+def too_few_states(layout: Layout, params: settings.Params, name: str) -> tuple[int, int] | None:
+    """The states of a dataset that is there, and those asked for, where they are more; else None."""
+    recipe, there = settings.recipe_of(layout, params, name), read_manifest(layout.dataset(name)).states
+    return (there, recipe.states) if recipe is not None and there < recipe.states else None
+
+
 def games_of_cell(layout: Layout, params: settings.Params, cell: settings.Cell) -> list[str]:
     """The games that an agent of the grid plays: those of its mix, and those of the agent that it begins with."""
     folder = layout.agent(cell.agent)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipeline.agents.checkpoints import CARD, load_card
 from pipeline.datasets.mix import make_mix, write_mix
-from pipeline.datasets.reader import read_manifest
 from stages import params as settings
+from stages.grid import too_few_states
 from stages.paths import Layout
 from stages.runlog import say
 
@@ -20,10 +20,11 @@ def run(layout: Layout, params: settings.Params, mix: str) -> Path:
         folder = layout.teacher(game)
         return str(load_card(folder)["digest"]) if (folder / CARD).is_file() else None
 
-    path = layout.mix(mix)
-    write_mix(path, make_mix({name: layout.dataset(name) for name in names}, teacher_of))
+    path, made = layout.mix(mix), make_mix({name: layout.dataset(name) for name in names}, teacher_of)
     for name in names:
-        recipe, states = settings.recipe_of(layout, params, name), read_manifest(layout.dataset(name)).states
-        if recipe and states < recipe.states:
-            say(f"dataset {name} has {states:,} states, params.yaml asks for {recipe.states:,}: `pd-pipeline collect` goes on")
+        if few := too_few_states(layout, params, name):
+            elsewhere = settings.described_elsewhere(layout, params, name)
+            command = f"pd-pipeline {f'--params {elsewhere} ' if elsewhere else ''}collect --dataset {name}"
+            say(f"dataset {name} has {few[0]:,} states of the {few[1]:,} asked for: `{command}` goes on")
+    write_mix(path, made)
     return path

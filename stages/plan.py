@@ -19,11 +19,18 @@ from pipeline.agents.networks import new_network
 from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
-from pipeline.datasets.reader import read_manifest
 from pipeline.datasets.schema import MANIFEST
 from pipeline.report.scores import learned_from
 from stages import params as settings
-from stages.grid import earlier_following, earlier_settings, games_of_cell, games_of_mix, scored_as, scored_before
+from stages.grid import (
+    earlier_following,
+    earlier_settings,
+    games_of_cell,
+    games_of_mix,
+    scored_as,
+    scored_before,
+    too_few_states,
+)
 from stages.history import RECORD
 from stages.paths import Layout
 from stages.runlog import duration
@@ -136,9 +143,10 @@ def jobs(layout: Layout, params: settings.Params, wanted: Collection[tuple[str, 
     unfinished = [c for c in cells if c.kind == "students" and not _done(layout, params, c)]
     read = {name for cell in unfinished for name in params.mixes[cell.mix]}
     for name in dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix")):
-        done = _collected(layout, params, name)
-        if not (layout.dataset(name) / MANIFEST).is_file() and name not in read:
+        there = (layout.dataset(name) / MANIFEST).is_file()
+        if not there and name not in read:
             continue  # only finished students have read it: nobody needs it again
+        done = there and too_few_states(layout, params, name) is None
         if name in params.datasets or not done:
             yield _collection(params, machine, name, done, labelling)
     for cell in cells:
@@ -148,14 +156,6 @@ def jobs(layout: Layout, params: settings.Params, wanted: Collection[tuple[str, 
             yield _evaluation(layout, params, machine, f"random/{game}", game)
         for seed in online.seeds:
             yield from _followed(layout, params, machine, game, seed)
-
-
-def _collected(layout: Layout, params: settings.Params, name: str) -> bool:
-    """Whether a dataset is there with as many states as are asked for."""
-    folder = layout.dataset(name)
-    return (folder / MANIFEST).is_file() and (
-        name not in params.datasets or read_manifest(folder).states >= params.datasets[name].states
-    )
 
 
 def _collection(params: settings.Params, machine: Machine, name: str, done: bool, labelling: Mapping[str, str]) -> Job:
