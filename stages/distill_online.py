@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import time
 from collections.abc import Generator, Sequence
@@ -17,6 +17,7 @@ from pipeline.agents.device import exact, keep_freed_memory, learning, name_of, 
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.games import find_game
+from pipeline.cores import cores
 from pipeline.datasets.mix import Joined
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
@@ -76,7 +77,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         if not (finished / CARD).is_file():
             keep_freed_memory()
             follower = Follower(layout, params, game, seed, work, history, device_name)
-            client = stack.enter_context(cluster(None, os.cpu_count() or 1))
+            client = stack.enter_context(cluster(None, len(cores())))
             scheduler = str(client.scheduler_info()["address"])
             with closing(points):
                 for point in points:
@@ -214,14 +215,18 @@ class Follower:
 
     def _collect(self, number: int, best: Point, states: int, scheduler: str) -> Dataset:
         """Version `number` of the dataset, played and labelled by `best`, unless it is there. A run that was stopped in its
-        last updates, and whose teacher then had more steps to learn, has left another.
+        last updates, and whose teacher then had more steps to learn, has left another, or the beginning of one.
         """
         version = self._version(number)
         if (version / MANIFEST).is_file():
             made = open_dataset(version)
             if (made.manifest.teacher["digest"], made.manifest.states) == (best.digest, states):
                 return made
-            shutil.rmtree(version)
+            self._drop(version)
+        for unfinished in (version.parent / ".work/collect").glob(f"{version.name}-*/{collect.SETTINGS}"):
+            begun = json.loads(unfinished.read_text())
+            if (begun["teacher"], begun["states"]) != (best.digest, states):
+                self._drop(unfinished.parent)
         collect.run(
             self._layout,
             self._params.model_copy(update={"datasets": {}}),  # whose actors and numbers are of other datasets
@@ -240,6 +245,13 @@ class Follower:
             dry_run=False,
         )
         return open_dataset(version)
+
+    def _drop(self, folder: Path) -> None:
+        """Remove a folder, by a rename first: killed half way, nothing is left that looks like a whole one."""
+        dropped = self._work / "dropped"
+        shutil.rmtree(dropped, ignore_errors=True)
+        folder.rename(dropped)
+        shutil.rmtree(dropped)
 
     def _labelled_by(self, best: Point, latest: int) -> list[int]:
         """The last `window` versions that this policy labelled, up to the latest, which it did."""

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from distributed import Client
 
+from pipeline.collect import Collection
 from pipeline.datasets.reader import open_dataset
 from stages import collect, distill_online, history
 from stages.cli import main
@@ -147,7 +148,9 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     assert "has been preferred since" in page
 
 
-def test_a_version_that_another_policy_labelled_is_made_again(recorded: Path, tmp_path: Path) -> None:
+def test_a_version_that_another_policy_labelled_is_made_again(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout, params = load_project(recorded / "params.yaml")
     record = history.History(layout.history("Breakout-0"))
     follower = distill_online.Follower(layout, params, "Breakout", 0, tmp_path, record, "cpu")
@@ -157,6 +160,16 @@ def test_a_version_that_another_policy_labelled_is_made_again(recorded: Path, tm
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "versions/003").rglob("*"))
     follower._collect(3, record.points[-1], 200, "")
     assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "versions/003").rglob("*")) == before
+
+    def stopped(collection: Collection, client: Client) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            follower._collect(4, record.points[0], 150, "")
+    assert list((tmp_path / "versions/.work/collect").glob(f"004-*/{collect.SETTINGS}"))
+    assert follower._collect(4, record.points[-1], 200, "").manifest.teacher["digest"] == record.points[-1].digest
 
 
 def test_any_other_setting_of_a_follower_is_noticed(recorded: Path) -> None:
