@@ -14,7 +14,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from pipeline.agents.device import exact, take_one_core
 from pipeline.agents.policies import EpsilonGreedy, Labelled, q_function
 from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
 from pipeline.atari.rollout import Policy, rollout
+from pipeline.cores import cores
 from pipeline.datasets import blocks, schema
 from pipeline.datasets.compare import differing
 from pipeline.datasets.describe import UNTOLD, card
@@ -204,14 +205,19 @@ def play(task: Task) -> dict[int, list[EpisodeRow]]:
 @contextmanager
 def one_core() -> Iterator[None]:
     """Whatever begins in here shares one core, as a worker of a busy machine has it: emulators and matrix kernels too."""
-    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    os.sched_setaffinity(0, {min(cores)})
+    before, threads = cores(), torch.get_num_threads()
+    _keep_to(before[:1])
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, cores)
+        _keep_to(before)
         torch.set_num_threads(threads)
+
+
+def _keep_to(numbers: Sequence[int]) -> None:
+    if hasattr(os, "sched_setaffinity"):  # where it is not (macOS), emulators spread
+        os.sched_setaffinity(0, numbers)
 
 
 def estimate(config: CollectConfig, teacher: Agent, actor: Agent | None, seconds: float) -> dict[str, float]:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from pipeline.cores import cores
 from stages.versions import code_version, processor
 
 Verdict = Literal["good", "note", "slow", "bad"]
@@ -92,12 +93,8 @@ def _pins() -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", "\n".join(lines), re.MULTILINE))
 
 
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cores() -> Finding:
-    count = _available_cores()
+    count = len(cores())
     remedy = "" if count > 1 else "collecting and teachers' play want two: everything takes about twice as long"
     return Finding("cores", "good" if count > 1 else "slow", f"{count}, {processor()}", remedy)
 
@@ -116,8 +113,8 @@ def _torch() -> Iterator[Finding]:
     """Threads, bfloat16, the GPU."""
     import torch
 
-    threads, cores = torch.get_num_threads(), _available_cores()
-    remedy = f"more than the {cores} cores: unset OMP_NUM_THREADS" if threads > cores else ""
+    threads, count = torch.get_num_threads(), len(cores())
+    remedy = f"more than the {count} cores: unset OMP_NUM_THREADS" if threads > count else ""
     yield Finding("threads of torch", "slow" if remedy else "good", str(threads), remedy)
     yield _bfloat16()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: everything runs on the CPU"

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"pipeline.seeding", "pipeline.progress"},
+    {"pipeline.seeding", "pipeline.progress", "pipeline.cores"},
     {"pipeline.atari", "pipeline.agents", "pipeline.datasets"},
     {"pipeline.rl"},
     {"pipeline.report", "pipeline.collect", "pipeline.rederive", "pipeline.evaluate", "pipeline.watch", "pipeline.distill"},

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -28,6 +27,7 @@ from ale_py import AtariVectorEnv
 
 from pipeline.atari.games import GameSpec, find_game, rom_md5
 from pipeline.atari.rollout import World
+from pipeline.cores import cores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +142,7 @@ class SlotWorld:
     def __init__(self, game: str, config: EnvConfig, *, width: int) -> None:
         self.width = width
         self._arguments = _arguments(find_game(game), config)
-        self._idle = _idle[(*self._arguments.values(), *sorted(os.sched_getaffinity(0)))]
+        self._idle = _idle[(*self._arguments.values(), *cores())]
         self._slots: dict[int, AtariVectorEnv] = {}
         weakref.finalize(self, _give_back, self._slots, self._idle).atexit = False
         self._obs_BCHW = np.zeros((width, config.stack, 84, 84), dtype=np.uint8)

@@ -15,6 +15,7 @@ from pipeline.atari import envs
 from pipeline.atari.envs import SlotWorld, Staggered, VectorWorld, action_meanings, fingerprint
 from pipeline.atari.rollout import World, rollout
 from pipeline.collect import one_core
+from pipeline.cores import cores
 from pipeline.evaluate import play
 from pipeline.rl.learner import Tally
 from tests.fakes import CAP, ENVIRONMENT, LENGTH, Corridor
@@ -160,6 +161,16 @@ def test_on_one_core_emulators_are_others() -> None:
         assert len(there) == 1
     if os.sched_getaffinity(0) != {min(os.sched_getaffinity(0))}:
         assert SlotWorld("Breakout", config, width=1)._idle is not there
+
+
+def test_where_the_system_tells_no_cores_worlds_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS."""
+    there = seen(SlotWorld("Breakout", ENVIRONMENT, width=1), 4, range(1))
+    for name in ("sched_getaffinity", "sched_setaffinity"):
+        monkeypatch.delattr(os, name)
+    assert cores() == tuple(range(os.cpu_count() or 1))
+    with one_core():
+        assert seen(SlotWorld("Breakout", ENVIRONMENT, width=1), 4, range(1)) == there
 
 
 def test_seeded_once_a_slot_goes_on_as_its_first_seed_decides() -> None:
