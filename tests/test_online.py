@@ -16,6 +16,7 @@ from distributed import Client
 
 from pipeline.collect import Collection
 from pipeline.datasets.reader import open_dataset
+from pipeline.report.online import RETURNS
 from stages import collect, distill_online, history
 from stages.cli import main
 from stages.grid import earlier_following
@@ -215,6 +216,9 @@ def test_interrupted_it_comes_to_the_same(recorded: Path, tmp_path: Path, monkey
         raw["online"]["Breakout"]["seeds"] = [0, 1]
     assert "resuming Breakout after 1 points" in call(folder, "distill-online", "--game", "Breakout", "--replay")
     assert rows(folder) == rows(recorded)
+    assert (folder / "data/online/Breakout-0" / RETURNS).read_text() == (
+        recorded / "data/online/Breakout-0" / RETURNS
+    ).read_text()
     ours, theirs = (json.loads((p / "data/online/Breakout-0/card.json").read_text())["digest"] for p in (folder, recorded))
     assert ours == theirs
 
@@ -287,6 +291,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     lines = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(lines.replace("every: 64", "every: 192"))
     assert "1 snapshots are not 2 to 99" in invoke(folder, "train-history", "--game", "breakout").output
+    (folder / "params.yaml").write_text(lines.replace("score_episodes: 3", "score_episodes: 1"))
+    assert "score_episodes = 1: " in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
     (folder / "params.yaml").write_text(lines)
     damaged = folder / "data/history/Breakout-0/history.json"
     damaged.parent.mkdir(parents=True)
