@@ -29,7 +29,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "gate_episodes": 2,
         }
         raw["teachers"] = {"Breakout": teacher}
-        raw["environment"]["max_episode_frames"] = 800
+        raw["environment"]["max_episode_frames"] = 400
         raw["teacher_presets"]["pqn-atari"]["pqn"] |= {"envs": 4, "horizon": 32, "minibatch": 64}
         raw["datasets"] = {"Breakout": raw["datasets"]["Pong"] | {"states": 600}}
         raw["mixes"] = {"small": ["Breakout"]}
@@ -39,7 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         raw["presets"]["fast"] |= {"batch": 32, "validate_every": 6, "validation_states": 64, "warmup_updates": 2}
         raw["grid"] = {"small": {"students": list(STUDENTS), "seeds": [0]}}
-        raw["evaluation"] |= {"episodes": 4, "epsilon": 0.5, "width": 2}
+        raw["evaluation"] |= {"episodes": 3, "epsilon": 0.5, "width": 2}
     return folder
 
 
