@@ -224,8 +224,7 @@ class Follower:
                 return made
             self._drop(version)
         for unfinished in (version.parent / ".work/collect").glob(f"{version.name}-*/{collect.SETTINGS}"):
-            begun = json.loads(unfinished.read_text())
-            if (begun["teacher"], begun["states"]) != (best.digest, states):
+            if json.loads(unfinished.read_text())["teacher"] != best.digest:
                 self._drop(unfinished.parent)
         collect.run(
             self._layout,

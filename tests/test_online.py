@@ -64,7 +64,7 @@ def project(folder: Path) -> Path:
         raw["history"] = {
             "Breakout": {"preset": "pqn-atari", "network": "net3", "steps": 192, "every": 64, "select_episodes": 2, "recipe": 1}
         }
-        followed = {"states": 150, "epsilon": 0.05, "window": 2, "score_episodes": 3, "final_states": 200, "final_updates": 8}
+        followed = {"states": 150, "epsilon": 0.05, "window": 2, "score_episodes": 2, "final_states": 200, "final_updates": 8}
         raw["online"] = {"Breakout": {"student": "kl", **followed, "seeds": [0], "recipe": 1}}
         raw["students"]["kl"] = (
             raw["students"]["kl-net3"] | {"updates": 4}
@@ -291,7 +291,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     lines = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(lines.replace("every: 64", "every: 192"))
     assert "1 snapshots are not 2 to 99" in invoke(folder, "train-history", "--game", "breakout").output
-    (folder / "params.yaml").write_text(lines.replace("score_episodes: 3", "score_episodes: 1"))
+    (folder / "params.yaml").write_text(lines.replace("score_episodes: 2", "score_episodes: 1"))
     assert "score_episodes = 1: " in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
     (folder / "params.yaml").write_text(lines)
     damaged = folder / "data/history/Breakout-0/history.json"
