@@ -122,10 +122,21 @@ class VectorWorld:
 
 
 _idle: Final[defaultdict[tuple[Any, ...], list[AtariVectorEnv]]] = defaultdict(list)
-"""Emulators whose worlds are gone, by their arguments and the cores that their threads may use. To make one takes as long as
-600 frames, and a score wants 64.
+"""Emulators of one slot that nobody uses, by their arguments and the cores that their threads may use. To make one takes as
+long as 600 frames, most of it a table of blended colours that is not read, and a score wants 64.
 """
 atexit.register(_idle.clear)  # nanobind calls a leak what is still there when Python has ended
+
+
+def _waiting(arguments: dict[str, Any]) -> list[AtariVectorEnv]:
+    return _idle[(*arguments.values(), *cores())]
+
+
+def _emulator(arguments: dict[str, Any], idle: list[AtariVectorEnv]) -> AtariVectorEnv:
+    try:
+        return idle.pop()
+    except IndexError:
+        return AtariVectorEnv(**arguments, num_envs=1, batch_size=0, num_threads=1)
 
 
 def _give_back(slots: dict[int, AtariVectorEnv], idle: list[AtariVectorEnv]) -> None:
@@ -142,7 +153,7 @@ class SlotWorld:
     def __init__(self, game: str, config: EnvConfig, *, width: int) -> None:
         self.width = width
         self._arguments = _arguments(find_game(game), config)
-        self._idle = _idle[(*self._arguments.values(), *cores())]
+        self._idle = _waiting(self._arguments)
         self._slots: dict[int, AtariVectorEnv] = {}
         weakref.finalize(self, _give_back, self._slots, self._idle).atexit = False
         self._obs_BCHW = np.zeros((width, config.stack, 84, 84), dtype=np.uint8)
@@ -158,7 +169,7 @@ class SlotWorld:
         self._obs_BCHW = self._obs_BCHW.copy()  # what was handed out stays as it was
         for slot in np.flatnonzero(mask_B).tolist():
             if slot not in self._slots:
-                self._slots[slot] = self._emulator()
+                self._slots[slot] = _emulator(self._arguments, self._idle)
             obs_1CHW, info = self._slots[slot].reset(seed=seed_B[slot : slot + 1])
             self._obs_BCHW[slot] = obs_1CHW[0]
             self._lives_B[slot] = info["lives"][0]
@@ -183,12 +194,6 @@ class SlotWorld:
         return WorldStep(
             self._obs_BCHW, self._reward_B.copy(), self._terminated_B.copy(), self._truncated_B.copy(), self._lives_B.copy()
         )
-
-    def _emulator(self) -> AtariVectorEnv:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return AtariVectorEnv(**self._arguments, num_envs=1, batch_size=0, num_threads=1)
 
 
 class Staggered:
@@ -225,12 +230,18 @@ def replay(game: str, config: EnvConfig, seed: int, actions: Iterable[int]) -> I
     The emulator is deterministic, so this is the very episode that was played.
     """
     arguments = _arguments(find_game(game), config) | {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
-    env = AtariVectorEnv(**arguments, num_envs=1, batch_size=0, num_threads=1)
+    idle = _waiting(arguments)
+    env = _emulator(arguments, idle)
     obs, _ = env.reset(seed=np.array([seed]))
-    for action in actions:
-        frame_HW3 = obs[0, -1]
-        obs, reward_1, *_ = env.step(np.array([action]))
-        yield frame_HW3, float(reward_1[0])
+    try:
+        for action in actions:
+            frame_HW3 = obs[0, -1]
+            obs, reward_1, *_ = env.step(np.array([action]))
+            yield frame_HW3, float(reward_1[0])
+    except GeneratorExit:  # between two steps: nothing is owed
+        idle.append(env)
+        raise
+    idle.append(env)
 
 
 def action_meanings(game: str, config: EnvConfig) -> list[str]:
@@ -240,7 +251,10 @@ def action_meanings(game: str, config: EnvConfig) -> list[str]:
 
 @functools.lru_cache(maxsize=256)
 def _action_meanings(game: GameSpec, config: EnvConfig) -> tuple[str, ...]:
-    env = AtariVectorEnv(**_arguments(game, config), num_envs=1, batch_size=0, num_threads=1)  # loads the game: 0.1 s
+    arguments = _arguments(game, config)
+    idle = _waiting(arguments)
+    env = _emulator(arguments, idle)
+    idle.append(env)
     return tuple(action.name for action in env.ale.get_action_set())
 
 

@@ -12,7 +12,7 @@ from ale_py import AtariVectorEnv
 
 from pipeline.agents.policies import EpsilonGreedy, uniform_random
 from pipeline.atari import envs
-from pipeline.atari.envs import SlotWorld, Staggered, VectorWorld, action_meanings, fingerprint
+from pipeline.atari.envs import SlotWorld, Staggered, VectorWorld, action_meanings, fingerprint, replay
 from pipeline.atari.rollout import World, rollout
 from pipeline.collect import one_core
 from pipeline.cores import cores
@@ -133,6 +133,32 @@ def test_a_world_takes_the_emulators_that_another_left(monkeypatch: pytest.Monke
     del world  # in the middle of an episode
     assert seen(SlotWorld("Breakout", config, width=2), 4, range(2)) == first
     assert made == [1, 1]
+
+
+def test_a_film_gives_its_emulator_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is watched to the end or not; not when it stops in the middle of a step."""
+    config = replace(ENVIRONMENT, max_episode_frames=806)
+    made: list[int] = []
+
+    def counted(**arguments: Any) -> Any:
+        made.append(arguments["img_height"])
+        return AtariVectorEnv(**arguments)
+
+    def stopped(self: Any, actions: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(envs, "AtariVectorEnv", counted)
+    whole = [frame.tobytes() for frame, _ in replay("Breakout", config, 3, [1, 2, 3, 0])]
+    begun = replay("Breakout", config, 4, [1, 1])
+    next(begun)
+    begun.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(AtariVectorEnv, "step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            next(replay("Breakout", config, 3, [1]))
+    assert made == [210]
+    assert [frame.tobytes() for frame, _ in replay("Breakout", config, 3, [1, 2, 3, 0])] == whole
+    assert made == [210, 210]
 
 
 def test_an_emulator_that_owes_an_answer_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
