@@ -28,8 +28,8 @@ from stages import collect
 from stages import params as settings
 from stages.cluster import cluster
 from stages.contest import Contestant, mean_return, played
+from stages.current import followed
 from stages.distill import RECIPE as DISTILL_RECIPE
-from stages.grid import followed
 from stages.history import History, Point, live, work_folder
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, resuming, save_state, write_csv

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.agents.checkpoints import CARD, load_card
 from pipeline.datasets.mix import make_mix, write_mix
 from stages import params as settings
-from stages.grid import too_few_states
+from stages.current import too_few_states
 from stages.paths import Layout
 from stages.runlog import say
 

@@ -20,17 +20,9 @@ from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
 from pipeline.datasets.schema import MANIFEST
-from pipeline.report.scores import learned_from
 from stages import params as settings
-from stages.grid import (
-    earlier_following,
-    earlier_settings,
-    games_of_cell,
-    games_of_mix,
-    scored_as,
-    scored_before,
-    too_few_states,
-)
+from stages.current import earlier_following, made, scored_before, too_few_states
+from stages.grid import games_of_cell, games_of_mix, scored_as
 from stages.history import RECORD
 from stages.paths import Layout
 from stages.runlog import duration
@@ -140,7 +132,7 @@ def jobs(layout: Layout, params: settings.Params, wanted: Collection[tuple[str, 
         yield machine.job("train-teacher", game, trained, lambda: None)
         yield _evaluation(layout, params, machine, f"random/{game}", game)
         yield _evaluation(layout, params, machine, f"teachers/{game}", game, labelling[game])
-    unfinished = [c for c in cells if c.kind == "students" and not _done(layout, params, c)]
+    unfinished = [c for c in cells if c.kind == "students" and not made(layout, params, c)]
     read = {name for cell in unfinished for name in params.mixes[cell.mix]}
     for name in dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix")):
         there = (layout.dataset(name) / MANIFEST).is_file()
@@ -193,18 +185,9 @@ def _evaluation(
     return machine.job("evaluate", name, not left, lambda: machine.episodes(layout, game, left or wanted, *networks))
 
 
-def _done(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
-    """Whether an agent is there that learned by the settings of today, from as many states."""
-    folder = layout.agent(cell.agent)
-    if not (folder / CARD).is_file() or earlier_settings(layout, params, cell):
-        return False
-    learned = {told["name"]: told["states"] for told in learned_from(load_card(folder))}
-    return all(recipe.states == learned.get(name, recipe.states) for name, recipe in params.datasets.items())
-
-
 def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: settings.Cell) -> Iterator[Job]:
     """A student or a baseline, and its evaluations."""
-    done = _done(layout, params, cell)
+    done = made(layout, params, cell)
     played = games_of_cell(layout, params, cell)
     if cell.kind == "multitask":
         baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")

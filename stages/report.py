@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.agents.checkpoints import CARD, games_of, gives_q_values, load_agent, load_card
+from pipeline.agents.checkpoints import games_of, gives_q_values, load_agent, load_card
 from pipeline.agents.cost import cost
 from pipeline.agents.export import in_torch, latencies
 from pipeline.agents.networks import NetworkSpec
@@ -34,8 +34,9 @@ from pipeline.report.scores import Evaluated, learned_from, read_curve, read_ret
 from pipeline.report.summary import Game, Summary, leads, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
+from stages.current import earlier_following, earlier_settings, finished, other_collections, outdated, scored_before
 from stages.disputes import disputes
-from stages.grid import earlier_following, earlier_settings, games_of_cell, scored_as, scored_before
+from stages.grid import games_of_cell, scored_as
 from stages.paths import Layout
 from stages.publish import replace_folder, replaced_file
 from stages.runlog import say
@@ -57,7 +58,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         if missing := [f"{game}-{seed}" for game, seed in runs if (game, seed) not in followed]:
             say(f"left out, not followed or not evaluated yet: {', '.join(missing)}")
         runs = followed
-        cells = _finished(layout, params, cells, others=bool(runs))
+        cells = finished(layout, params, cells, others=bool(runs))
     earlier, apart = (_names_by(layout, params, cells, told) for told in (earlier_settings, _told_collections))
     for game, seed in runs:
         if told := earlier_following(layout, params, game, seed):
@@ -182,7 +183,7 @@ def _beside(folder: Path, ours: Mapping[str, Game]) -> list[tuple[Evaluated, lis
     protocols = {game.teacher.protocol for game in ours.values()}
     layout, params = settings.load_project(folder / "params.yaml")
     of_games: dict[str, list[Evaluated]] = {}
-    for cell in _finished(layout, params, params.cells(), others=True, where=f" in {folder}"):
+    for cell in finished(layout, params, params.cells(), others=True, where=f" in {folder}"):
         played = games_of_cell(layout, params, cell)
         if cell.kind == "students" and len(played) == 1:
             of_games.setdefault(played[0], []).append(_evaluated(layout, cell.agent, layout.agent(cell.agent)))
@@ -247,74 +248,13 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
     )
 
 
-def _finished(
-    layout: Layout, params: settings.Params, cells: Sequence[settings.Cell], *, others: bool, where: str = ""
-) -> list[settings.Cell]:
-    """Those of the cells that have been evaluated, as have their teachers and the random agents; says which have not.
-
-    ValueError if none has, and there is nothing else to report on.
-    """
-
-    def evaluated(agent: str) -> bool:
-        return all(path.is_file() for path in (layout.episodes(agent), layout.scores(agent), layout.clip(agent)))
-
-    def finished(cell: settings.Cell) -> bool:
-        if not (layout.agent(cell.agent) / CARD).is_file():  # it is being made anew
-            return False
-        games = games_of_cell(layout, params, cell)
-        mixed = cell.kind == "multitask" or layout.mix(cell.mix).is_file()
-        measured = all(evaluated(f"{kind}/{game}") for game in games for kind in ("teachers", "random"))
-        return mixed and measured and all(evaluated(scored_as(cell.agent, games, game)) for game in games)
-
-    found = [cell for cell in cells if finished(cell)]
-    if missing := [cell.name for cell in cells if cell not in found]:
-        say(f"left out, not evaluated yet{where}: {', '.join(missing)}")
-    done = [cell for cell in found if not _outdated(layout, params, cell)]
-    if outdated := [cell.name for cell in found if cell not in done]:
-        say(f"left out, of other data than their mixes name now, or changed since evaluated{where}: {', '.join(outdated)}")
-    if not done and not others:
-        raise ValueError("no student of the params' grid has been evaluated yet: run `dvc repro`")
-    return done
-
-
-def _outdated(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
-    """Whether there is a student that learned from other data than its mix names now, or that is not as it was when scored."""
-    if not (layout.agent(cell.agent) / CARD).is_file():
-        return False
-    games = games_of_cell(layout, params, cell)
-    if any(scored_before(layout, cell.agent, scored_as(cell.agent, games, game)) for game in games):
-        return True
-    return _other_collections(layout, params, cell) is None
-
-
-def _other_collections(layout: Layout, params: settings.Params, cell: settings.Cell) -> list[str] | None:
-    """The datasets, by name and digest, that a student learned from where its mix names another collection by the same recipe:
-    on another make of CPU the last bits of a Q-value differ, in time an action, and then the episode. None where it learned
-    from anything else than its mix names; none where there is no student.
-    """
-    if cell.kind != "students" or not (layout.agent(cell.agent) / CARD).is_file():
-        return []
-    card = load_card(layout.agent(cell.agent))
-    teachers = {told["teacher"]["digest"] for told in games_of(card).values()}
-    named = {i.dataset: i for of in read_mix(layout.mix(cell.mix)).values() for i in of}
-    learned = {told["name"]: told for told in learned_from(card)}
-    if named.keys() != learned.keys():
-        return None
-    others = [name for name, told in learned.items() if told["digest"] != named[name].digest]
-    for name in others:
-        recipe = settings.recipe_of(layout, params, name)
-        if recipe is None or recipe.states != learned[name]["states"] or named[name].teacher not in teachers:
-            return None
-    return [f"{name} {learned[name]['digest'][:12]}" for name in others]
-
-
 def _refuse_outdated(
     layout: Layout, params: settings.Params, cells: Sequence[settings.Cell], earlier: Mapping[str, Sequence[str]]
 ) -> None:
     """ValueError if a student is not what the params would make."""
-    if outdated := [cell.name for cell in cells if _outdated(layout, params, cell)]:
+    if others := [cell.name for cell in cells if outdated(layout, params, cell)]:
         raise ValueError(
-            f"learned from other data than their mixes name now, or changed since they were evaluated: {', '.join(outdated)}: "
+            f"learned from other data than their mixes name now, or changed since they were evaluated: {', '.join(others)}: "
             f"`dvc repro` makes them anew, --partial leaves them out"
         )
     if earlier:
@@ -325,7 +265,7 @@ def _refuse_outdated(
 
 
 def _told_collections(layout: Layout, params: settings.Params, cell: settings.Cell) -> str:
-    return ", ".join(_other_collections(layout, params, cell) or ())
+    return ", ".join(other_collections(layout, params, cell) or ())
 
 
 def _names_by(

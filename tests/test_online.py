@@ -19,7 +19,7 @@ from pipeline.datasets.reader import open_dataset
 from pipeline.report.online import RETURNS
 from stages import collect, distill_online, history
 from stages.cli import main
-from stages.grid import earlier_following
+from stages.current import earlier_following
 from stages.params import load_project
 from stages.publish import replace_folder
 from tests.fakes import blocks_of_four, edited_params

@@ -22,7 +22,7 @@ from pipeline.agents.networks import NETWORKS, new_network
 from pipeline.atari.envs import fingerprint
 from pipeline.datasets.schema import Flag, Records
 from stages.cli import main
-from stages.grid import earlier_settings
+from stages.current import earlier_settings
 from stages.params import Cell, load_project
 from stages.runlog import Stopped
 from tests.fakes import ENVIRONMENT, edited_params, write_dataset

@@ -16,7 +16,7 @@ import atexit
 import functools
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
@@ -224,7 +224,9 @@ class Staggered:
         return WorldStep(moment.obs_BCHW, moment.reward_B, moment.terminated_B, truncated_B, moment.lives_B)
 
 
-def replay(game: str, config: EnvConfig, seed: int, actions: Iterable[int]) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
+def replay(
+    game: str, config: EnvConfig, seed: int, actions: Iterable[int]
+) -> Generator[tuple[npt.NDArray[np.uint8], float], None, None]:
     """Play stored actions under the stored seed again: yields (RGB frame (210, 160, 3) before the action, raw reward).
 
     The emulator is deterministic, so this is the very episode that was played.

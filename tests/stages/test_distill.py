@@ -19,7 +19,7 @@ from pipeline.datasets.mix import Ingredient, write_mix
 from pipeline.distill.offline import Student
 from stages import distill
 from stages.cli import main
-from stages.grid import earlier_settings
+from stages.current import earlier_settings
 from stages.params import Cell, load_project
 from stages.publish import load_state, save_state
 from tests.fakes import corridor_dataset, corridor_episode, edited_params, write_dataset

@@ -1,0 +1,191 @@
+"""Whether what there is, is what a params file would make: of as many states, the same settings and data, scored since."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from pipeline.agents.checkpoints import CARD, games_of, load_card
+from pipeline.datasets.mix import read_mix
+from pipeline.datasets.reader import read_manifest
+from pipeline.report.scores import learned_from
+from stages import params as settings
+from stages.grid import beginning, games_of_cell, games_of_mix, scored_as
+from stages.paths import Layout
+from stages.runlog import say
+
+WATCHING: Final = ("validate_every", "validation_states", "memory_gb")
+"""Settings of a student's preset that do not change what it learns."""
+
+
+def too_few_states(layout: Layout, params: settings.Params, name: str) -> tuple[int, int] | None:
+    """The states of a dataset that is there, and those asked for, where they are more; else None."""
+    recipe, there = settings.recipe_of(layout, params, name), read_manifest(layout.dataset(name)).states
+    return (there, recipe.states) if recipe is not None and there < recipe.states else None
+
+
+def made(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
+    """Whether an agent is there that learned by the settings of today, from as many states."""
+    folder = layout.agent(cell.agent)
+    if not (folder / CARD).is_file() or earlier_settings(layout, params, cell):
+        return False
+    learned = {told["name"]: told["states"] for told in learned_from(load_card(folder))}
+    return all(recipe.states == learned.get(name, recipe.states) for name, recipe in params.datasets.items())
+
+
+def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cell) -> str:
+    """How an agent learned, where that is not how its settings are now; '' if it is, or if there is no agent."""
+    folder = layout.agent(cell.agent)
+    if not (folder / CARD).is_file():
+        return ""
+    card = load_card(folder)
+    if cell.kind == "multitask":
+        return _told(_differing(*_baseline_settings(layout, params, cell, card)))
+    variant = settings.pick(params.students, cell.variant, "student")
+    different = _student_differences(params, variant, card)
+    begun, start = card.get("begins_with"), beginning(params, cell.mix, variant)
+    gone = start is not None and not (layout.agent(start) / CARD).is_file()  # nothing tells whether it is the same
+    if not gone and begun != (load_card(layout.agent(start))["digest"] if start else None):
+        different["begins_with"] = str(begun)[:12]
+    return _told(different)
+
+
+def earlier_following(layout: Layout, params: settings.Params, game: str, seed: int) -> str:
+    """How a student followed its learning teacher, as `earlier_settings`."""
+    folder = layout.online(f"{game}-{seed}")
+    if not (folder / CARD).is_file():
+        return ""
+    card, online = load_card(folder), params.online[game]
+    variant: settings.StudentParams = settings.pick(params.students, online.student, "student")
+    if (told := card.get("following")) is None:
+        return "how it followed is not recorded"
+    different = _student_differences(params, variant, card | {"updates": told["updates"]})
+    return _told(different | _differing(followed(online, variant), told))
+
+
+def followed(online: settings.OnlineParams, variant: settings.StudentParams) -> dict[str, Any]:
+    """What a card records of how a student followed: all but who is shown, and the updates at each point."""
+    return online.model_dump(exclude={"seeds", "recipe"}) | {"updates": variant.updates}
+
+
+def _student_differences(params: settings.Params, variant: settings.StudentParams, card: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a student's settings was another when it learned."""
+    objective = asdict(variant.objective())
+    now = {
+        "preset": variant.preset,
+        **settings.pick(params.presets, variant.preset, "preset").settings(),
+        **objective,
+        "network": variant.network,
+        **({"interleave": variant.interleave} if "interleave" in card else {}),
+        **({"frozen": variant.frozen} if "frozen" in card else {}),
+        "updates": variant.updates,
+    }
+    then = {**objective, **card["objective"], **card["settings"]}  # older cards lack what there was not
+    then |= {name: card[name] for name in ("network", "interleave", "frozen", "updates") if name in card}
+    different = _differing(*({k: v for k, v in told.items() if k not in WATCHING} for told in (now, then)))
+    if different.keys() > {"updates"}:  # of other settings another number goes without saying
+        del different["updates"]
+    return different
+
+
+def _baseline_settings(
+    layout: Layout, params: settings.Params, cell: settings.Cell, card: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How a baseline learns now, and how it learned at last."""
+    baseline: settings.MultitaskParams = settings.pick(params.multitask, cell.variant, "baseline")
+    games = games_of_mix(layout, params, cell.mix)
+    chosen = {game: baseline.presets.get(game, baseline.preset) for game in games}
+    presets = {game: settings.pick(params.teacher_presets, name, "teacher preset") for game, name in chosen.items()}
+    last = card["history"][-1]
+    both = presets.keys() & last["settings"].keys()
+
+    def told(of_games: Mapping[str, Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+        by_game = {f"{name} of {game}": value for game in both for name, value in of_games[game].items()}
+        return {"games": ", ".join(of_games), **more, **by_game}
+
+    selection = {"select_every": baseline.select_every, "select_episodes": baseline.select_episodes}
+    now = {game: preset.settings() for game, preset in presets.items()}
+    return (
+        told(now, network=baseline.network, steps=baseline.steps, **selection),
+        told(last["settings"], network=card["network"], steps=last["budget"], **card["selection"]),
+    )
+
+
+def _differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """What was another then."""
+    return {name: then.get(name) for name in sorted(now.keys() | then.keys()) if now.get(name) != then.get(name)}
+
+
+def _told(different: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in different.items())
+
+
+def scored_before(layout: Layout, agent: str, name: str) -> bool:
+    """Whether the scores of that name are of the agent as it was before it changed."""
+    if not layout.scores(name).is_file() or not (layout.agent(agent) / CARD).is_file():
+        return False
+    told = json.loads(layout.scores(name).read_text()).get("agent_digest")
+    return told is not None and told != load_card(layout.agent(agent))["digest"]
+
+
+def finished(
+    layout: Layout, params: settings.Params, cells: Sequence[settings.Cell], *, others: bool, where: str = ""
+) -> list[settings.Cell]:
+    """Those of the cells that have been evaluated, as have their teachers and the random agents; says which have not.
+
+    ValueError if none has, and there is nothing else to report on.
+    """
+
+    def evaluated(agent: str) -> bool:
+        return all(path.is_file() for path in (layout.episodes(agent), layout.scores(agent), layout.clip(agent)))
+
+    def whole(cell: settings.Cell) -> bool:
+        if not (layout.agent(cell.agent) / CARD).is_file():  # it is being made anew
+            return False
+        games = games_of_cell(layout, params, cell)
+        mixed = cell.kind == "multitask" or layout.mix(cell.mix).is_file()
+        measured = all(evaluated(f"{kind}/{game}") for game in games for kind in ("teachers", "random"))
+        return mixed and measured and all(evaluated(scored_as(cell.agent, games, game)) for game in games)
+
+    found = [cell for cell in cells if whole(cell)]
+    if missing := [cell.name for cell in cells if cell not in found]:
+        say(f"left out, not evaluated yet{where}: {', '.join(missing)}")
+    done = [cell for cell in found if not outdated(layout, params, cell)]
+    if others_made := [cell.name for cell in found if cell not in done]:
+        say(f"left out, of other data than their mixes name now, or changed since evaluated{where}: {', '.join(others_made)}")
+    if not done and not others:
+        raise ValueError("no student of the params' grid has been evaluated yet: run `dvc repro`")
+    return done
+
+
+def outdated(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
+    """Whether there is a student that learned from other data than its mix names now, or that is not as it was when scored."""
+    if not (layout.agent(cell.agent) / CARD).is_file():
+        return False
+    games = games_of_cell(layout, params, cell)
+    if any(scored_before(layout, cell.agent, scored_as(cell.agent, games, game)) for game in games):
+        return True
+    return other_collections(layout, params, cell) is None
+
+
+def other_collections(layout: Layout, params: settings.Params, cell: settings.Cell) -> list[str] | None:
+    """The datasets, by name and digest, that a student learned from where its mix names another collection by the same recipe:
+    on another make of CPU the last bits of a Q-value differ, in time an action, and then the episode. None where it learned
+    from anything else than its mix names; none where there is no student.
+    """
+    if cell.kind != "students" or not (layout.agent(cell.agent) / CARD).is_file():
+        return []
+    card = load_card(layout.agent(cell.agent))
+    teachers = {told["teacher"]["digest"] for told in games_of(card).values()}
+    named = {i.dataset: i for of in read_mix(layout.mix(cell.mix)).values() for i in of}
+    learned = {told["name"]: told for told in learned_from(card)}
+    if named.keys() != learned.keys():
+        return None
+    others = [name for name, told in learned.items() if told["digest"] != named[name].digest]
+    for name in others:
+        recipe = settings.recipe_of(layout, params, name)
+        if recipe is None or recipe.states != learned[name]["states"] or named[name].teacher not in teachers:
+            return None
+    return [f"{name} {learned[name]['digest'][:12]}" for name in others]
