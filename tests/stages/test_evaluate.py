@@ -118,17 +118,18 @@ def scores(folder: Path, agent: str) -> dict[str, Any]:
 
 
 def test_workers_come_to_the_same(breakout: Path, on_one_worker: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(7)
+    torch.manual_seed(7)  # another agent than the teacher
     card = {"role": "student", "game": "Breakout", "environment": fingerprint("Breakout", ENVIRONMENT)}
     save_agent(breakout / "data/students/breakout/other-0", QNetwork(NETWORKS["net3"], {"Breakout": 4}), card)
-    agents = ("students/breakout/other-0", "random/Breakout")
+    agents = ("teachers/Breakout", "students/breakout/other-0", "random/Breakout")
     done = call(breakout, *agents)
     assert done.exit_code == 0, done.output
-    assert len({(breakout / f"data/episodes/{agent}.parquet").read_bytes() for agent in agents}) == 2
+    assert len({(breakout / f"data/episodes/{agent}.parquet").read_bytes() for agent in agents}) == 3
     assert done.stdout.splitlines() == [str(breakout / f"data/scores/{agent}.json") for agent in agents]
     kinds = ("scores", "episodes", "clips")
     made = {path: path.read_bytes() for kind in kinds for path in (breakout / "data" / kind).rglob("*.*")}
-    assert len(made) == 6
+    assert len(made) == 9
+    assert [scores(breakout, agent)["episodes"] for agent in agents] == [4, 3, 3]
     for path in made:
         path.unlink()
     monkeypatch.setattr(evaluate, "PART_EPISODES", 2)
