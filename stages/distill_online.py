@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.agents.checkpoints import CARD, load_agent, save_agent
 from pipeline.agents.device import exact, keep_freed_memory, learning, name_of, pick_device
@@ -32,9 +32,11 @@ from stages.current import followed
 from stages.distill import RECIPE as DISTILL_RECIPE
 from stages.history import History, Point, live, work_folder
 from stages.paths import Layout
-from stages.publish import alone_in, load_state, replace_folder, resuming, save_state, write_csv
+from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state, write_csv
 from stages.runlog import mark, say, show
 
+DROPPED: Final = "dropped"
+"""Where a folder goes before it is removed."""
 RECIPE = 1
 """Bump when what this stage does changes (ARCHITECTURE.md, recipes); its parts are pinned as collect's and distill's."""
 
@@ -148,6 +150,7 @@ class Follower:
         self._optimizer: dict[str, Any] | None = None
         self.rows: list[dict[str, Any]] = []
         self._returns: list[dict[str, Any]] = []
+        shutil.rmtree(work / DROPPED, ignore_errors=True)
         state = load_state(work / "checkpoint.pt")
         if state is not None:
             with resuming(work / "checkpoint.pt"):
@@ -223,9 +226,13 @@ class Follower:
             if (made.manifest.teacher["digest"], made.manifest.states) == (best.digest, states):
                 return made
             self._drop(version)
-        for unfinished in (version.parent / ".work/collect").glob(f"{version.name}-*/{collect.SETTINGS}"):
-            if json.loads(unfinished.read_text())["teacher"] != best.digest:
-                self._drop(unfinished.parent)
+        asked, wanted = version.parent / f".work/{version.name}.json", [best.digest, states]
+        if not asked.is_file() or json.loads(asked.read_text()) != wanted:
+            for begun in asked.parent.glob(f"collect/{version.name}-*"):
+                self._drop(begun)
+            asked.parent.mkdir(parents=True, exist_ok=True)
+            with replaced_file(asked) as part:
+                part.write_text(json.dumps(wanted))
         collect.run(
             self._layout,
             self._params.model_copy(update={"datasets": {}}),  # whose actors and numbers are of other datasets
@@ -247,7 +254,7 @@ class Follower:
 
     def _drop(self, folder: Path) -> None:
         """Remove a folder, by a rename first: killed half way, nothing is left that looks like a whole one."""
-        dropped = self._work / "dropped"
+        dropped = self._work / DROPPED
         shutil.rmtree(dropped, ignore_errors=True)
         folder.rename(dropped)
         shutil.rmtree(dropped)
