@@ -22,8 +22,10 @@ WATCHING: Final = ("validate_every", "validation_states", "memory_gb")
 
 def too_few_states(layout: Layout, params: settings.Params, name: str) -> tuple[int, int] | None:
     """The states of a dataset that is there, and those asked for, where they are more; else None."""
-    recipe, there = settings.recipe_of(layout, params, name), read_manifest(layout.dataset(name)).states
-    return (there, recipe.states) if recipe is not None and there < recipe.states else None
+    if (recipe := settings.recipe_of(layout, params, name)) is None:
+        return None
+    there = read_manifest(layout.dataset(name)).states
+    return (there, recipe.states) if there < recipe.states else None
 
 
 def made(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:

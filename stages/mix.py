@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pipeline.agents.checkpoints import CARD, load_card
@@ -23,8 +24,8 @@ def run(layout: Layout, params: settings.Params, mix: str) -> Path:
     path, made = layout.mix(mix), make_mix({name: layout.dataset(name) for name in names}, teacher_of)
     for name in names:
         if few := too_few_states(layout, params, name):
-            elsewhere = settings.described_elsewhere(layout, params, name)
-            command = f"pd-pipeline {f'--params {elsewhere} ' if elsewhere else ''}collect --dataset {name}"
+            described = os.path.relpath(settings.described_in(layout, params, name))
+            command = f"pd-pipeline --params {described} collect --dataset {name}"
             say(f"dataset {name} has {few[0]:,} states of the {few[1]:,} asked for: `{command}` goes on")
     write_mix(path, made)
     return path

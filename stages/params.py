@@ -348,14 +348,16 @@ def _fault(error: Any) -> str:
 
 def recipe_of(layout: Layout, params: Params, name: str) -> DatasetParams | None:
     """How a dataset is collected, as these params have it, or those of the experiment whose `store` they read; or None."""
-    if (theirs := described_elsewhere(layout, params, name)) is None:
-        return params.datasets.get(name)
+    if name in params.datasets:
+        return params.datasets[name]
+    theirs = described_in(layout, params, name)
     return load(theirs).datasets.get(name) if theirs.is_file() else None
 
 
-def described_elsewhere(layout: Layout, params: Params, name: str) -> Path | None:
-    """The params file of the experiment whose `store` has a dataset that these params do not describe."""
-    return None if name in params.datasets or layout.store is None else layout.store.parent.parent / "params.yaml"
+def described_in(layout: Layout, params: Params, name: str) -> Path:
+    """The params file that says how a dataset is collected: this one, or that of the experiment whose `store` these read."""
+    elsewhere = None if name in params.datasets else layout.store
+    return (elsewhere.parent.parent if elsewhere else layout.root) / "params.yaml"
 
 
 def pick(section: dict[str, Any], key: str, name: str) -> Any:

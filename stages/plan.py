@@ -138,8 +138,9 @@ def jobs(layout: Layout, params: settings.Params, wanted: Collection[tuple[str, 
         there = (layout.dataset(name) / MANIFEST).is_file()
         if not there and name not in read:
             continue  # only finished students have read it: nobody needs it again
-        done = there and too_few_states(layout, params, name) is None
-        if name in params.datasets or not done:
+        ours = name in params.datasets
+        done = there and not (ours and too_few_states(layout, params, name))
+        if ours or not done:
             yield _collection(params, machine, name, done, labelling)
     for cell in cells:
         yield from _cell(layout, params, machine, cell)

@@ -13,7 +13,7 @@ from tests.fakes import corridor_episode, edited_params, write_dataset
 
 def mixed(folder: Path, **datasets: int) -> str:
     """What `mix` says where params.yaml there asks for so many states; data come from an experiment beside it."""
-    with edited_params(folder) as raw:
+    with edited_params(folder, Path(__file__).parents[2] / "params.yaml") as raw:
         raw["store"] = "../theirs/data/datasets"
         recipe = raw["datasets"]["Pong"]
         raw["datasets"] = {name: recipe | {"states": states} for name, states in datasets.items()}
@@ -26,13 +26,19 @@ def mixed(folder: Path, **datasets: int) -> str:
 
 
 @pytest.mark.parametrize(("more", "told"), [(0, False), (1, True)])
-def test_a_dataset_of_fewer_states_than_asked_is_told_of(tmp_path: Path, more: int, told: bool) -> None:
+def test_a_dataset_of_fewer_states_than_asked_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int, told: bool
+) -> None:
     episode = corridor_episode(0, np.random.default_rng(0))
     store = tmp_path / "theirs/data/datasets"
     states = write_dataset(store / "Pong", [episode] * 9, game="Pong").states
     wanted = states + more
-    lacking = f"dataset Pong has {states:,} states of the {wanted:,} asked for: `pd-pipeline"
-    assert (f"{lacking} collect --dataset Pong`" in mixed(tmp_path / "ours", Pong=wanted)) == told
+    monkeypatch.chdir(tmp_path)
+
+    def lacking(described: str) -> str:
+        command = f"pd-pipeline --params {described} collect --dataset Pong"
+        return f"dataset Pong has {states:,} states of the {wanted:,} asked for: `{command}`"
+
+    assert (lacking("ours/params.yaml") in mixed(tmp_path / "ours", Pong=wanted)) == told
     mixed(tmp_path / "theirs", Pong=wanted)
-    elsewhere = f"{lacking} --params {tmp_path / 'ours/../theirs/params.yaml'} collect --dataset Pong`"
-    assert (elsewhere in mixed(tmp_path / "ours")) == told
+    assert (lacking("theirs/params.yaml") in mixed(tmp_path / "ours")) == told
