@@ -166,7 +166,9 @@ def import_teacher(session: Session, /, device: str, game: str, **options: Any) 
     type=click.Path(file_okay=False, path_type=Path),
     help="The teacher's folder, whose Q-values are recorded. [default: the zoo's]",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Local worker processes, one core each. [default: all cores]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Local worker processes, one core each. [default: all cores that it may use]"
+)
 @click.option("--scheduler", help="An existing Dask cluster, tcp://HOST:PORT, instead of local workers.")
 @click.option("--out", help="Folder or URL (s3://...) of the dataset. [default: data/datasets/NAME]")
 @licence_option

@@ -1,6 +1,5 @@
 """Collection on a real ROM: the same bytes from any number of workers, killed or not; exactly what the teacher saw."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, fingerprint
 from pipeline.atari.rollout import rollout
 from pipeline.collect import BLOCK_EPISODES, LONGEST_TASK, CollectConfig, Collection, Task
+from pipeline.cores import cores
 from pipeline.datasets import schema
 from pipeline.datasets.blocks import Recorder, stored_bytes
 from pipeline.datasets.describe import size
@@ -31,7 +31,7 @@ from pipeline.datasets.verify import verify
 from pipeline.rederive import rederive
 from stages.cli import main
 from tests import processes
-from tests.fakes import ENVIRONMENT, blocks_of_four
+from tests.fakes import ENVIRONMENT, blocks_of_four, edited_params
 
 STATES = 2300
 """More than sixteen episodes have: a second block even where blocks are not small."""
@@ -297,21 +297,35 @@ def test_a_student_acts_and_the_teacher_labels(
     assert len(found) == 2
 
 
+def test_by_default_workers_are_as_many_as_the_cores_it_may_use(
+    breakout_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(scheduler: str | None, workers: int) -> None:
+        raise ValueError(f"{workers} workers")
+
+    monkeypatch.setattr("stages.collect.cores", lambda: range(7))
+    monkeypatch.setattr("stages.collect.cluster", asked)
+    with edited_params(tmp_path) as raw:
+        raw["zoo"] = str(breakout_teacher.parent)
+    command = ["--params", str(tmp_path / "params.yaml"), "collect", "--game", "Breakout", "--states", "9"]
+    assert "7 workers" in CliRunner().invoke(main, command).output
+
+
 def test_an_estimate_is_of_one_core_and_of_the_datasets_own_compression(
     teacher: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(2)
-    cores, seen = os.sched_getaffinity(0), set()
+    before, seen = cores(), set()
 
     def rollout_seen(*arguments: Any) -> Iterator[Any]:
-        seen.add((torch.get_num_threads(), len(os.sched_getaffinity(0))))
+        seen.add((torch.get_num_threads(), len(cores())))
         yield from rollout(*arguments)
 
     monkeypatch.setattr(collecting, "rollout", rollout_seen)
     monkeypatch.setattr(collecting, "SLOTS", 2)
     found = collecting.estimate(config(), teacher, None, 0.1)
     assert seen == {(1, 1)}
-    assert (torch.get_num_threads(), os.sched_getaffinity(0)) == (2, cores)
+    assert (torch.get_num_threads(), cores()) == (2, before)
     assert found["ended"] < 2
     sample = open_dataset("data/samples/Pong")
     records = sample.episode(0)

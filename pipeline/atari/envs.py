@@ -256,8 +256,9 @@ def _action_meanings(game: GameSpec, config: EnvConfig) -> tuple[str, ...]:
     arguments = _arguments(game, config)
     idle = _waiting(arguments)
     env = _emulator(arguments, idle)
+    names = tuple(action.name for action in env.ale.get_action_set())
     idle.append(env)
-    return tuple(action.name for action in env.ale.get_action_set())
+    return names
 
 
 def fingerprint(game: str, config: EnvConfig) -> dict[str, Any]:

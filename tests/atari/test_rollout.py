@@ -185,7 +185,7 @@ def test_on_one_core_emulators_are_others() -> None:
         seen(SlotWorld("Breakout", config, width=1), 4, range(1))
         there = SlotWorld("Breakout", config, width=1)._idle
         assert len(there) == 1
-    if os.sched_getaffinity(0) != {min(os.sched_getaffinity(0))}:
+    if len(cores()) > 1:
         assert SlotWorld("Breakout", config, width=1)._idle is not there
 
 
@@ -193,7 +193,7 @@ def test_where_the_system_tells_no_cores_worlds_are_the_same(monkeypatch: pytest
     """macOS."""
     there = seen(SlotWorld("Breakout", ENVIRONMENT, width=1), 4, range(1))
     for name in ("sched_getaffinity", "sched_setaffinity"):
-        monkeypatch.delattr(os, name)
+        monkeypatch.delattr(os, name, raising=False)
     assert cores() == tuple(range(os.cpu_count() or 1))
     with one_core():
         assert seen(SlotWorld("Breakout", ENVIRONMENT, width=1), 4, range(1)) == there
