@@ -104,7 +104,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "steps": 64,
             "select_every": 32,
             "select_episodes": 1,
-            "recipe": 1,
+            "recipe": 2,
         }
         raw["multitask"] = {
             "pqn": baseline | {"presets": {"Qbert": "pqn-held"}},

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 class NetworkSpec:
     """Channels of the three convolutions (8x8/4, 4x4/2, 3x3/1), units of the shared layer, and two options.
 
-    `layer_norm` normalises after every layer (PQN); `controller` gives each game a private hidden layer of that many
+    `layer_norm` normalises after every layer but the last (PQN); `controller` gives each game a private hidden layer of so many
     units before its output (multi-game students), 0 for none. `stack` is the number of input frames.
     """
 
@@ -89,7 +89,9 @@ class QNetwork(nn.Module):
         )
         self.heads = nn.ModuleDict(
             {
-                game: nn.Sequential(nn.Linear(spec.hidden, spec.controller), nn.ReLU(), nn.Linear(spec.controller, n))
+                game: nn.Sequential(
+                    *normalised(nn.Linear(spec.hidden, spec.controller), spec.controller), nn.Linear(spec.controller, n)
+                )
                 if spec.controller
                 else nn.Sequential(nn.Linear(spec.hidden, n))
                 for game, n in heads.items()

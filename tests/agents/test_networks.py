@@ -1,7 +1,10 @@
 """The paper's sizes, heads, and batch independence."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from torch import nn
 
 from pipeline.agents.networks import NETWORKS, NetworkSpec, QNetwork, count_parameters
 
@@ -26,6 +29,17 @@ TEN = {"BeamRider": 9, "Breakout": 4, "Enduro": 9, "Freeway": 3, "MsPacman": 9, 
 )
 def test_multi_game_counts(name: str, heads: dict[str, int], parameters: int) -> None:
     assert count_parameters(QNetwork(NETWORKS[name], heads)) == parameters
+
+
+def test_normalised_is_every_layer_but_the_last() -> None:
+    network = QNetwork(NETWORKS["pqn-multi3"], {"Pong": 6, "Breakout": 4})
+    layers = [*network.trunk.children(), *network.heads["Pong"].children()]
+    followed = [
+        isinstance(after, nn.GroupNorm) and after.num_groups == 1
+        for layer, after in pairwise([*layers, None])
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
+    assert followed == [True] * 5 + [False]
 
 
 def test_heads_are_chosen_by_game() -> None:

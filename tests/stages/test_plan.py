@@ -29,7 +29,7 @@ def test_a_run_counts_what_is_played_for_its_curve_and_a_missing_dataset_is_name
         student = {"loss": "kl", "temperature": 0.01, "network": "multi3", "preset": "fast", "updates": 120, "recipe": 1}
         onward = student | {"begins_with": "students/pair/kl-0", "play_episodes": 2}
         raw["students"] = {"kl": student, "onward": onward, "frozen": onward | {"frozen": True}}
-        baseline = {"preset": "pqn-atari", "network": "pqn-multi3", "steps": 1000, "select_every": 400, "recipe": 1}
+        baseline = {"preset": "pqn-atari", "network": "pqn-multi3", "steps": 1000, "select_every": 400, "recipe": 2}
         raw["multitask"] = {"pqn": baseline | {"select_episodes": 5}}
         raw["grid"] = {
             "pair": {"students": ["kl"], "seeds": [0]},
