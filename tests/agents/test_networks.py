@@ -61,6 +61,28 @@ def test_the_head_is_float32_under_autocast() -> None:
         assert network(torch.zeros((1, 4, 84, 84), dtype=torch.uint8)).dtype == torch.float32
 
 
+def test_the_first_layer_of_patches_is_the_first_layer() -> None:
+    network = QNetwork(NETWORKS["net3"], {"Pong": 6})
+    obs_BCHW = torch.randint(0, 256, (3, 5, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))[:, 1:]
+    of_pixels = network.trunk[0](obs_BCHW / 255.0)
+    of_patches = network._first_of_patches(obs_BCHW, torch.float32)
+    torch.testing.assert_close(of_patches, of_pixels, atol=1e-5, rtol=1e-5)
+    weight = next(network.parameters())
+    (wanted,) = torch.autograd.grad(of_pixels.square().sum(), weight)
+    (found,) = torch.autograd.grad(of_patches.square().sum(), weight)
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
+
+
+def test_bfloat16_loses_little() -> None:
+    network = QNetwork(NETWORKS["net3"], {"Pong": 6})
+    obs_BCHW = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exact_BF = network.features(obs_BCHW)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found_BF = network.features(obs_BCHW)
+    assert found_BF.dtype == torch.float32
+    assert (found_BF - exact_BF).norm() < 0.01 * exact_BF.norm()
+
+
 def test_spec_survives_json() -> None:
     for spec in NETWORKS.values():
         assert NetworkSpec.from_json(spec.as_json()) == spec
