@@ -73,6 +73,12 @@ def _multiplies_bfloat16() -> bool:
     return supported
 
 
+def has_matrix_units() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices by units of their own (AMX), many times as fast as float32 ones."""
+    supported: bool = torch.cpu._is_amx_tile_supported()
+    return supported
+
+
 WARMUP: Final = 3
 """Calls before a function is recorded: what is made at the first (an optimiser's state) is no part of the recording."""
 

@@ -19,7 +19,7 @@ STEPS: Final = 5
 NOTHING: Final = 1e-15
 """Elements of a matrix of norm 1 that are far below a float32's last bit of all that they are added to."""
 TOGETHER: Final = 128
-"""Rows of the largest Gram matrices that a GPU multiplies in one batch."""
+"""Rows of the largest Gram matrices that a GPU multiplies in one batch, and that a CPU multiplies in float32 in any case."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -27,10 +27,14 @@ class Muon(torch.optim.Optimizer):
     matrices and convolutions, a row a filter; Adam (Kingma and Ba 2015) for the `others`: biases, norms, output layers.
 
     torch.optim.Muon takes no convolutions and leaves all others to a second optimiser. A rate that is a tensor, and with it the
-    count of steps, is read on the device, so that steps can be recorded (`device.Recorded`).
+    count of steps, is read on the device, so that steps can be recorded (`device.Recorded`). With `bfloat16` large matrices
+    are multiplied in it, as published: for a CPU that is several times as fast at that (`device.has_matrix_units`).
     """
 
-    def __init__(self, hidden: Iterable[nn.Parameter], others: Iterable[nn.Parameter], *, lr: float | Tensor) -> None:
+    def __init__(
+        self, hidden: Iterable[nn.Parameter], others: Iterable[nn.Parameter], *, lr: float | Tensor, bfloat16: bool = False
+    ) -> None:
+        self._bfloat16 = bfloat16
         groups = [{"params": list(hidden), "orthogonal": True}, {"params": list(others), "orthogonal": False}]
         super().__init__([group for group in groups if group["params"]], {"lr": lr})
 
@@ -57,8 +61,7 @@ class Muon(torch.optim.Optimizer):
             else:
                 torch._foreach_add_(moved, changes, alpha=-rate)
 
-    @staticmethod
-    def _orthogonal(states: list[dict[str, Any]], gradients: list[Tensor]) -> list[Tensor]:
+    def _orthogonal(self, states: list[dict[str, Any]], gradients: list[Tensor]) -> list[Tensor]:
         for state, gradient in zip(states, gradients, strict=True):
             if not state:
                 state["momentum"] = torch.zeros_like(gradient)
@@ -66,9 +69,13 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1.0 - MOMENTUM)
         ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
         matrices = [tensor.flatten(1) for tensor in ahead]
-        found = all_orthogonalised(matrices) if matrices[0].is_cuda else [orthogonalised(matrix) for matrix in matrices]
+        found = all_orthogonalised(matrices) if matrices[0].is_cuda else [self._alone(matrix) for matrix in matrices]
         torch._foreach_mul_(found, [UPDATE_SIZE * max(matrix.shape) ** 0.5 for matrix in matrices])
         return [matrix.view_as(gradient) for matrix, gradient in zip(found, gradients, strict=True)]
+
+    def _alone(self, matrix: Tensor) -> Tensor:
+        large = self._bfloat16 and min(matrix.shape) > TOGETHER
+        return orthogonalised_in_bfloat16(matrix) if large else orthogonalised(matrix)
 
     @staticmethod
     def _adam(states: list[dict[str, Any]], gradients: list[Tensor], rate: float | Tensor) -> list[Tensor]:
@@ -113,6 +120,20 @@ def orthogonalised(matrix: Tensor) -> Tensor:
         return orthogonalised(matrix.T).T
     matrix = hardshrink(matrix / (matrix.norm() + 1e-7), NOTHING)
     return _multiplied(matrix @ matrix.T) @ matrix
+
+
+def orthogonalised_in_bfloat16(matrix: Tensor) -> Tensor:
+    """What `orthogonalised` gives, to some 3 %: the steps one by one, as published, twice as many multiplications of a third of
+    the time each. In the Gram matrix's polynomials bfloat16 would lose the small singular values, which are squared there.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalised_in_bfloat16(matrix.T).T
+    a, b, c = COEFFICIENTS
+    matrix = (matrix / (matrix.norm() + 1e-7)).bfloat16()
+    for _ in range(STEPS):
+        gram = matrix @ matrix.T
+        matrix = torch.addmm(matrix, torch.addmm(gram, gram, gram, beta=b, alpha=c), matrix, beta=a)
+    return matrix.float()
 
 
 def all_orthogonalised(matrices: list[Tensor]) -> list[Tensor]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.agents.device import Compute, Precision, Recorded
+from pipeline.agents.device import Compute, Precision, Recorded, has_matrix_units
 from pipeline.agents.gradients import trunk_cosines
 from pipeline.agents.initialise import standardise
 from pipeline.agents.muon import Muon
@@ -174,7 +174,7 @@ class Student:
         learned = [self.network] if self.bridge is None else [self.network, self.bridge]
         self._parameters = [p for module in learned for p in module.parameters() if p.requires_grad]
         self._rate = torch.zeros((), device=compute.device) if compute.device.type == "cuda" else config.learning_rate
-        self.optimizer = _optimizer(config, self.network, self._parameters, self._rate)
+        self.optimizer = _optimizer(config, self.network, self._parameters, self._rate, compute)
         self._recorded = Recorded(compute.device)
         self.best_loss = math.inf
         self.best_updates = 0
@@ -387,7 +387,7 @@ def learning_rate(config: DistillConfig, update: int, budget: int) -> float:
 
 
 def _optimizer(
-    config: DistillConfig, network: QNetwork, parameters: list[torch.nn.Parameter], rate: float | Tensor
+    config: DistillConfig, network: QNetwork, parameters: list[torch.nn.Parameter], rate: float | Tensor, compute: Compute
 ) -> torch.optim.Optimizer:
     match config.optimizer:
         case "adam":
@@ -398,6 +398,7 @@ def _optimizer(
                 [p for p in parameters if id(p) in hidden],
                 [p for p in parameters if id(p) not in hidden],
                 lr=rate,
+                bfloat16=compute.precision == "bfloat16" and has_matrix_units(),
             )
         case "rmsprop":
             assert config.squared_decay is not None

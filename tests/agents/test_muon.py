@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.agents.muon import TOGETHER, UPDATE_SIZE, Muon, all_orthogonalised, orthogonalised
+from pipeline.agents.muon import TOGETHER, UPDATE_SIZE, Muon, all_orthogonalised, orthogonalised, orthogonalised_in_bfloat16
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31 - 1))
@@ -28,6 +28,22 @@ def test_together_they_become_what_each_becomes(shapes: list[tuple[int, int]], l
     matrices = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
     for together, alone in zip(all_orthogonalised(matrices), map(orthogonalised, matrices), strict=True):
         torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(150, 400), (400, 150)])
+def test_in_bfloat16_they_become_nearly_the_same(shape: tuple[int, int], decay: float) -> None:
+    u, _, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    matrix = u * torch.arange(1, 151) ** -decay @ v
+    exact = orthogonalised(matrix)
+    assert (orthogonalised_in_bfloat16(matrix) - exact).norm() < 0.05 * exact.norm()
+    moved = []
+    for bfloat16 in (False, True):
+        p = nn.Parameter(torch.zeros(shape))
+        p.grad = matrix
+        Muon([p], [], lr=1.0, bfloat16=bfloat16).step()
+        moved.append(p.detach())
+    assert 0 < (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
 
 
 def test_what_has_decayed_to_denormal_numbers_is_nothing() -> None:
