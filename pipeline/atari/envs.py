@@ -16,7 +16,8 @@ import atexit
 import functools
 import weakref
 from collections import defaultdict
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
@@ -139,6 +140,19 @@ def _emulator(arguments: dict[str, Any], idle: list[AtariVectorEnv]) -> AtariVec
         return AtariVectorEnv(**arguments, num_envs=1, batch_size=0, num_threads=1)
 
 
+@contextmanager
+def _borrowed(arguments: dict[str, Any]) -> Iterator[AtariVectorEnv]:
+    """An emulator, left to others after use; not where a step failed, as it may owe an answer."""
+    idle = _waiting(arguments)
+    env = _emulator(arguments, idle)
+    try:
+        yield env
+    except GeneratorExit:  # between two steps
+        idle.append(env)
+        raise
+    idle.append(env)
+
+
 def _give_back(slots: dict[int, AtariVectorEnv], idle: list[AtariVectorEnv]) -> None:
     idle.extend(slots.values())
 
@@ -232,18 +246,12 @@ def replay(
     The emulator is deterministic, so this is the very episode that was played.
     """
     arguments = _arguments(find_game(game), config) | {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
-    idle = _waiting(arguments)
-    env = _emulator(arguments, idle)
-    obs, _ = env.reset(seed=np.array([seed]))
-    try:
+    with _borrowed(arguments) as env:
+        obs, _ = env.reset(seed=np.array([seed]))
         for action in actions:
             frame_HW3 = obs[0, -1]
             obs, reward_1, *_ = env.step(np.array([action]))
             yield frame_HW3, float(reward_1[0])
-    except GeneratorExit:  # between two steps: nothing is owed
-        idle.append(env)
-        raise
-    idle.append(env)
 
 
 def action_meanings(game: str, config: EnvConfig) -> list[str]:
@@ -253,12 +261,8 @@ def action_meanings(game: str, config: EnvConfig) -> list[str]:
 
 @functools.lru_cache(maxsize=256)
 def _action_meanings(game: GameSpec, config: EnvConfig) -> tuple[str, ...]:
-    arguments = _arguments(game, config)
-    idle = _waiting(arguments)
-    env = _emulator(arguments, idle)
-    names = tuple(action.name for action in env.ale.get_action_set())
-    idle.append(env)
-    return names
+    with _borrowed(_arguments(game, config)) as env:
+        return tuple(action.name for action in env.ale.get_action_set())
 
 
 def fingerprint(game: str, config: EnvConfig) -> dict[str, Any]:
