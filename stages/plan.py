@@ -14,7 +14,7 @@ import torch
 
 from pipeline.agents.checkpoints import CARD, load_card
 from pipeline.agents.device import Precision, learning
-from pipeline.agents.muon import orthogonalised
+from pipeline.agents.muon import Muon
 from pipeline.agents.networks import new_network
 from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import EnvConfig, SlotWorld
@@ -72,15 +72,19 @@ class Machine:
         obs_BCHW = np.zeros((batch, 4, 84, 84), dtype=np.uint8)
         return _rate(lambda: len(values(obs_BCHW)))
 
-    def _orthogonalise(self, network: str) -> float:
+    def _orthogonalise(self, network: str, precision: Precision) -> float:
         """Seconds of Muon's own work in an update."""
-        weights = new_network(settings.network(network), {"game": 18}, torch.device("cpu"), 0).hidden_weights()
+        compute = learning(torch.device("cpu"), precision)
+        net = new_network(settings.network(network), {"game": 18}, compute.device, 0)
+        optimizer = Muon.of(net, net.parameters(), lr=0.0, compute=compute)
+        for weights in net.parameters():
+            weights.grad = torch.randn_like(weights)
 
-        def work() -> int:
-            with torch.inference_mode():
-                return len([orthogonalised(weight.flatten(1)) for weight in weights])
+        def step() -> int:
+            optimizer.step()
+            return 1
 
-        return len(weights) / _rate(work)
+        return 1 / _rate(step)
 
     def play(self, game: str, *networks: str) -> float:
         """Seconds per step."""
@@ -105,7 +109,8 @@ class Machine:
         preset = settings.pick(self._params.presets, variant.preset, "preset")
         samples = variant.updates * preset.batch
         seconds = float(BACKWARD * samples / self.forward(variant.network, preset.precision, preset.batch))
-        return seconds + (variant.updates * self.orthogonalise(variant.network) if preset.optimizer == "muon" else 0.0)
+        optimising = self.orthogonalise(variant.network, preset.precision) if preset.optimizer == "muon" else 0.0
+        return seconds + variant.updates * optimising
 
 
 def job_of(command: str) -> tuple[str, str]:

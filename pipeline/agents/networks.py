@@ -133,16 +133,20 @@ class QNetwork(nn.Module):
         which each is 16 channels a frame. Kernels for matrices want many channels; these then take half the time, backward too.
 
         Bytes are whole numbers that bfloat16 holds exactly. What divides them by 255 is the weights.
+
+        Dimensions here: I J patches (21 of 4 rows, 21 of 4 columns), R rows of a patch, P its pixels in all frames, F filters.
         """
         first, stack = self.trunk[0], self.spec.stack
         assert isinstance(first, nn.Conv2d)
-        # Four pixels of a row are one int32, the four rows of a patch one complex128: moved whole, none is computed with.
-        rows = obs_BCHW.contiguous().view(torch.int32).view(-1, stack, 21, 4, 21)
-        patch_BCN = rows.transpose(3, 4).contiguous().view(torch.complex128).view(-1, stack, 441)
-        patch_BHWX = patch_BCN.transpose(1, 2).contiguous().view(torch.uint8).view(-1, 21, 21, stack * 16)
-        weight = (first.weight / 255.0).view(-1, stack, 2, 4, 2, 4).permute(0, 1, 3, 5, 2, 4).reshape(-1, stack * 16, 2, 2)
-        hidden: Tensor = nn.functional.conv2d(patch_BHWX.to(dtype).permute(0, 3, 1, 2), weight, first.bias)
-        return hidden
+        assert obs_BCHW.dtype == torch.uint8
+        # Four pixels of a row are one int32, a patch of a frame is one complex128: moved whole, none is computed with.
+        row_BCIRJ = obs_BCHW.contiguous().view(torch.int32).view(-1, stack, 21, 4, 21)
+        patch_BCIJ = row_BCIRJ.transpose(3, 4).clone(memory_format=torch.contiguous_format).view(torch.complex128)
+        patch_BIJC = patch_BCIJ.view(-1, stack, 21, 21).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        pixel_BIJP = patch_BIJC.view(torch.uint8).view(-1, 21, 21, stack * 16).to(dtype)
+        weight_FPIJ = (first.weight / 255.0).view(-1, stack, 2, 4, 2, 4).permute(0, 1, 3, 5, 2, 4).reshape(-1, stack * 16, 2, 2)
+        hidden_BFIJ: Tensor = nn.functional.conv2d(pixel_BIJP.permute(0, 3, 1, 2), weight_FPIJ, first.bias)
+        return hidden_BFIJ
 
     def values(self, features_BF: Tensor, game: str | None = None) -> Tensor:
         """Features -> float32 q_BA, always in float32: gaps between Q-values are hundredths of the values, below bfloat16's

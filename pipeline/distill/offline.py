@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.agents.device import Compute, Precision, Recorded, has_matrix_units
+from pipeline.agents.device import Compute, Precision, Recorded
 from pipeline.agents.gradients import trunk_cosines
 from pipeline.agents.initialise import standardise
 from pipeline.agents.muon import Muon
@@ -393,13 +393,7 @@ def _optimizer(
         case "adam":
             return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=isinstance(rate, Tensor))
         case "muon":
-            hidden = {id(weights) for weights in network.hidden_weights()}
-            return Muon(
-                [p for p in parameters if id(p) in hidden],
-                [p for p in parameters if id(p) not in hidden],
-                lr=rate,
-                bfloat16=compute.precision == "bfloat16" and has_matrix_units(),
-            )
+            return Muon.of(network, parameters, lr=rate, compute=compute)
         case "rmsprop":
             assert config.squared_decay is not None
             assert config.gradient_decay is not None

@@ -134,9 +134,8 @@ class PqnLearner(Learner):
         self.config = config
         names = (game,) if game else ()
         self.shuffle = torch.Generator().manual_seed(integer(seed, "pqn", "minibatches", *names))
-        # Channels last, as the convolutions want them: turned once here, not at every pass of every epoch.
-        self._obs_TBHWC = torch.empty(
-            (config.horizon + 1, config.envs, 84, 84, spec.stack), dtype=torch.uint8, device=compute.device
+        self._obs_TBCHW = torch.empty(
+            (config.horizon + 1, config.envs, spec.stack, 84, 84), dtype=torch.uint8, device=compute.device
         )
         self._action_N = self._target_N = torch.empty(0)
 
@@ -169,7 +168,7 @@ class PqnLearner(Learner):
 
     def q_values(self, obs_BCHW: npt.NDArray[np.uint8], t: int) -> Tensor:
         """Q-values of the states of step t of the horizon; keeps the states on the device for `update`."""
-        kept_BCHW = self._obs_TBHWC[t].permute(0, 3, 1, 2)
+        kept_BCHW = self._obs_TBCHW[t]
         kept_BCHW.copy_(torch.from_numpy(obs_BCHW))
         with torch.no_grad(), self.compute.autocast():
             q_BA: Tensor = self.network(kept_BCHW, self.game)
@@ -178,7 +177,7 @@ class PqnLearner(Learner):
     def _loss(self, pick_M: Tensor) -> Tensor:
         """Mean of (Q(s, a) - target)^2 / 2 over these states of the horizon."""
         with self.compute.autocast():
-            q_MA = self.network(self._obs_TBHWC[:-1].flatten(0, 1).index_select(0, pick_M).permute(0, 3, 1, 2), self.game)
+            q_MA = self.network(self._obs_TBCHW[:-1].flatten(0, 1).index_select(0, pick_M), self.game)
         chosen_M = q_MA.gather(1, self._action_N[pick_M].unsqueeze(1)).squeeze(1)
         loss_M = 0.5 * (chosen_M - self._target_N[pick_M]).square()
         assert loss_M.shape == pick_M.shape

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.agents.muon import TOGETHER, UPDATE_SIZE, Muon, all_orthogonalised, orthogonalised, orthogonalised_in_bfloat16
+from pipeline.agents import muon
+from pipeline.agents.device import Compute
+from pipeline.agents.muon import (
+    SMALL,
+    TOGETHER,
+    UPDATE_SIZE,
+    Muon,
+    all_orthogonalised,
+    orthogonalised,
+    orthogonalised_in_bfloat16,
+)
+from pipeline.agents.networks import NetworkSpec, new_network
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31 - 1))
@@ -37,16 +49,28 @@ def test_in_bfloat16_they_become_nearly_the_same(shape: tuple[int, int], decay: 
     matrix = u * torch.arange(1, 151) ** -decay @ v
     exact = orthogonalised(matrix)
     assert (orthogonalised_in_bfloat16(matrix) - exact).norm() < 0.05 * exact.norm()
-    moved = []
-    for bfloat16 in (False, True):
-        p = nn.Parameter(torch.zeros(shape))
-        p.grad = matrix
-        Muon([p], [], lr=1.0, bfloat16=bfloat16).step()
-        moved.append(p.detach())
-    assert 0 < (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
 
 
-def test_what_has_decayed_to_denormal_numbers_is_nothing() -> None:
+@pytest.mark.parametrize("units", [False, True])
+def test_large_matrices_alone_are_multiplied_in_bfloat16_by_a_cpu_with_units_for_it(
+    units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "has_matrix_units", lambda: units)
+    spec = NetworkSpec(channels=(4, 4, 3), hidden=SMALL + 1)  # the shared layer: 129 by 147
+    large, moved = {"trunk.7.weight"}, {}
+    for precision in ("float32", "bfloat16"):
+        network = new_network(spec, {"game": 2}, torch.device("cpu"), 0)
+        optimizer = Muon.of(network, network.parameters(), lr=1.0, compute=Compute(torch.device("cpu"), precision))
+        for n, p in enumerate(network.parameters()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(n))
+        optimizer.step()
+        moved[precision] = dict(network.named_parameters())
+    others = {name for name, p in moved["float32"].items() if not torch.equal(p, moved["bfloat16"][name])}
+    assert others == (large if units else set())
+
+
+@pytest.mark.parametrize("orthogonalised", [orthogonalised, orthogonalised_in_bfloat16])
+def test_what_has_decayed_to_denormal_numbers_is_nothing(orthogonalised: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Else a CPU takes a hundred times as long for it."""
     matrix = torch.randn((8, 20), generator=torch.Generator().manual_seed(0))
     matrix[3], matrix[5, :10] = 1e-42, -1e-20

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.agents.networks import NETWORKS, NetworkSpec, QNetwork, count_parameters
+from pipeline.agents.networks import NETWORKS, NetworkSpec, QNetwork, count_parameters, new_network
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("dqn", 1_693_362), ("net1", 427_874), ("net2", 113_346), ("net3", 61_954)])
@@ -62,7 +62,7 @@ def test_the_head_is_float32_under_autocast() -> None:
 
 
 def test_the_first_layer_of_patches_is_the_first_layer() -> None:
-    network = QNetwork(NETWORKS["net3"], {"Pong": 6})
+    network = new_network(NETWORKS["net3"], {"Pong": 6}, torch.device("cpu"), 0)
     obs_BCHW = torch.randint(0, 256, (3, 5, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))[:, 1:]
     of_pixels = network.trunk[0](obs_BCHW / 255.0)
     of_patches = network._first_of_patches(obs_BCHW, torch.float32)
@@ -74,7 +74,7 @@ def test_the_first_layer_of_patches_is_the_first_layer() -> None:
 
 
 def test_bfloat16_loses_little() -> None:
-    network = QNetwork(NETWORKS["net3"], {"Pong": 6})
+    network = new_network(NETWORKS["net3"], {"Pong": 6}, torch.device("cpu"), 0)
     obs_BCHW = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     exact_BF = network.features(obs_BCHW)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -40,4 +40,4 @@ def test_a_gpu_learns_what_a_cpu_learns(learner: Callable[[Compute, int], Learne
 def test_the_rollout_stays_on_the_device() -> None:
     agent = small_pqn(exact(torch.device("cuda")), 6400)
     assert agent.q_values(np.zeros((8, 4, 84, 84), dtype=np.uint8), 0).device.type == "cuda"
-    assert agent._obs_TBHWC.device.type == "cuda"
+    assert agent._obs_TBCHW.device.type == "cuda"

@@ -18,7 +18,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose rates are known."""
     monkeypatch.setattr(plan, "_emulation", lambda game, environment: 100.0)
     monkeypatch.setattr(plan.Machine, "_forward", lambda self, network, precision, batch: 1000.0)
-    monkeypatch.setattr(plan.Machine, "_orthogonalise", lambda self, network: 0.02)
+    monkeypatch.setattr(plan.Machine, "_orthogonalise", lambda self, network, precision: 0.02)
 
 
 def test_a_run_counts_what_is_played_for_its_curve_and_a_missing_dataset_is_named(tmp_path: Path) -> None:
