@@ -25,6 +25,8 @@ from stages.publish import replace_folder
 from tests.fakes import blocks_of_four, edited_params
 from tests.rl.test_dqn import CONFIG as DQN
 
+pytestmark = pytest.mark.end_to_end
+
 
 def invoke(project: Path, *arguments: str) -> Any:
     return CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *arguments])
