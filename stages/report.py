@@ -202,7 +202,14 @@ def _followed(layout: Layout, game: str, seed: int) -> bool:
     agents = _ends(game, seed).values()
     played = all(layout.episodes(agent).is_file() and not scored_before(layout, agent, agent) for agent in agents)
     folder = layout.online(f"{game}-{seed}")
-    return played and all((folder / name).is_file() for name in ("curve.csv", RETURNS)) and "following" in load_card(folder)
+    whole = all((folder / name).is_file() for name in ("curve.csv", RETURNS)) and "following" in load_card(folder)
+    return played and whole and not _followed_another(layout, game, seed)
+
+
+def _followed_another(layout: Layout, game: str, seed: int) -> bool:
+    """Whether the policy that a student followed last is not the best of the history there, which its return is a share of."""
+    best = json.loads(layout.scores(f"history/{game}-{seed}/best").read_text())["agent_digest"]
+    return bool(load_card(layout.online(f"{game}-{seed}"))["teacher"]["digest"] != best)
 
 
 def _ends(game: str, seed: int) -> dict[str, str]:
@@ -236,6 +243,11 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
         if scored_before(layout, agent, agent):
             raise ValueError(f"{agent} has changed since it was evaluated: run `pd-pipeline evaluate {agent}` or `dvc repro`")
         returns[who], _, _ = read_returns(episodes)
+    if _followed_another(layout, game, seed):
+        raise ValueError(
+            f"online/{game}-{seed} followed another history than history/{game}-{seed}, whose best was scored: run "
+            f"`pd-pipeline distill-online --game {game} --seed {seed} --replay` or `dvc repro`"
+        )
     return Run(
         game=game,
         seed=seed,

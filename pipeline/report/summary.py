@@ -17,8 +17,8 @@ from pipeline.report.bootstrap import RESAMPLES, Values, percentiles
 from pipeline.report.scores import Baseline, Evaluated, learned_from, read_curve
 from pipeline.seeding import stream
 
-ROLLOUT: Final = 1.001
-"""Evaluations wait for the end of a rollout, which one learner has sooner than another: as many steps are so up to this."""
+ROLLOUT: Final = 2048
+"""Evaluations wait for the end of a rollout, of up to so many steps, which one learner has sooner than another."""
 FLOOR: Final = 1.0
 """Per cent: what a student is taken to reach at least, since one hopeless game would make a geometric mean nothing."""
 
@@ -176,7 +176,7 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, Ba
 def _evaluated_at(teacher: Evaluated, steps: int) -> float | None:
     """What a teacher scored when it was evaluated last while it learned, after so many steps, give or take a rollout."""
     rows = read_curve(teacher.curve) if teacher.curve else []
-    told = [float(row["eval_return"]) for row in rows if row.get("eval_return") and float(row["steps"]) <= ROLLOUT * steps]
+    told = [float(row["eval_return"]) for row in rows if row.get("eval_return") and float(row["steps"]) < steps + ROLLOUT]
     return told[-1] if told else None
 
 

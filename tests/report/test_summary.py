@@ -191,27 +191,27 @@ def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> Non
 
 def test_a_baseline_is_also_measured_by_teachers_of_its_steps(tmp_path: Path) -> None:
     curve = tmp_path / "curve.csv"
-    curve.write_text("steps,train_return,eval_return\n500,1,\n1000,2,4\n2502,9,5\n2548,9,\n3000,9,10\n")
+    curve.write_text("steps,train_return,eval_return\n500000,1,2\n1001472,2,5\n1002000,9,\n1502208,9,10\n")  # real ones
     games = {}
     for name in ("Freeway", "Pong"):
         found = game(tmp_path, name, 10, {"pair/kl": [[9, 9]]})
-        told = {"game": name, "variant": "pair/pqn", "algorithm": "pqn", "card": {"steps_trained": 2500}}
+        told = {"game": name, "variant": "pair/pqn", "algorithm": "pqn", "card": {"steps_trained": 1_000_000}}
         baseline = evaluated(tmp_path, "multitask", [6, 6], name=f"{name}-pqn", **told)
         games[name] = Game(
-            replace(found.teacher, curve=curve, card={**found.teacher.card, "steps": 3000}),
+            replace(found.teacher, curve=curve, card={**found.teacher.card, "steps": 1_502_208}),
             found.chance,
             [*found.students, baseline],
         )
     kl, pqn = summarise(games)
     assert (kl.steps, kl.at_equal_steps) == (None, None)
-    assert pqn.steps == 2500
+    assert pqn.steps == 1_000_000
     assert pqn.at_equal_steps == pytest.approx(120.0)
     page = reproduction.markdown(together(games))
     six = "60.0 [60.0, 60.0]"
-    assert f"| pair/pqn | reward, pqn | 2,500 | 100 | 1 | {six} | {six} | {six} | {six} | 60.0 | 120.0 |" in page
-    assert "published after their own (Freeway 3,000, Pong 3,000)" in page
+    assert f"| pair/pqn | reward, pqn | 1,000,000 | 100 | 1 | {six} | {six} | {six} | {six} | 60.0 | 120.0 |" in page
+    assert "published after their own (Freeway 1,502,208, Pong 1,502,208)" in page
     assert "Steps a game" not in tables.of_steps([kl], {})
-    curve.write_text("steps,train_return,eval_return\n1000,2,0\n3000,9,10\n")  # it knew no more than chance
+    curve.write_text("steps,train_return,eval_return\n1000000,2,0\n1502208,9,10\n")  # it knew no more than chance
     assert summarise(games)[1].at_equal_steps is None
 
 
