@@ -4,8 +4,9 @@ PYTHON ?= python3.11
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 SETUP := .venv/.ready
+PYTEST := OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup repro test test-slow check format bench sample clean
+.PHONY: setup repro test test-end-to-end test-slow check format bench sample clean
 
 setup: $(SETUP)
 
@@ -19,9 +20,12 @@ repro: $(SETUP)  ## run whatever is missing of the quick road; the report is dat
 	@echo "report: $(CURDIR)/data/report/index.html"
 
 test: $(SETUP)  ## the default suite, under 3 minutes on two cores
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
-test-slow: $(SETUP)  ## what the default suite leaves out
+test-end-to-end: $(SETUP)  ## whole roads over several stages, from teachers to reports
+	$(PYTEST) -m 'end_to_end and not slow'
+
+test-slow: $(SETUP)  ## what neither runs
 	OMP_NUM_THREADS=1 pytest -m slow
 
 check: $(SETUP)  ## format, lint and types

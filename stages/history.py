@@ -171,8 +171,9 @@ class _Recording:
         showing = show(self._learner.train(world), title, shown, learning=True)
         stopped = saved_when_stopped(self._save, lambda: f"{self._learner.tally.steps:,} steps")
         with stopped, closing(showing) as progress:
-            for _ in progress:
-                self._seconds += time.monotonic() - began
+            for told in progress:
+                if "refilled" not in told.metrics:
+                    self._seconds += time.monotonic() - began
                 if self._due():
                     yield self._point()
                     saved = time.monotonic()

@@ -228,7 +228,7 @@ class Cell(NamedTuple):
 
 class EvaluationParams(Section):
     """`episodes` are those of an agent, `game_episodes` those of games whose returns spread more; `teacher_episodes` those of
-    teachers, whose error all scores share.
+    teachers, by which students are measured as far as both have played the same seeds.
     """
 
     episodes: int = Field(gt=0)

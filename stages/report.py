@@ -30,7 +30,7 @@ from pipeline.report.page import Section, render
 from pipeline.report.paper import LOSSES
 from pipeline.report.predictors import predicted
 from pipeline.report.results import Results, Several
-from pipeline.report.scores import Evaluated, learned_from, read_curve, read_returns, score
+from pipeline.report.scores import Baseline, Evaluated, learned_from, read_curve, read_returns, score
 from pipeline.report.summary import Game, Summary, leads, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
@@ -83,7 +83,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.json").write_text(json.dumps([asdict(row.score) for row in rows], indent=2) + "\n")
     (folder / "table.md").write_text(tables.scores(rows).markdown())
-    command = _command(layout.root.resolve(), partial=partial)
+    command = _command(layout.root.resolve(), partial=partial, paper=paper)
     facts = {
         "package": "{version}, revision {revision}".format(**code_version()),
         "command": command,
@@ -124,11 +124,11 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     return written
 
 
-def _command(root: Path, *, partial: bool) -> str:
+def _command(root: Path, *, partial: bool, paper: Path | None) -> str:
     """What makes everything below `root` anew, or `partial`, shows what there is."""
     within = f"experiments/{root.name}/" if root.parent.name == "experiments" else ""
     if partial:
-        return f"pd-pipeline --params {within}params.yaml report --partial"
+        return f"pd-pipeline --params {within}params.yaml report --partial{f' --paper {paper}' if paper else ''}"
     return f"dvc repro {within}dvc.yaml" if within else "dvc repro"
 
 
@@ -202,7 +202,14 @@ def _followed(layout: Layout, game: str, seed: int) -> bool:
     agents = _ends(game, seed).values()
     played = all(layout.episodes(agent).is_file() and not scored_before(layout, agent, agent) for agent in agents)
     folder = layout.online(f"{game}-{seed}")
-    return played and all((folder / name).is_file() for name in ("curve.csv", RETURNS)) and "following" in load_card(folder)
+    whole = all((folder / name).is_file() for name in ("curve.csv", RETURNS)) and "following" in load_card(folder)
+    return played and whole and not _followed_another(layout, game, seed)
+
+
+def _followed_another(layout: Layout, game: str, seed: int) -> bool:
+    """Whether the policy that a student followed last is not the best of the history there, which its return is a share of."""
+    best = json.loads(layout.scores(f"history/{game}-{seed}/best").read_text())["agent_digest"]
+    return bool(load_card(layout.online(f"{game}-{seed}"))["teacher"]["digest"] != best)
 
 
 def _ends(game: str, seed: int) -> dict[str, str]:
@@ -236,6 +243,11 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
         if scored_before(layout, agent, agent):
             raise ValueError(f"{agent} has changed since it was evaluated: run `pd-pipeline evaluate {agent}` or `dvc repro`")
         returns[who], _, _ = read_returns(episodes)
+    if _followed_another(layout, game, seed):
+        raise ValueError(
+            f"online/{game}-{seed} followed another history than history/{game}-{seed}, whose best was scored: run "
+            f"`pd-pipeline distill-online --game {game} --seed {seed} --replay` or `dvc repro`"
+        )
     return Run(
         game=game,
         seed=seed,
@@ -296,7 +308,8 @@ def _section(
     if len(protocols) > 1:
         told = ", ".join(f"{agent} under {digest}" for digest, agent in protocols.items())
         raise ValueError(f"scores of {game} are of different protocols ({told}): evaluate these agents again, `dvc repro` does")
-    rows = [Row(score(who, teacher, chance), who, teacher.parameters) for who in (teacher, chance, *students)]
+    baseline = Baseline(teacher, chance)
+    rows = [Row(score(who, baseline), who, teacher.parameters) for who in (teacher, chance, *students)]
     alone = [who for who in students if len(games_of(who.card)) == 1 and who.role == "student"]
     smallest = min(alone, key=lambda who: (who.loss != "kl", who.parameters, who.agent), default=None)
     return Section(

@@ -22,6 +22,8 @@ from stages.cli import main
 from tests.fakes import ENVIRONMENT, edited_params
 from tests.processes import Cluster
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.fixture
 def scheduler(tmp_path: Path, bucket: str, small_blocks: None) -> Iterator[str]:

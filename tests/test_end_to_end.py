@@ -12,6 +12,8 @@ from stages.cli import main
 from tests.browser import ask, look
 from tests.fakes import blocks_of_four, edited_params
 
+pytestmark = pytest.mark.end_to_end
+
 STUDENTS = {"kl": {"loss": "kl"}, "mse": {"loss": "mse"}}
 
 

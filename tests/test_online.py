@@ -25,6 +25,8 @@ from stages.publish import replace_folder
 from tests.fakes import blocks_of_four, edited_params
 from tests.rl.test_dqn import CONFIG as DQN
 
+pytestmark = pytest.mark.end_to_end
+
 
 def invoke(project: Path, *arguments: str) -> Any:
     return CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *arguments])
@@ -120,6 +122,9 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     assert json.loads((recorded / "data/online/Breakout-0/card.json").read_text())["updates"] == 3 * 4 + 8
     assert not list(recorded.glob(".work/distill-online/*/checkpoint.pt"))
     assert not (recorded / "data/versions/Breakout-0/.work").exists()
+
+
+def test_the_report_shows_who_followed_the_record_that_is_there(recorded: Path) -> None:
     assert "evaluate online/Breakout-0" in invoke(recorded, "report").output
     assert "no student of the params' grid has been evaluated yet" in invoke(recorded, "report", "--partial").output
     call(recorded, "evaluate", "online/Breakout-0", "history/Breakout-0/best", "history/Breakout-0/last")
@@ -133,6 +138,12 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     scores.write_text(before.replace(json.loads(before)["agent_digest"], "0" * 64))
     assert "history/Breakout-0/best has changed since it was evaluated: run" in invoke(recorded, "report").output
     assert "left out, not followed or not evaluated yet: Breakout-0" in invoke(recorded, "report", "--partial").output
+    best = recorded / "data/history/Breakout-0/best/card.json"
+    card = best.read_text()
+    best.write_text(card.replace(json.loads(card)["digest"], "0" * 64))  # and scored: a history that was made anew
+    assert "online/Breakout-0 followed another history than history/Breakout-0" in invoke(recorded, "report").output
+    assert "left out, not followed or not evaluated yet: Breakout-0" in invoke(recorded, "report", "--partial").output
+    best.write_text(card)
     scores.write_text(before)
     plan = json.loads(call(recorded, "plan", "--json"))
     assert [(job["stage"], job["name"], job["done"]) for job in plan["jobs"]] == [

@@ -27,6 +27,8 @@ from stages.params import Cell, load_project
 from stages.runlog import Stopped
 from tests.fakes import ENVIRONMENT, edited_params, write_dataset
 
+pytestmark = pytest.mark.end_to_end
+
 GAMES = {"Breakout": 4, "Qbert": 6}
 PLAYERS = ("students/pair/kl-0", "multitask/pair/pqn-0", "students/second/more-0")
 CPU = torch.device("cpu")

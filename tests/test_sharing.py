@@ -16,6 +16,8 @@ from stages.cli import main
 from tests.fakes import blocks_of_four, edited_params
 from tests.repositories import add_remotes, new_repository, publish, run
 
+pytestmark = pytest.mark.end_to_end
+
 SHARD = 256
 STATES = {"v1": 600, "v2": 800}
 

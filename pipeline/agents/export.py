@@ -35,7 +35,7 @@ Form = Literal["onnx", "torchscript"]
 FORMAT: Final = 1
 SUFFIXES: Final[dict[Form, str]] = {"onnx": ".onnx", "torchscript": ".pt"}
 METADATA: Final = "pd_pipeline"
-REMEDY: Final = "pip install 'pd-pipeline[export]'"
+REMEDY: Final = "pip install -e '.[export]' in the repository"
 BATCH: Final = 256
 """States that go through a file at once where many are asked about."""
 

@@ -354,5 +354,5 @@ def _minari() -> Any:
         import minari
         import minari.dataset._storages.hdf5_storage
     except ImportError as error:
-        raise ValueError(f"Minari is not installed ({error}): pip install 'pd-pipeline[minari]'") from None
+        raise ValueError(f"Minari is not installed ({error}): pip install -e '.[minari]' in the repository") from None
     return minari

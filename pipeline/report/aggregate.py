@@ -11,7 +11,7 @@ Dimensions: G games, S training runs (seeds), N episodes of a game, K distinct s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.report.bootstrap import RESAMPLES, Values, percentiles
-from pipeline.report.scores import Evaluated, read_returns
+from pipeline.report.scores import Baseline, read_returns
 from pipeline.report.summary import Game
 from pipeline.seeding import stream
 
@@ -78,17 +78,23 @@ class _Counted(NamedTuple):
 
 def aggregates(games: Mapping[str, Game]) -> list[Aggregate]:
     """A row per variant that has played every game, in the order of their first appearance."""
-    teachers = {name: [_normalized(game.teacher, game)] for name, game in games.items()}
+    teachers = {name: [read_returns(game.teacher.episodes)[0]] for name, game in games.items()}
+    returned = returns_by_variant(games)
     return [
         Aggregate(
             variant=variant,
             episodes=sum(len(run_N) for runs in scores.values() for run_N in runs),
             scores=estimates(scores),
-            improvement=improvement(scores, teachers),
+            improvement=improvement(returned[variant], teachers),
         )
         for variant, scores in scores_by_variant(games).items()
         if scores.keys() == games.keys()
     ]
+
+
+def returns_by_variant(games: Mapping[str, Game]) -> dict[str, dict[str, list[Values]]]:
+    """Every variant's raw returns."""
+    return _by_variant(games, lambda own_N, _best, _zero: own_N)
 
 
 def scores_by_variant(games: Mapping[str, Game]) -> dict[str, dict[str, list[Values]]]:
@@ -96,23 +102,22 @@ def scores_by_variant(games: Mapping[str, Game]) -> dict[str, dict[str, list[Val
 
     The two means are taken as they are: the intervals are those of the student, not of what it is measured by.
     """
+    return _by_variant(games, lambda own_N, best, zero: np.asarray(100.0 * (own_N - zero) / (best - zero)))
+
+
+def _by_variant(
+    games: Mapping[str, Game], of_run: Callable[[Values, float, float], Values]
+) -> dict[str, dict[str, list[Values]]]:
+    """Of each run's returns, its teacher's mean and the random agent's."""
     found: dict[str, dict[str, list[Values]]] = {}
     for name, game in games.items():
+        baseline = Baseline(game.teacher, game.chance)
         for who in game.students:
             if who.variant:
-                found.setdefault(who.variant, {}).setdefault(name, []).append(_normalized(who, game))
+                own_N, seeds_N, _ = read_returns(who.episodes)
+                values_N = of_run(own_N, float(baseline.best_N(seeds_N).mean()), baseline.zero)
+                found.setdefault(who.variant, {}).setdefault(name, []).append(values_N)
     return found
-
-
-def _normalized(who: Evaluated, game: Game) -> Values:
-    own_N, best_N, zero_N = (read_returns(agent.episodes)[0] for agent in (who, game.teacher, game.chance))
-    best, zero = best_N.mean(), zero_N.mean()
-    if not best > zero:
-        raise ValueError(
-            f"the teacher of {who.game} scores {best:.2f}, no better than random ({zero:.2f}): "
-            "train it for longer, or leave the game out"
-        )
-    return np.asarray(100.0 * (own_N - zero) / (best - zero))
 
 
 def estimates(scores: Scores) -> Estimates:

@@ -25,6 +25,7 @@ PREDICTORS: Final = {
 }
 RISING: Final = ("agreement",)
 """Those of which more is better."""
+PERFECT: Final = 1.0 - 1e-9
 FEWEST: Final = 5
 """Students that a correlation wants."""
 
@@ -38,10 +39,12 @@ class Point(NamedTuple):
 
 
 class Correlation(NamedTuple):
-    """Spearman's, of one number and the score; the interval is what other students could have given."""
+    """Spearman's, of one number and the score; the interval is what other students could have given, None where the order is
+    perfect, as it is in every resample.
+    """
 
     value: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
 
 
 class Group(NamedTuple):
@@ -100,7 +103,8 @@ def correlate(points: Sequence[Point]) -> tuple[list[Group], str | None]:
         for name in PREDICTORS:
             told_N = np.array([point.held_out[name] for point in members])
             drawn_R = rank_correlation(told_N[pick_RN], score_N[pick_RN])
-            found[name] = Correlation(float(rank_correlation(told_N, score_N)), percentiles(drawn_R))
+            value = float(rank_correlation(told_N, score_N))
+            found[name] = Correlation(value, percentiles(drawn_R) if abs(value) < PERFECT else None)
             kind = strength_R.setdefault(loss and "within", {})
             kind.setdefault(name, []).append(drawn_R if name in RISING else -drawn_R)
         groups.append(Group(game, loss, len(members), found))

@@ -41,7 +41,7 @@ Our protocol: {results.protocol}, raw full-game return, seeds counted from the s
 teacher and students. The paper starts episodes from human play, which is not public. Compare levels, not decimals.{teaching}
 """
     for differences, names in results.earlier.items():
-        head += f"\nNot made anew yet since the settings changed ({differences}): {', '.join(names)}.\n"
+        head += f"\nLearned by earlier settings ({differences}) and not made anew yet: {', '.join(names)}.\n"
     if results.missing:
         head += "\nLeft out, as they are not made or not evaluated yet, or learned from other data than their mixes name now: "
         head += f"{', '.join(results.missing)}.\n"
@@ -57,8 +57,8 @@ def _training(results: Results) -> str:
     if all(standing.runs == 1 for s in shown for standing in s.games.values()):
         return "they do not include the variance of training: every student has one run"
     return (
-        "where a student has several runs, runs are resampled as well and the interval includes the variance of training; "
-        "where it has one, it does not"
+        "where a student has several runs in a game, runs are resampled as well, and the interval includes the variance of "
+        "training as far as two or three runs can tell; where it has one, it does not"
     )
 
 
@@ -84,15 +84,15 @@ its Q-values (regret, in units of each game's own).
     asked = f"""
 ## What was asked of the students
 
-The geometric mean of the random-normalised per cents below, over {", ".join(TABLE1)}, and the mean returns of the paper's own
-students.
+The targets that this project has set itself: the geometric mean of the random-normalised per cents below, over
+{", ".join(TABLE1)}, and the mean returns of the paper's own students.
 
 {tables.bars(summaries).markdown()}"""
     complete = {game for s in summaries for game in s.games} >= TABLE1.keys()
     return f"""## Table 1: students of the teacher's size
 
-Per cent of the teacher's raw return, as the paper has it, with 95 % intervals over episodes, {tables.PAIRED};
-the paper's number in round brackets.
+Per cent of the teacher's raw return, as the paper has it, with 95 % intervals over episodes, {tables.PAIRED}
+(where the teacher has played more, those do not count); the paper's number in round brackets.
 {apart}
 {tables.table1(rows).markdown()}{ahead if results.leads else ""}{asked if complete else ""}"""
 

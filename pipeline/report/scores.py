@@ -6,6 +6,7 @@ Dimensions: N episodes, R resamples.
 from __future__ import annotations
 
 import csv
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,21 +102,93 @@ def read_curve(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def score(who: Evaluated, teacher: Evaluated, chance: Evaluated) -> Score:
-    """`who` against its teacher and the random agent of the same game; paired by seed where the seeds are the same."""
-    own_N, own_seeds, stalled = read_returns(who.episodes)
-    teacher_N, teacher_seeds, _ = read_returns(teacher.episodes)
-    random_N, _, _ = read_returns(chance.episodes)
-    mean, best, zero = own_N.mean(), teacher_N.mean(), random_N.mean()
-    if not best > zero:
-        raise ValueError(
-            f"the teacher of {who.game} scores {best:.2f}, no better than random ({zero:.2f}): there is nothing to distil"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """An agent's mean return in a game, beside its teacher's (`best`) and the random agent's (`zero`), each also resampled."""
+
+    mean: float
+    best: float
+    zero: float
+    own_R: Values
+    best_R: Values
+    zero_R: Values
+
+    @property
+    def normalized(self) -> float:
+        """Per cent of the way from the random agent's return to the teacher's."""
+        return 100.0 * (self.mean - self.zero) / (self.best - self.zero)
+
+    @property
+    def normalized_R(self) -> Values:
+        """The same of each resample."""
+        return np.asarray(100.0 * (self.own_R - self.zero_R) / (self.best_R - self.zero_R))
+
+    @property
+    def percent(self) -> float | None:
+        """Of the teacher's raw return; None unless that is above zero."""
+        return 100.0 * self.mean / self.best if self.best > 0 else None
+
+    @property
+    def percent_R(self) -> Values | None:
+        """The same of each resample; None unless the teacher's is above zero in all of them."""
+        return np.asarray(100.0 * self.own_R / self.best_R) if self.best_R.min() > 0 else None
+
+
+class Baseline:
+    """What agents of a game are measured by: the returns of their teacher and of the random agent.
+
+    An agent whose seeds the teacher has all played, those and maybe more, is measured by the teacher's returns on its own
+    seeds, and the two are resampled alike: a start that is good for one is mostly good for the other, which then cancels.
+    Any other is measured by all that the teacher has played, and resampled apart from it, along with agents of its own seeds.
+    """
+
+    def __init__(self, teacher: Evaluated, chance: Evaluated) -> None:
+        self._chance = chance
+        self._game = teacher.game
+        self._teacher_N, self._seeds_N, _ = read_returns(teacher.episodes)
+        random_N, _, _ = read_returns(chance.episodes)
+        self.zero = float(random_N.mean())
+        self._zero_R = resampled_means(random_N, f"{self._game} random agent's episodes")
+        self._resampled: dict[tuple[str, int], Values] = {}
+
+    def best_N(self, seeds_N: npt.NDArray[np.int64]) -> Values:
+        """The teacher's returns that an agent with these seeds is measured by. ValueError if they are no better than random."""
+        common_N = np.isin(self._seeds_N, seeds_N)
+        best_N = self._teacher_N[common_N] if common_N.sum() == len(seeds_N) else self._teacher_N
+        if not best_N.mean() > self.zero:
+            raise ValueError(
+                f"the teacher of {self._game} scores {best_N.mean():.2f}, no better than random ({self.zero:.2f}): there is "
+                "nothing to distil, train it for longer or leave the game out"
+            )
+        return best_N
+
+    def measure(self, who: Evaluated) -> Measured:
+        """`who` beside its teacher."""
+        own_N, seeds_N, _ = read_returns(who.episodes)
+        best_N = self.best_N(seeds_N)
+        stream = self._stream(seeds_N)
+        beside = (stream if len(best_N) == len(seeds_N) else self._stream(self._seeds_N), len(best_N))
+        if beside not in self._resampled:
+            self._resampled[beside] = resampled_means(best_N, beside[0])
+        return Measured(
+            mean=float(own_N.mean()),
+            best=float(best_N.mean()),
+            zero=self.zero,
+            own_R=self._zero_R if who is self._chance else resampled_means(own_N, stream),
+            best_R=self._resampled[beside],
+            zero_R=self._zero_R,
         )
-    own_R = resampled_means(own_N)
-    paired = np.array_equal(own_seeds, teacher_seeds)
-    teacher_R = resampled_means(teacher_N, "episodes" if paired else "teacher's episodes")
-    random_R = resampled_means(random_N, "episodes" if who is chance else "random agent's episodes")
-    normalized_R = 100.0 * (own_R - random_R) / (teacher_R - random_R)
+
+    def _stream(self, seeds_N: npt.NDArray[np.int64]) -> str:
+        """Games are resampled apart from each other; within one, those who have played the same seeds together."""
+        apart = "" if np.array_equal(seeds_N, self._seeds_N) else f" {zlib.crc32(seeds_N.tobytes())}"
+        return f"{self._game} episodes{apart}"
+
+
+def score(who: Evaluated, baseline: Baseline) -> Score:
+    """`who` against its teacher and the random agent of the same game."""
+    own_N, _, stalled = read_returns(who.episodes)
+    measured = baseline.measure(who)
     return Score(
         agent=who.agent,
         role=who.role,
@@ -125,11 +198,11 @@ def score(who: Evaluated, teacher: Evaluated, chance: Evaluated) -> Score:
         parameters=who.parameters,
         seed=who.seed,
         episodes=len(own_N),
-        mean=float(mean),
+        mean=measured.mean,
         min=float(own_N.min()),
-        ci95=percentiles(own_R),
-        teacher_percent=float(100.0 * mean / best) if best > 0 else None,
-        normalized=float(100.0 * (mean - zero) / (best - zero)),
-        normalized_ci95=percentiles(normalized_R),
+        ci95=percentiles(measured.own_R),
+        teacher_percent=measured.percent,
+        normalized=measured.normalized,
+        normalized_ci95=percentiles(measured.normalized_R),
         stalled=stalled,
     )

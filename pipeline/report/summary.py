@@ -5,7 +5,6 @@ Dimensions: S training runs (seeds), N episodes, R resamples.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,12 +13,12 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.report.bootstrap import RESAMPLES, Values, percentiles, resampled_means
-from pipeline.report.scores import Evaluated, learned_from, read_curve, read_returns
+from pipeline.report.bootstrap import RESAMPLES, Values, percentiles
+from pipeline.report.scores import Baseline, Evaluated, learned_from, read_curve
 from pipeline.seeding import stream
 
-ROLLOUT: Final = 1.001
-"""Evaluations wait for the end of a rollout, which one learner has sooner than another: as many steps are so up to this."""
+ROLLOUT: Final = 2048
+"""Evaluations wait for the end of a rollout, of up to so many steps, which one learner has sooner than another."""
 FLOOR: Final = 1.0
 """Per cent: what a student is taken to reach at least, since one hopeless game would make a geometric mean nothing."""
 
@@ -98,7 +97,7 @@ class Game:
 def summarise(games: Mapping[str, Game]) -> list[Summary]:
     """A row per variant, in the order of their first appearance."""
     variants = dict.fromkeys(who.variant for game in games.values() for who in game.students if who.variant)
-    baselines = {name: _baseline(game) for name, game in games.items()}
+    baselines = {name: Baseline(game.teacher, game.chance) for name, game in games.items()}
     return [_summary(variant, games, baselines) for variant in variants]
 
 
@@ -106,10 +105,10 @@ def leads(games: Mapping[str, Game], network: str, losses: Sequence[str]) -> lis
     """Each loss against the next, of plain students of that network (`Evaluated.plain`); nothing where no game has both."""
     drawn: dict[str, dict[str, _Drawn]] = {loss: {} for loss in losses}
     for name, game in games.items():
-        baseline = _baseline(game)
+        baseline = Baseline(game.teacher, game.chance)
         for loss in losses:
             if runs := [who for who in game.students if who.plain and (who.loss, who.network) == (loss, network)]:
-                drawn[loss][name] = _standing(runs, baseline)
+                drawn[loss][name] = _standing(name, runs, baseline)
 
     def lead(loss: str, other: str) -> Lead:
         a, b = drawn[loss], drawn[other]
@@ -130,7 +129,7 @@ def leads(games: Mapping[str, Game], network: str, losses: Sequence[str]) -> lis
     return [found for pair in pairwise(losses) if (found := lead(*pair)).games]
 
 
-def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _Baseline]) -> Summary:
+def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, Baseline]) -> Summary:
     drawn: dict[str, _Drawn] = {}
     first: Evaluated | None = None
     parameters = 0
@@ -139,7 +138,7 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
         if runs:
             first = first or runs[0]
             parameters = max(parameters, *(who.parameters for who in runs))
-            drawn[name] = _standing(runs, baselines[name])
+            drawn[name] = _standing(name, runs, baselines[name])
     assert first is not None
     standings = {name: found.standing for name, found in drawn.items()}
     whole = standings.keys() == games.keys()
@@ -177,34 +176,13 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, _B
 def _evaluated_at(teacher: Evaluated, steps: int) -> float | None:
     """What a teacher scored when it was evaluated last while it learned, after so many steps, give or take a rollout."""
     rows = read_curve(teacher.curve) if teacher.curve else []
-    told = [float(row["eval_return"]) for row in rows if row.get("eval_return") and float(row["steps"]) <= ROLLOUT * steps]
+    told = [float(row["eval_return"]) for row in rows if row.get("eval_return") and float(row["steps"]) < steps + ROLLOUT]
     return told[-1] if told else None
 
 
 def geometric_mean(percents: Sequence[npt.NDArray[np.float64]]) -> Values:
     """Over the first axis, each floored at 1 %."""
     return np.asarray(np.exp(np.mean([np.log(np.maximum(p, FLOOR)) for p in percents], axis=0)))
-
-
-class _Baseline(NamedTuple):
-    """What a game's students are measured by: the teacher's seeds, both mean returns, and these resampled."""
-
-    game: str
-    seeds_N: npt.NDArray[np.int64]
-    best: float
-    zero: float
-    best_R: Values
-    zero_R: Values
-
-
-def _baseline(game: Game) -> _Baseline:
-    name = game.teacher.game
-    teacher_N, seeds_N, _ = read_returns(game.teacher.episodes)
-    random_N, _, _ = read_returns(game.chance.episodes)
-    # Games are resampled apart from each other; within a game, students along with their teacher where the seeds are the same.
-    best_R = resampled_means(teacher_N, f"{name} episodes")
-    zero_R = resampled_means(random_N, f"{name} random agent's episodes")
-    return _Baseline(name, seeds_N, float(teacher_N.mean()), float(random_N.mean()), best_R, zero_R)
 
 
 class _Drawn(NamedTuple):
@@ -215,32 +193,28 @@ class _Drawn(NamedTuple):
     percent_R: Values | None
 
 
-def _standing(runs: Sequence[Evaluated], baseline: _Baseline) -> _Drawn:
+def _standing(game: str, runs: Sequence[Evaluated], baseline: Baseline) -> _Drawn:
     """The standing of these training runs of one variant, and what it comes from.
 
     With several runs, runs are resampled as well as episodes (a hierarchical bootstrap): the interval includes what another
     training would have brought, as far as so few can tell.
     """
-    game, seeds_N, best, zero, best_R, zero_R = baseline
-    means, resampled = [], []
-    for who in runs:
-        own_N, own_seeds, _ = read_returns(who.episodes)
-        paired = np.array_equal(own_seeds, seeds_N)
-        means.append(own_N.mean())
-        # Who has played the same seeds is resampled alike: all with the teacher, or else among themselves.
-        which = "" if paired else f" {zlib.crc32(own_seeds.tobytes())}"
-        resampled.append(resampled_means(own_N, f"{game} episodes{which}"))
+    measured = [baseline.measure(who) for who in runs]
     pick_RS = stream(0, "bootstrap", f"{game} runs").integers(0, len(runs), size=(RESAMPLES, len(runs)))
-    own_R = np.take_along_axis(np.stack(resampled, axis=1), pick_RS, axis=1).mean(axis=1)
-    normalized_R = np.asarray(100.0 * (own_R - zero_R) / (best_R - zero_R))
-    percent_R = np.asarray(100.0 * own_R / best_R) if best_R.min() > 0 else None
-    mean = float(np.mean(means))
+
+    def picked(of_runs: Sequence[Values]) -> Values:
+        return np.asarray(np.take_along_axis(np.stack(of_runs, axis=1), pick_RS, axis=1).mean(axis=1))
+
+    normalized_R = picked([one.normalized_R for one in measured])
+    percents = [one.percent for one in measured if one.percent is not None]
+    percents_R = [one.percent_R for one in measured if one.percent_R is not None]
+    percent_R = picked(percents_R) if len(percents_R) == len(runs) else None
     standing = Standing(
-        returned=mean,
-        returned_ci95=percentiles(own_R),
-        percent=100.0 * mean / best if best > 0 else None,
+        returned=float(np.mean([one.mean for one in measured])),
+        returned_ci95=percentiles(picked([one.own_R for one in measured])),
+        percent=float(np.mean(percents)) if len(percents) == len(runs) else None,
         percent_ci95=None if percent_R is None else percentiles(percent_R),
-        normalized=100.0 * (mean - zero) / (best - zero),
+        normalized=float(np.mean([one.normalized for one in measured])),
         ci95=percentiles(normalized_R),
         runs=len(runs),
         states=max(sum(told["states"] for told in learned_from(who.card)) for who in runs),

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from pipeline.report import bootstrap
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import HEAD, Run, share_of_drop, table
 from pipeline.report.paper import (
@@ -101,8 +102,8 @@ def scores(rows: Sequence[Row]) -> Table:
     return Table(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in rows], [row.score.role for row in rows])
 
 
-PAIRED: Final = "paired with the teacher by seed where both have played the same seeds"
-"""How intervals of scores relative to a teacher's come about."""
+PAIRED: Final = "each agent paired with its teacher on the seeds that it has played"
+"""How intervals of scores relative to a teacher's come about (`scores.Baseline`)."""
 
 
 def over_games(summaries: Sequence[Summary]) -> Table:
@@ -174,7 +175,8 @@ def facts(rows: Sequence[Mapping[str, str]]) -> Table:
 
 CORRELATED: Final = (
     "Spearman's rank correlation with the normalised score, in brackets the number of students, who are resampled for the 95 % "
-    "intervals. Within a loss the held-out numbers are comparable; over all losses they mostly tell losses apart."
+    "intervals (none where the order is perfect: all resamples are, then). Within a loss the held-out numbers are comparable; "
+    "over all losses they mostly tell losses apart. Where all students play as well as their teacher, ranks are mostly noise."
 )
 """What the table of correlations tells."""
 
@@ -195,7 +197,7 @@ def correlations(groups: Sequence[Group]) -> Table:
     head = ["rank correlation [95 %]", *(f"{g.game}, {g.loss or 'all losses'} ({g.students})" for g in groups)]
     found = {name: [g.correlations[name] for g in groups] for name in PREDICTORS}
     cells = [
-        [label, *(f"{c.value:.2f} [{c.ci95[0]:.2f}, {c.ci95[1]:.2f}]" for c in found[name])]
+        [label, *(f"{c.value:.2f}" + (f" [{c.ci95[0]:.2f}, {c.ci95[1]:.2f}]" if c.ci95 else "") for c in found[name])]
         for name, label in PREDICTORS.items()
     ]
     return Table(head, cells)
@@ -317,7 +319,7 @@ def returns(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) -> 
     """Mean returns, a column per game: the paper's own students, our teachers, and a row per kind of student."""
     head = ["student", *teachers]
     own = [read_returns(teacher.episodes)[0] for teacher in teachers.values()]
-    taught = [f"{return_N.mean():,.1f} ({len(return_N)} episodes)" for return_N in own]
+    taught = [f"{_with_interval(float(own_N.mean()), bootstrap.interval(own_N), 1)} ({len(own_N)} episodes)" for own_N in own]
     cells = [
         [
             "the paper's, KL, of its teacher's size",
@@ -338,7 +340,7 @@ def bars(summaries: Sequence[Summary]) -> Table:
         found = _asked(summaries, bar)
         name = f"{bar.network}{' with student-driven rounds' if bar.rounds else ''}: geometric mean %"
         mean, low = (found.mean, (found.ci95 or (None,))[0]) if found and found.games.keys() == TABLE1.keys() else (None, None)
-        cells.append([name, *_held(mean, bar.mean)])
+        cells.append([name, *_held(mean, bar.mean, found.ci95 if found and mean is not None else None)])
         if bar.low is not None:
             cells.append([f"{name}, lower end of its interval", *_held(low, bar.low)])
     student = _asked(summaries, BARS[0])
@@ -380,7 +382,8 @@ def _asked(summaries: Sequence[Summary], bar: Bar) -> Summary | None:
     return max(same, key=lambda s: s.rounds, default=None)
 
 
-def _held(reached: float | None, bar: float) -> tuple[str, str, str]:
+def _held(reached: float | None, bar: float, ci95: tuple[float, float] | None = None) -> tuple[str, str, str]:
     if reached is None:
         return f"{bar:,.1f}", "", "open"
-    return f"{bar:,.1f}", f"{reached:,.1f}", "met" if reached >= bar else "missed"
+    told = _with_interval(reached, ci95, 1) if ci95 else f"{reached:,.1f}"
+    return f"{bar:,.1f}", told, "met" if reached >= bar else "missed"

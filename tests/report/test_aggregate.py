@@ -13,6 +13,8 @@ from pipeline.report import aggregate, reproduction, tables
 from pipeline.report.aggregate import aggregates, scores_by_variant
 from pipeline.report.bootstrap import Values, interval
 from pipeline.report.page import render
+from pipeline.report.summary import Game
+from tests.report.test_scores import evaluated
 from tests.report.test_summary import game, results
 
 SCORES = st.lists(st.integers(-30, 150) | st.floats(-50, 200, width=32), min_size=1, max_size=8)  # whole numbers: ties
@@ -165,6 +167,14 @@ def test_rows_are_of_variants_that_played_every_game(tmp_path: Path) -> None:
     hopeless = game(tmp_path, "Pong", 0, {"kl": [[5]]})
     with pytest.raises(ValueError, match=r"teacher of Pong scores 0\.00, no better than random"):
         aggregates({"Pong": hopeless})
+
+
+def test_a_student_beats_its_teacher_as_often_whichever_seeds_it_is_measured_by(tmp_path: Path) -> None:
+    teacher, chance = evaluated(tmp_path, "teacher", [10, 20, 90, 100]), evaluated(tmp_path, "random", [0, 0])
+    student = evaluated(tmp_path, "student", [10, 20], variant="kl")
+    (found,) = aggregates({"Pong": Game(teacher, chance, [student])})
+    assert found.scores.mean.value == pytest.approx(100)  # by the teacher's first two
+    assert found.improvement.value == pytest.approx(100 * (0.5 + 1.5) / 8)  # of its four: ties stay ties
 
 
 def test_the_pages_hold_them(tmp_path: Path) -> None:

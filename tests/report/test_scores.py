@@ -14,7 +14,7 @@ from pipeline.report.bootstrap import interval
 from pipeline.report.page import Section, render
 from pipeline.report.paper import published_percent
 from pipeline.report.results import Results
-from pipeline.report.scores import Evaluated, score
+from pipeline.report.scores import Baseline, Evaluated, score
 from pipeline.report.summary import Game
 from pipeline.report.tables import Row
 
@@ -32,29 +32,44 @@ def evaluated(folder: Path, role: str, returns: Any, **more: Any) -> Evaluated:
 
 def test_scores_by_hand(tmp_path: Path) -> None:
     teacher, chance = evaluated(tmp_path, "teacher", [10, 20]), evaluated(tmp_path, "random", [-20, -20])
-    found = score(evaluated(tmp_path, "student", [5, 15]), teacher, chance)
+    found = score(evaluated(tmp_path, "student", [5, 15]), Baseline(teacher, chance))
     assert (found.mean, found.min, found.episodes) == (10.0, 5.0, 2)
     assert found.teacher_percent == pytest.approx(100 * 10 / 15)
     assert found.normalized == pytest.approx(100 * 30 / 35)
-    assert score(teacher, teacher, chance).normalized_ci95 == (100.0, 100.0)
-    assert score(chance, teacher, chance).normalized_ci95 == (0.0, 0.0)
+    assert score(teacher, Baseline(teacher, chance)).normalized_ci95 == (100.0, 100.0)
+    assert score(chance, Baseline(teacher, chance)).normalized_ci95 == (0.0, 0.0)
     below = evaluated(tmp_path, "teacher", [-5, 5], name="zero")
-    assert score(chance, below, chance).teacher_percent is None
+    assert score(chance, Baseline(below, chance)).teacher_percent is None
 
 
 def test_pairing_by_seed_narrows_the_interval(tmp_path: Path) -> None:
     returns = np.random.default_rng(0).normal(10, 5, 40)
     teacher, chance = evaluated(tmp_path, "teacher", returns), evaluated(tmp_path, "random", [0.0] * 10)
-    low, high = score(evaluated(tmp_path, "student", returns - 1), teacher, chance).normalized_ci95
-    apart = evaluated(tmp_path, "student", returns[:39] - 1, name="apart")
-    wide_low, wide_high = score(apart, teacher, chance).normalized_ci95
+    low, high = score(evaluated(tmp_path, "student", returns - 1), Baseline(teacher, chance)).normalized_ci95
+    apart = evaluated(
+        tmp_path, "student", np.append(returns, 10.0) - 1, name="apart"
+    )  # the teacher has not played its last seed
+    wide_low, wide_high = score(apart, Baseline(teacher, chance)).normalized_ci95
     assert high - low < 0.3 * (wide_high - wide_low)
+
+
+def test_who_has_played_some_of_its_teachers_seeds_is_measured_by_these(tmp_path: Path) -> None:
+    teacher, chance = evaluated(tmp_path, "teacher", [10, 20, 90, 100]), evaluated(tmp_path, "random", [-20, -20])
+    baseline = Baseline(teacher, chance)
+    found = score(evaluated(tmp_path, "student", [5, 15]), baseline)
+    assert found.normalized == pytest.approx(100 * 30 / 35)  # its seeds are 0 and 1: by 15, and not by 55
+    assert found.teacher_percent == pytest.approx(100 * 10 / 15)
+    twin = score(evaluated(tmp_path, "twin", [10, 20]), baseline)
+    assert (twin.normalized, twin.normalized_ci95) == (100.0, (100.0, 100.0))  # in every resample
+    assert score(teacher, baseline).normalized_ci95 == (100.0, 100.0)
+    more = score(evaluated(tmp_path, "more", [5, 15, 25, 35, 45]), baseline)
+    assert more.normalized == pytest.approx(100 * 45 / 75)  # by all that the teacher has played
 
 
 def test_a_teacher_no_better_than_random_is_refused(tmp_path: Path) -> None:
     teacher, chance = evaluated(tmp_path, "teacher", [-21, -21]), evaluated(tmp_path, "random", [-20, -20])
     with pytest.raises(ValueError, match="nothing to distil"):
-        score(teacher, teacher, chance)
+        score(teacher, Baseline(teacher, chance))
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -83,7 +98,7 @@ def filmed(folder: Path) -> tuple[Path, Path, Evaluated, Evaluated]:
 def test_tables_and_page_hold_every_agent(tmp_path: Path) -> None:
     curve, _, teacher, chance = filmed(tmp_path)
     student = evaluated(tmp_path, "student", [9, 19], name="<net2>", loss="kl", curve=curve)
-    rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, student)]
+    rows = [Row(score(who, Baseline(teacher, chance)), who, 100) for who in (teacher, chance, student)]
     page = render(
         [Section(game="Pong", rows=rows, who=Game(teacher, chance, [student]))],
         Results(protocol="epsilon 0.05"),
@@ -104,7 +119,7 @@ def test_of_several_runs_the_first_is_filmed(tmp_path: Path) -> None:
         for variant in ("kl-net2", "kl-net3")
         for seed in (0, 1)
     ]
-    rows = [Row(score(who, teacher, chance), who, 100) for who in (teacher, chance, *runs)]
+    rows = [Row(score(who, Baseline(teacher, chance)), who, 100) for who in (teacher, chance, *runs)]
     page = render(
         [Section(game="Pong", rows=rows, who=Game(teacher, chance, runs))], Results(protocol="epsilon 0.05"), {"digest": "abc"}
     )

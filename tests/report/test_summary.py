@@ -13,7 +13,7 @@ from pipeline.report import figures, reproduction, tables
 from pipeline.report.page import render
 from pipeline.report.paper import STUDENTS
 from pipeline.report.results import Results, Several
-from pipeline.report.scores import Evaluated, score
+from pipeline.report.scores import Baseline, Evaluated, score
 from pipeline.report.summary import Game, geometric_mean, leads, rank_correlation, summarise
 from tests.report.test_scores import evaluated
 
@@ -136,11 +136,13 @@ def test_what_was_asked_is_met_missed_or_open(tmp_path: Path) -> None:
         large = game(tmp_path, name, floor, {"kl-dqn": [[0.9 * floor, 1.1 * floor]]}, network="dqn")
         games[name] = replace(large, students=[*large.students, *students])
     page = reproduction.markdown(results(games))
-    assert "| dqn: geometric mean % | 100.0 | 100.0 | met |" in page
+    assert re.search(r"\| dqn: geometric mean % \| 100.0 \| 100.0 \[9[0-4]\.\d, 10\d\.\d\] \| met \|", page)
     assert re.search(r"\| dqn: geometric mean %, lower end of its interval \| 95.0 \| 9[0-4]\.\d \| missed \|", page)
     assert "| net1: geometric mean % | 100.0 |  | open |" in page
-    assert "| net3: geometric mean % | 90.0 | 91.0 | met |" in page
-    assert "| net3 with student-driven rounds: geometric mean % | 98.0 | 97.0 | missed |" in page  # of the last round
+    assert "| net3: geometric mean % | 90.0 | 91.0 [91.0, 91.0] | met |" in page
+    assert (
+        "| net3 with student-driven rounds: geometric mean % | 98.0 | 97.0 [97.0, 97.0] | missed |" in page
+    )  # of the last round
     assert "| dqn: mean return in Breakout | 287.8 | 287.8 | met |" in page
     assert "| the paper's, KL, of its teacher's size | 287.8 | 26.7 | 16.3 | 7,112.8 |" in page
     assert "| kl-net3 | 261.9 [261.9, 261.9] | 24.3" in page
@@ -160,7 +162,7 @@ def test_what_was_asked_is_met_missed_or_open(tmp_path: Path) -> None:
 def test_the_papers_numbers_stand_beside_its_own_students_alone(tmp_path: Path, card: dict[str, object]) -> None:
     other = game(tmp_path, "Pong", 10, {"kl-net1": [[9, 9]], "kl-net1-rusu": [[9, 9]]}, card=card)
     assert "108.3" not in tables.over_games(summarise({"Pong": other})).markdown()
-    rows = [tables.Row(score(who, other.teacher, other.chance), who, 100) for who in other.students]
+    rows = [tables.Row(score(who, Baseline(other.teacher, other.chance)), who, 100) for who in other.students]
     assert "108.3" not in tables.scores(rows).markdown()
     named = game(tmp_path, "Pong", 10, {"kl-net1": [[9, 9]], "kl-net1-rusu": [[9, 9]]})
     assert tables.over_games(summarise({"Pong": named})).markdown().count("108.3") == 1
@@ -189,27 +191,27 @@ def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> Non
 
 def test_a_baseline_is_also_measured_by_teachers_of_its_steps(tmp_path: Path) -> None:
     curve = tmp_path / "curve.csv"
-    curve.write_text("steps,train_return,eval_return\n500,1,\n1000,2,4\n2502,9,5\n2548,9,\n3000,9,10\n")
+    curve.write_text("steps,train_return,eval_return\n500000,1,2\n1001472,2,5\n1002000,9,\n1502208,9,10\n")  # real ones
     games = {}
     for name in ("Freeway", "Pong"):
         found = game(tmp_path, name, 10, {"pair/kl": [[9, 9]]})
-        told = {"game": name, "variant": "pair/pqn", "algorithm": "pqn", "card": {"steps_trained": 2500}}
+        told = {"game": name, "variant": "pair/pqn", "algorithm": "pqn", "card": {"steps_trained": 1_000_000}}
         baseline = evaluated(tmp_path, "multitask", [6, 6], name=f"{name}-pqn", **told)
         games[name] = Game(
-            replace(found.teacher, curve=curve, card={**found.teacher.card, "steps": 3000}),
+            replace(found.teacher, curve=curve, card={**found.teacher.card, "steps": 1_502_208}),
             found.chance,
             [*found.students, baseline],
         )
     kl, pqn = summarise(games)
     assert (kl.steps, kl.at_equal_steps) == (None, None)
-    assert pqn.steps == 2500
+    assert pqn.steps == 1_000_000
     assert pqn.at_equal_steps == pytest.approx(120.0)
     page = reproduction.markdown(together(games))
     six = "60.0 [60.0, 60.0]"
-    assert f"| pair/pqn | reward, pqn | 2,500 | 100 | 1 | {six} | {six} | {six} | {six} | 60.0 | 120.0 |" in page
-    assert "published after their own (Freeway 3,000, Pong 3,000)" in page
+    assert f"| pair/pqn | reward, pqn | 1,000,000 | 100 | 1 | {six} | {six} | {six} | {six} | 60.0 | 120.0 |" in page
+    assert "published after their own (Freeway 1,502,208, Pong 1,502,208)" in page
     assert "Steps a game" not in tables.of_steps([kl], {})
-    curve.write_text("steps,train_return,eval_return\n1000,2,0\n3000,9,10\n")  # it knew no more than chance
+    curve.write_text("steps,train_return,eval_return\n1000000,2,0\n1502208,9,10\n")  # it knew no more than chance
     assert summarise(games)[1].at_equal_steps is None
 
 

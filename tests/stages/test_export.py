@@ -26,6 +26,8 @@ from stages.paths import Layout
 from tests.fakes import ENVIRONMENT, SMALL, SMALL_NORM, edited_params, write_dataset
 from tests.test_several_games import episode
 
+pytestmark = pytest.mark.end_to_end
+
 CPU = torch.device("cpu")
 STUDENT = "students/breakout/kl-net3-0"
 

@@ -19,7 +19,7 @@ from stages.repro import run
 from tests.repositories import new_repository
 from tests.repositories import run as command
 
-pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # DVC's
+pytestmark = [pytest.mark.end_to_end, pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")]  # DVC's
 
 ROOT = Path(__file__).parents[2]
 UNTIL = "for i in $(seq 200); do [ -e {} ] && {}; sleep 0.1; done; exit 1"
