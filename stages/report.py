@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -128,7 +129,9 @@ def _command(root: Path, *, partial: bool, paper: Path | None) -> str:
     """What makes everything below `root` anew, or `partial`, shows what there is."""
     within = f"experiments/{root.name}/" if root.parent.name == "experiments" else ""
     if partial:
-        return f"pd-pipeline --params {within}params.yaml report --partial{f' --paper {paper}' if paper else ''}"
+        top = root.parent.parent if within else root
+        written = f" --paper {os.path.relpath(paper, top)}" if paper else ""
+        return f"pd-pipeline --params {within}params.yaml report --partial{written}"
     return f"dvc repro {within}dvc.yaml" if within else "dvc repro"
 
 
@@ -200,16 +203,19 @@ def _beside(folder: Path, ours: Mapping[str, Game]) -> list[tuple[Evaluated, lis
 
 def _followed(layout: Layout, game: str, seed: int) -> bool:
     agents = _ends(game, seed).values()
-    played = all(layout.episodes(agent).is_file() and not scored_before(layout, agent, agent) for agent in agents)
+    there = all(path.is_file() for agent in agents for path in (layout.episodes(agent), layout.scores(agent)))
+    played = there and not any(scored_before(layout, agent, agent) for agent in agents)
     folder = layout.online(f"{game}-{seed}")
     whole = all((folder / name).is_file() for name in ("curve.csv", RETURNS)) and "following" in load_card(folder)
     return played and whole and not _followed_another(layout, game, seed)
 
 
 def _followed_another(layout: Layout, game: str, seed: int) -> bool:
-    """Whether the policy that a student followed last is not the best of the history there, which its return is a share of."""
-    best = json.loads(layout.scores(f"history/{game}-{seed}/best").read_text())["agent_digest"]
-    return bool(load_card(layout.online(f"{game}-{seed}"))["teacher"]["digest"] != best)
+    """Whether a student followed another history than the one whose best and last were scored."""
+    name = f"{game}-{seed}"
+    scored = [json.loads(layout.scores(f"history/{name}/{which}").read_text())["agent_digest"] for which in ("best", "last")]
+    rows = read_curve(layout.online(name) / "curve.csv")
+    return scored != [load_card(layout.online(name))["teacher"]["digest"], rows[-1]["snapshot"]]
 
 
 def _ends(game: str, seed: int) -> dict[str, str]:
@@ -238,8 +244,9 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
     returns = {}
     for who, agent in _ends(game, seed).items():
         episodes = layout.episodes(agent)
-        if not episodes.is_file():
-            raise ValueError(f"the report lacks {episodes}: run `pd-pipeline evaluate {agent}` or `dvc repro`")
+        for path in (episodes, layout.scores(agent)):
+            if not path.is_file():
+                raise ValueError(f"the report lacks {path}: run `pd-pipeline evaluate {agent}` or `dvc repro`")
         if scored_before(layout, agent, agent):
             raise ValueError(f"{agent} has changed since it was evaluated: run `pd-pipeline evaluate {agent}` or `dvc repro`")
         returns[who], _, _ = read_returns(episodes)

@@ -93,6 +93,14 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def followed(recorded: Path) -> Path:
+    """The same, and who followed it."""
+    if not (recorded / "data/online/Breakout-0").exists():
+        call(recorded, "distill-online", "--game", "Breakout", "--replay")
+    return recorded
+
+
 def test_the_student_follows_the_record(recorded: Path) -> None:
     points = json.loads((recorded / "data/history/Breakout-0/history.json").read_text())["points"]
     assert [p["steps"] for p in points] == [64, 128, 192]
@@ -124,28 +132,34 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     assert not (recorded / "data/versions/Breakout-0/.work").exists()
 
 
-def test_the_report_shows_who_followed_the_record_that_is_there(recorded: Path) -> None:
-    assert "evaluate online/Breakout-0" in invoke(recorded, "report").output
-    assert "no student of the params' grid has been evaluated yet" in invoke(recorded, "report", "--partial").output
-    call(recorded, "evaluate", "online/Breakout-0", "history/Breakout-0/best", "history/Breakout-0/last")
-    assert "evaluate random/Breakout" in invoke(recorded, "report").output
-    call(recorded, "evaluate", "random/Breakout")
-    call(recorded, "report", "--paper", str(recorded / "online.md"))
-    assert "Following a teacher that is still learning" in (recorded / "data/report/index.html").read_text()
-    assert "| Breakout | student | 1 | " in (recorded / "online.md").read_text()
-    scores = recorded / "data/scores/history/Breakout-0/best.json"
+def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) -> None:
+    assert "evaluate online/Breakout-0" in invoke(followed, "report").output
+    assert "no student of the params' grid has been evaluated yet" in invoke(followed, "report", "--partial").output
+    call(followed, "evaluate", "online/Breakout-0", "history/Breakout-0/best", "history/Breakout-0/last")
+    assert "evaluate random/Breakout" in invoke(followed, "report").output
+    call(followed, "evaluate", "random/Breakout")
+    call(followed, "report", "--paper", str(followed / "online.md"))
+    assert "Following a teacher that is still learning" in (followed / "data/report/index.html").read_text()
+    assert "| Breakout | student | 1 | " in (followed / "online.md").read_text()
+    scores = followed / "data/scores/history/Breakout-0/best.json"
     before = scores.read_text()
     scores.write_text(before.replace(json.loads(before)["agent_digest"], "0" * 64))
-    assert "history/Breakout-0/best has changed since it was evaluated: run" in invoke(recorded, "report").output
-    assert "left out, not followed or not evaluated yet: Breakout-0" in invoke(recorded, "report", "--partial").output
-    best = recorded / "data/history/Breakout-0/best/card.json"
-    card = best.read_text()
-    best.write_text(card.replace(json.loads(card)["digest"], "0" * 64))  # and scored: a history that was made anew
-    assert "online/Breakout-0 followed another history than history/Breakout-0" in invoke(recorded, "report").output
-    assert "left out, not followed or not evaluated yet: Breakout-0" in invoke(recorded, "report", "--partial").output
-    best.write_text(card)
+    assert "history/Breakout-0/best has changed since it was evaluated: run" in invoke(followed, "report").output
+    assert "left out, not followed or not evaluated yet: Breakout-0" in invoke(followed, "report", "--partial").output
+    for which in ("best", "last"):  # a history that was made anew or went on, and is scored: not who was followed
+        scores.write_text(before)
+        card, scores = (
+            followed / f"data/history/Breakout-0/{which}/card.json",
+            followed / f"data/scores/history/Breakout-0/{which}.json",
+        )
+        kept, before = card.read_text(), scores.read_text()
+        for path in (card, scores):
+            path.write_text(path.read_text().replace(json.loads(kept)["digest"], "0" * 64))
+        assert "online/Breakout-0 followed another history than history/Breakout-0" in invoke(followed, "report").output
+        assert "left out, not followed or not evaluated yet: Breakout-0" in invoke(followed, "report", "--partial").output
+        card.write_text(kept)
     scores.write_text(before)
-    plan = json.loads(call(recorded, "plan", "--json"))
+    plan = json.loads(call(followed, "plan", "--json"))
     assert [(job["stage"], job["name"], job["done"]) for job in plan["jobs"]] == [
         ("evaluate", "random/Breakout", True),
         ("train-history", "Breakout-0", True),
@@ -154,8 +168,8 @@ def test_the_report_shows_who_followed_the_record_that_is_there(recorded: Path) 
         ("evaluate", "history/Breakout-0/last", True),
         ("evaluate", "online/Breakout-0", True),
     ]
-    call(recorded, "history", "--game", "breakout", "--states", "3")
-    page = (recorded / "data/history-Breakout-0.html").read_text()
+    call(followed, "history", "--game", "breakout", "--states", "3")
+    page = (followed / "data/history-Breakout-0.html").read_text()
     assert page.count("<figure") == 3
     assert "has been preferred since" in page
 
@@ -189,19 +203,17 @@ def test_a_version_that_another_policy_labelled_is_made_again(
     assert (manifest.teacher["digest"], manifest.states) == (last.digest, 150)
 
 
-def test_any_other_setting_of_a_follower_is_noticed(recorded: Path) -> None:
-    if not (recorded / "data/online/Breakout-0").exists():
-        call(recorded, "distill-online", "--game", "Breakout", "--replay")
-    params = recorded / "params.yaml"
-    with edited_params(recorded, params) as raw:
+def test_any_other_setting_of_a_follower_is_noticed(followed: Path) -> None:
+    params = followed / "params.yaml"
+    with edited_params(followed, params) as raw:
         rate = raw["presets"]["fast"]["learning_rate"]
         raw["online"]["Breakout"] |= {"window": 3, "seeds": [0]}
         raw["presets"]["fast"]["learning_rate"] = 1.0
     assert earlier_following(*load_project(params), "Breakout", 0).endswith(", window 2")
-    assert "learned by other settings than params.yaml has now: Breakout-0 (learning_rate " in invoke(recorded, "report").output
-    undone = [(job["stage"], job["name"]) for job in json.loads(call(recorded, "plan", "--json"))["jobs"] if not job["done"]]
+    assert "learned by other settings than params.yaml has now: Breakout-0 (learning_rate " in invoke(followed, "report").output
+    undone = [(job["stage"], job["name"]) for job in json.loads(call(followed, "plan", "--json"))["jobs"] if not job["done"]]
     assert {("distill-online", "Breakout-0"), ("evaluate", "online/Breakout-0")} <= set(undone)
-    with edited_params(recorded, params) as raw:
+    with edited_params(followed, params) as raw:
         raw["online"]["Breakout"] |= {"window": 2}
         raw["presets"]["fast"]["learning_rate"] = rate
     assert earlier_following(*load_project(params), "Breakout", 0) == ""

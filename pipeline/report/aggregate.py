@@ -11,7 +11,7 @@ Dimensions: G games, S training runs (seeds), N episodes of a game, K distinct s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -76,47 +76,57 @@ class _Counted(NamedTuple):
     length_S: npt.NDArray[np.int64]
 
 
+class _Run(NamedTuple):
+    """A training run's returns in a game, the teacher's that it is measured by, and the random agent's mean."""
+
+    own_N: Values
+    best_N: Values
+    zero: float
+
+    @property
+    def score_N(self) -> Values:
+        """Random-normalised per cents, (return - random) / (teacher - random), of single episodes.
+
+        The two means are taken as they are: intervals are those of the student, not of what it is measured by.
+        """
+        return np.asarray(100.0 * (self.own_N - self.zero) / (self.best_N.mean() - self.zero))
+
+
 def aggregates(games: Mapping[str, Game]) -> list[Aggregate]:
     """A row per variant that has played every game, in the order of their first appearance."""
-    teachers = {name: [read_returns(game.teacher.episodes)[0]] for name, game in games.items()}
-    returned = returns_by_variant(games)
-    return [
-        Aggregate(
-            variant=variant,
-            episodes=sum(len(run_N) for runs in scores.values() for run_N in runs),
-            scores=estimates(scores),
-            improvement=improvement(returned[variant], teachers),
-        )
-        for variant, scores in scores_by_variant(games).items()
-        if scores.keys() == games.keys()
-    ]
-
-
-def returns_by_variant(games: Mapping[str, Game]) -> dict[str, dict[str, list[Values]]]:
-    """Every variant's raw returns."""
-    return _by_variant(games, lambda own_N, _best, _zero: own_N)
+    found = []
+    for variant, of_games in _runs(games).items():
+        if of_games.keys() == games.keys():
+            scores = {name: [run.score_N for run in runs] for name, runs in of_games.items()}
+            own = {name: [run.own_N for run in runs] for name, runs in of_games.items()}
+            # The teacher's once, however many runs have played the same seeds. Raw: what ties as a return ties.
+            theirs = {
+                name: list({run.best_N.tobytes(): run.best_N for run in runs}.values()) for name, runs in of_games.items()
+            }
+            episodes = sum(len(run_N) for runs in own.values() for run_N in runs)
+            row = Aggregate(variant=variant, episodes=episodes, scores=estimates(scores), improvement=improvement(own, theirs))
+            found.append(row)
+    return found
 
 
 def scores_by_variant(games: Mapping[str, Game]) -> dict[str, dict[str, list[Values]]]:
-    """Every variant's score set: random-normalised per cents, (return - random) / (teacher - random), of single episodes.
+    """Every variant's score set (`_Run.score_N`)."""
+    return {
+        variant: {name: [run.score_N for run in runs] for name, runs in of_games.items()}
+        for variant, of_games in _runs(games).items()
+    }
 
-    The two means are taken as they are: the intervals are those of the student, not of what it is measured by.
-    """
-    return _by_variant(games, lambda own_N, best, zero: np.asarray(100.0 * (own_N - zero) / (best - zero)))
 
-
-def _by_variant(
-    games: Mapping[str, Game], of_run: Callable[[Values, float, float], Values]
-) -> dict[str, dict[str, list[Values]]]:
-    """Of each run's returns, its teacher's mean and the random agent's."""
-    found: dict[str, dict[str, list[Values]]] = {}
+def _runs(games: Mapping[str, Game]) -> dict[str, dict[str, list[_Run]]]:
+    """Every variant's, by game."""
+    found: dict[str, dict[str, list[_Run]]] = {}
     for name, game in games.items():
         baseline = Baseline(game.teacher, game.chance)
         for who in game.students:
             if who.variant:
                 own_N, seeds_N, _ = read_returns(who.episodes)
-                values_N = of_run(own_N, float(baseline.best_N(seeds_N).mean()), baseline.zero)
-                found.setdefault(who.variant, {}).setdefault(name, []).append(values_N)
+                run = _Run(own_N, baseline.best_N(seeds_N), baseline.zero)
+                found.setdefault(who.variant, {}).setdefault(name, []).append(run)
     return found
 
 

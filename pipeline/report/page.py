@@ -138,7 +138,7 @@ def _over_games(results: Results) -> str:
             "mean of the middle half; median and mean of the games' means; optimality gap: how far episodes fall short of 100 %, their own "
             "noise included; better than teacher: per cent of chances that an episode beats one of the teacher's, ties a half, 50 is equal. "
             "Intervals: 95 % bootstrap over the runs of each game, where there are several, and over their episodes; what teacher and "
-            "random score is taken as it is.",
+            "random score is taken as it is, but for the last column, where the teacher's episodes are resampled, too.",
         )
     return f"<section><h2>Over all games</h2>{table}</section>"
 

@@ -149,12 +149,11 @@ class Baseline:
         random_N, _, _ = read_returns(chance.episodes)
         self.zero = float(random_N.mean())
         self._zero_R = resampled_means(random_N, f"{self._game} random agent's episodes")
-        self._resampled: dict[tuple[str, int], Values] = {}
+        self._resampled: dict[str, Values] = {}
 
     def best_N(self, seeds_N: npt.NDArray[np.int64]) -> Values:
         """The teacher's returns that an agent with these seeds is measured by. ValueError if they are no better than random."""
-        common_N = np.isin(self._seeds_N, seeds_N)
-        best_N = self._teacher_N[common_N] if common_N.sum() == len(seeds_N) else self._teacher_N
+        best_N = self._teacher_N[np.isin(self._seeds_N, seeds_N)] if self._paired(seeds_N) else self._teacher_N
         if not best_N.mean() > self.zero:
             raise ValueError(
                 f"the teacher of {self._game} scores {best_N.mean():.2f}, no better than random ({self.zero:.2f}): there is "
@@ -165,11 +164,10 @@ class Baseline:
     def measure(self, who: Evaluated) -> Measured:
         """`who` beside its teacher."""
         own_N, seeds_N, _ = read_returns(who.episodes)
-        best_N = self.best_N(seeds_N)
-        stream = self._stream(seeds_N)
-        beside = (stream if len(best_N) == len(seeds_N) else self._stream(self._seeds_N), len(best_N))
+        best_N, stream = self.best_N(seeds_N), self._stream(seeds_N)
+        beside = stream if self._paired(seeds_N) else self._stream(self._seeds_N)
         if beside not in self._resampled:
-            self._resampled[beside] = resampled_means(best_N, beside[0])
+            self._resampled[beside] = resampled_means(best_N, beside)
         return Measured(
             mean=float(own_N.mean()),
             best=float(best_N.mean()),
@@ -178,6 +176,10 @@ class Baseline:
             best_R=self._resampled[beside],
             zero_R=self._zero_R,
         )
+
+    def _paired(self, seeds_N: npt.NDArray[np.int64]) -> bool:
+        """Whether the teacher has played all of these."""
+        return np.array_equal(self._seeds_N[np.isin(self._seeds_N, seeds_N)], seeds_N)
 
     def _stream(self, seeds_N: npt.NDArray[np.int64]) -> str:
         """Games are resampled apart from each other; within one, those who have played the same seeds together."""

@@ -146,11 +146,11 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, Ba
     percents = [s.percent for s in standings.values() if s.percent is not None]
     percents_R = [found.percent_R for found in drawn.values() if found.percent_R is not None]
     steps = first.card.get("steps_trained") if first.role == "multitask" else None
-    then = {name: _evaluated_at(games[name].teacher, steps or 0) for name in standings}
+    then = {} if steps is None else {name: _evaluated_at(games[name].teacher, steps) for name in standings}
     shares = [
         100.0 * (standing.returned - zero) / (best - zero)
         for name, standing in standings.items()
-        if (best := then[name]) is not None and best > (zero := baselines[name].zero)
+        if (best := then.get(name)) is not None and best > (zero := baselines[name].zero)
     ]
     return Summary(
         variant=variant,

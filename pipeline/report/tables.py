@@ -102,7 +102,7 @@ def scores(rows: Sequence[Row]) -> Table:
     return Table(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in rows], [row.score.role for row in rows])
 
 
-PAIRED: Final = "each agent paired with its teacher on the seeds that it has played"
+PAIRED: Final = "each agent paired with its teacher on its own seeds, where that has played them all"
 """How intervals of scores relative to a teacher's come about (`scores.Baseline`)."""
 
 

@@ -20,11 +20,15 @@ from pipeline.report.tables import Row
 
 
 def evaluated(folder: Path, role: str, returns: Any, **more: Any) -> Evaluated:
-    name = more.pop("name", role)
+    name, first = more.pop("name", role), more.pop("first", 0)
     path = folder / f"{name}.parquet"
     count = len(returns)
     order = np.random.default_rng(0).permutation(count)
-    rows = {"game": ["Pong"] * count, "seed": np.arange(count)[order], "episode_return": np.asarray(returns, float)[order]}
+    rows = {
+        "game": ["Pong"] * count,
+        "seed": first + np.arange(count)[order],
+        "episode_return": np.asarray(returns, float)[order],
+    }
     pq.write_table(pa.table(rows | {"steps": [100] * count, "stalled": [False] * count}), path)
     facts: dict[str, Any] = {"agent": name, "role": role, "game": "Pong", "network": "net2", "parameters": 100, "card": {}}
     return Evaluated(episodes=path, **facts | more)
@@ -64,6 +68,16 @@ def test_who_has_played_some_of_its_teachers_seeds_is_measured_by_these(tmp_path
     assert score(teacher, baseline).normalized_ci95 == (100.0, 100.0)
     more = score(evaluated(tmp_path, "more", [5, 15, 25, 35, 45]), baseline)
     assert more.normalized == pytest.approx(100 * 45 / 75)  # by all that the teacher has played
+
+
+@pytest.mark.parametrize("first", [2, 4])
+def test_who_has_played_as_many_other_seeds_is_resampled_apart(tmp_path: Path, first: int) -> None:
+    teacher, chance = evaluated(tmp_path, "teacher", [10, 20, 90, 100]), evaluated(tmp_path, "random", [0, 0])
+    other = score(evaluated(tmp_path, "other", [10, 20, 90, 100], first=first), Baseline(teacher, chance))
+    assert other.normalized == 100.0
+    low, high = other.normalized_ci95
+    assert low < 50
+    assert high > 200
 
 
 def test_a_teacher_no_better_than_random_is_refused(tmp_path: Path) -> None:
