@@ -119,7 +119,7 @@ def test_a_game_that_it_does_not_play(tmp_path: Path, to: Form) -> None:
 def test_a_missing_package_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / "agent.onnx"
-    with pytest.raises(ValueError, match=rf"{package}, which is not installed: pip install 'pd-pipeline\[export\]'"):
+    with pytest.raises(ValueError, match=rf"{package}, which is not installed: pip install -e '\.\[export\]' in"):
         load_exported(path, "onnx") if package == "onnxruntime" else export(network(SMALL), "Qbert", "onnx", path, {})
     assert not path.exists()
 
