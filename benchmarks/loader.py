@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.memory import peak_memory
 from benchmarks.timing import rates
+from pipeline.agents.device import keep_freed_memory
 from pipeline.datasets import edit
 from pipeline.datasets.exchange import to_minari
 from pipeline.datasets.loader import Loader
@@ -36,6 +37,7 @@ EPISODES = 8
 
 
 def main(path: Path) -> None:
+    keep_freed_memory()  # as `distill` does
     dataset = open_dataset(path)
     frames = len(dataset) * 84 * 84
     memory = frames // 4

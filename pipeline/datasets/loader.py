@@ -63,13 +63,22 @@ def split_episodes(dataset: Source, fraction: float, seed: int) -> Split:
 class Frames:
     """The frames of some blocks of a dataset, each with those that the stacks of its first steps reach back to.
 
-    `stack_index(steps)` gives, for each state, the rows of `frame_MHW` that make its stack; the last row is black.
+    `stack_index(steps)` gives, for each state, the rows of `frame_MHW` that make its stack; the last row is black. They lie in
+    `buffer_MHW`, if there is one.
     """
 
-    def __init__(self, dataset: Source, blocks: Sequence[int], start_N: npt.NDArray[np.int64], depth: int) -> None:
+    def __init__(
+        self,
+        dataset: Source,
+        blocks: Sequence[int],
+        start_N: npt.NDArray[np.int64],
+        depth: int,
+        buffer_MHW: npt.NDArray[np.uint8] | None = None,
+    ) -> None:
         lead = depth - 1
         extents = [(max(0, block * BLOCK - lead), min((block + 1) * BLOCK, len(dataset))) for block in blocks]
-        self.frame_MHW = np.empty((sum(stop - start for start, stop in extents) + 1, 84, 84), dtype=np.uint8)
+        rows = sum(stop - start for start, stop in extents) + 1
+        self.frame_MHW = np.empty((rows, 84, 84), dtype=np.uint8) if buffer_MHW is None else buffer_MHW[:rows]
         self._start_N = start_N
         self._offset = np.zeros(-(-len(dataset) // BLOCK), dtype=np.int64)  # what to add to a step of a block to get its row
         self._offsets_C = np.arange(-lead, 1)
@@ -139,6 +148,9 @@ class Loader:
         self._order: tuple[Window, npt.NDArray[np.int64]] | None = None
         self._background = background or ThreadPoolExecutor(1)
         self._coming: tuple[Window, Future[Frames]] | None = None
+        self._buffers: list[
+            npt.NDArray[np.uint8]
+        ] = []  # of the window that is learned from, last, and of the next one, in turns
 
     @property
     def episode_steps(self) -> npt.NDArray[np.int64]:
@@ -191,19 +203,36 @@ class Loader:
         return self._order[1]
 
     def frames(self, window: Window) -> Frames:
-        """The frames of a window; reading the next one begins."""
-        if self._coming is not None and self._coming[0] == window:
-            found = self._coming[1].result()
+        """The frames of a window. Reading the next one begins, into the memory of the one before, whose frames are gone."""
+        coming = self._coming and (self._coming[0], self._coming[1].result())
+        if coming and coming[0] == window:
+            found = coming[1]
         else:
-            found = self._read(self._plan(window.epoch)[window.number])
+            found = self._read(self._plan(window.epoch)[window.number], self._buffer())
         if not self.resident:
             last = window.number + 1 == len(self._plan(window.epoch))
             following = Window(window.epoch + 1, 0) if last else Window(window.epoch, window.number + 1)
-            self._coming = (following, self._background.submit(self._read, self._plan(following.epoch)[following.number]))
+            self._coming = (
+                following,
+                self._background.submit(self._read, self._plan(following.epoch)[following.number], self._buffer()),
+            )
         return found
 
-    def _read(self, blocks: Sequence[int]) -> Frames:
-        return Frames(self._dataset, blocks, self._start_N, self._depth)
+    def _buffer(self) -> npt.NDArray[np.uint8] | None:
+        """Memory for a window, of the two that there are the one that was given out before the last. New memory is dear: the
+        kernel clears it page by page.
+        """
+        if self.resident:
+            return None
+        if len(self._buffers) < 2:
+            rows = self._window_blocks * (BLOCK + self._depth - 1) + 1
+            self._buffers.append(np.empty((rows, 84, 84), dtype=np.uint8))
+        else:
+            self._buffers.reverse()
+        return self._buffers[-1]
+
+    def _read(self, blocks: Sequence[int], buffer_MHW: npt.NDArray[np.uint8] | None = None) -> Frames:
+        return Frames(self._dataset, blocks, self._start_N, self._depth, buffer_MHW)
 
     def states(self, step_N: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """The states (N, C, 84, 84) at these steps, in ascending order, read block by block."""
