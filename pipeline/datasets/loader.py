@@ -148,9 +148,7 @@ class Loader:
         self._order: tuple[Window, npt.NDArray[np.int64]] | None = None
         self._background = background or ThreadPoolExecutor(1)
         self._coming: tuple[Window, Future[Frames]] | None = None
-        self._buffers: list[
-            npt.NDArray[np.uint8]
-        ] = []  # of the window that is learned from, last, and of the next one, in turns
+        self._buffers: list[npt.NDArray[np.uint8]] = []  # of two windows, the one that was given out last at the end
 
     @property
     def episode_steps(self) -> npt.NDArray[np.int64]:
@@ -204,18 +202,16 @@ class Loader:
 
     def frames(self, window: Window) -> Frames:
         """The frames of a window. Reading the next one begins, into the memory of the one before, whose frames are gone."""
-        coming = self._coming and (self._coming[0], self._coming[1].result())
-        if coming and coming[0] == window:
-            found = coming[1]
+        coming, read = (self._coming[0], self._coming[1].result()) if self._coming else (None, None)
+        if read is not None and coming == window:
+            found = read
         else:
             found = self._read(self._plan(window.epoch)[window.number], self._buffer())
         if not self.resident:
             last = window.number + 1 == len(self._plan(window.epoch))
             following = Window(window.epoch + 1, 0) if last else Window(window.epoch, window.number + 1)
-            self._coming = (
-                following,
-                self._background.submit(self._read, self._plan(following.epoch)[following.number], self._buffer()),
-            )
+            blocks = self._plan(following.epoch)[following.number]
+            self._coming = (following, self._background.submit(self._read, blocks, self._buffer()))
         return found
 
     def _buffer(self) -> npt.NDArray[np.uint8] | None:

@@ -122,7 +122,8 @@ Students of every game by their single episodes, random-normalised per cents, ga
 ([Agarwal et al. 2021](https://arxiv.org/abs/2108.13264)). IQM is the mean of the middle half, median and mean are of the games'
 means, the optimality gap is how far episodes fall short of 100 % on average, their own noise included, and the last column the
 chance in per cent that an episode beats one of the teacher's, ties counting a half: 50 is equal. Intervals: 95 % over the
-training runs of each game, where there are several, and their episodes; what teacher and random score is taken as it is.
+training runs of each game, where there are several, and their episodes; what teacher and random score is taken as it is,
+but for the last column, where the teacher's episodes are resampled, too.
 
 {tables.aggregates(results.aggregates).markdown()}"""
 

@@ -140,9 +140,8 @@ def test_what_was_asked_is_met_missed_or_open(tmp_path: Path) -> None:
     assert re.search(r"\| dqn: geometric mean %, lower end of its interval \| 95.0 \| 9[0-4]\.\d \| missed \|", page)
     assert "| net1: geometric mean % | 100.0 |  | open |" in page
     assert "| net3: geometric mean % | 90.0 | 91.0 [91.0, 91.0] | met |" in page
-    assert (
-        "| net3 with student-driven rounds: geometric mean % | 98.0 | 97.0 [97.0, 97.0] | missed |" in page
-    )  # of the last round
+    last_round = "| net3 with student-driven rounds: geometric mean % | 98.0 | 97.0 [97.0, 97.0] | missed |"
+    assert last_round in page
     assert "| dqn: mean return in Breakout | 287.8 | 287.8 | met |" in page
     assert "| the paper's, KL, of its teacher's size | 287.8 | 26.7 | 16.3 | 7,112.8 |" in page
     assert "| kl-net3 | 261.9 [261.9, 261.9] | 24.3" in page
@@ -191,9 +190,7 @@ def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> Non
 
 def test_a_baseline_is_also_measured_by_teachers_of_its_steps(tmp_path: Path) -> None:
     curve = tmp_path / "curve.csv"
-    curve.write_text(
-        "steps,train_return,eval_return\n1000,1,4\n500000,1,2\n1001472,2,5\n1002000,9,\n1502208,9,10\n"
-    )  # real ones
+    curve.write_text("steps,train_return,eval_return\n1000,1,4\n500000,1,2\n1001472,2,5\n1002000,9,\n1502208,9,10\n")
     games = {}
     for name in ("Freeway", "Pong"):
         found = game(tmp_path, name, 10, {"pair/kl": [[9, 9]]})
