@@ -38,6 +38,7 @@ EPISODES = 8
 
 def main(path: Path) -> None:
     keep_freed_memory()  # as `distill` does
+    torch.set_num_threads(1)  # the other core decodes: a second thread here would only wait for the first, busily
     dataset = open_dataset(path)
     frames = len(dataset) * 84 * 84
     memory = frames // 4

@@ -54,9 +54,11 @@ class Nothing:
     def __len__(self) -> int:
         return 1024
 
-    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, name: str, start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         layout = layouts(self.actions)[name]
-        return np.zeros((stop - start, *layout.trailing), dtype=layout.dtype)
+        found = np.zeros((stop - start, *layout.trailing), dtype=layout.dtype) if out is None else out
+        found[:] = 0
+        return found
 
 
 def main() -> None:

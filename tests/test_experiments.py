@@ -33,7 +33,7 @@ class Planned:
         told: dict[str, Any] = {"episode_return": 0.0, "terminated": True, "truncated": False, "complete": True, "sha256": ""}
         return tuple(EpisodeRow(seed=i, start=1000 * i, length=1000, **told) for i in range(self.steps // 1000))
 
-    def read(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+    def read(self, name: str, start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float32]:
         assert name == "q", "frames are read when a student learns"
         return np.zeros((stop - start, self.actions), dtype=np.float32)
 

@@ -37,7 +37,7 @@ class Source(Protocol):
     @property
     def episodes(self) -> tuple[EpisodeRow, ...]: ...
     def __len__(self) -> int: ...
-    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]: ...
+    def read(self, name: str, start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]: ...
 
 
 class Split(NamedTuple):
@@ -84,7 +84,7 @@ class Frames:
         self._offsets_C = np.arange(-lead, 1)
         row = 0
         for block, (start, stop) in zip(blocks, extents, strict=True):
-            self.frame_MHW[row : row + stop - start] = dataset.read("frame", start, stop)
+            dataset.read("frame", start, stop, out=self.frame_MHW[row : row + stop - start])
             self._offset[block] = row - start
             row += stop - start
         self.frame_MHW[row] = 0
@@ -242,9 +242,9 @@ class Loader:
 
 
 def _blocks_of_a_window(dataset: Source, beside: int, kept: int, memory: int, sharing: int, depth: int) -> int:
-    """How many blocks may be in memory at once: all of them if they fit, else half of what does, less one being decoded.
+    """How many blocks may be in memory at once: all of them if they fit, else half of what does, less one for reading.
 
-    The block being decoded is there once for all loaders that share the memory. `kept` bytes are taken where not all fit.
+    What reading takes beside is there once for all loaders that share the memory. `kept` bytes are taken where not all fit.
     """
     count = -(-len(dataset) // BLOCK)
     block = (BLOCK + depth - 1) * _FRAME

@@ -117,13 +117,16 @@ class Joined:
     def __str__(self) -> str:
         return " + ".join(map(str, self.parts))
 
-    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Steps `start` to `stop` of one array, decoded. ValueError says what cannot be read."""
-        pieces = [
-            part.read(name, max(start - begin, 0), min(stop - begin, len(part)))
-            for part, begin in zip(self.parts, self._begins, strict=False)
-            if start < begin + len(part) and stop > begin
-        ]
+    def read(self, name: str, start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Steps `start` to `stop` of one array, decoded, into `out` if there is one. ValueError says what cannot be read."""
+        pieces = []
+        for part, begin in zip(self.parts, self._begins, strict=False):
+            first, end = max(start, begin), min(stop, begin + len(part))
+            if first < end:
+                into = None if out is None else out[first - start : end - start]
+                pieces.append(part.read(name, first - begin, end - begin, into))
+        if out is not None:
+            return out
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def split(self, fraction: float, seeds: Sequence[int]) -> Split:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+from zarr.buffer.cpu import NDBuffer
 
 from pipeline.datasets import schema, zstandard
 from pipeline.datasets.folders import Folder, FolderStore
@@ -65,11 +66,14 @@ class Dataset:
         """Steps `start` to `stop`, decoded. ValueError names the array that cannot be read."""
         return Records(*(self.read(name, start, stop) for name in schema.ARRAYS))
 
-    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Steps `start` to `stop` of one array, decoded. ValueError says what cannot be read."""
+    def read(self, name: str, start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Steps `start` to `stop` of one array, decoded, into `out` if there is one. ValueError says what cannot be read."""
         try:
             self._check_shards(name, start, stop)
-            return np.asarray(self.arrays[name][start:stop])
+            if out is None:
+                return np.asarray(self.arrays[name][start:stop])
+            self.arrays[name].get_basic_selection(slice(start, stop), out=NDBuffer.from_numpy_array(out))
+            return out
         except Exception as error:  # codecs raise many types
             raise ValueError(
                 f"dataset {self.folder}: array {name} cannot be read between steps {start:,} and {stop:,} "

@@ -98,6 +98,16 @@ def test_stacks_are_the_readers(dataset: Dataset, stacks: dict[int, np.ndarray],
         assert np.array_equal(loader.states(loader.held_out_N), stacks[depth][loader.held_out_N])
 
 
+def test_windows_are_read_into_two_buffers_in_turns(dataset: Dataset, small_blocks: None) -> None:
+    loader = make(dataset, room_for(dataset, 2))
+    windows = [loading.Window(epoch, number) for epoch in range(2) for number in range(len(loader._plan(epoch)))]
+    memory = [loader.frames(window).frame_MHW for window in windows]
+    assert len(memory) > 4
+    for before, here, after in zip(memory, memory[1:], memory[2:], strict=False):
+        assert np.shares_memory(before, after)
+        assert not np.shares_memory(before, here)
+
+
 def test_ten_of_the_papers_datasets_fit_into_two_gibibytes() -> None:
     steps, actions, depth = 540_000, 18, 4
     beside, kept = steps * (4 * actions + 16), 8192 // 10 * depth * 84 * 84
