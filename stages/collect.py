@@ -16,7 +16,7 @@ from pipeline.agents.checkpoints import Agent, gives_q_values, load_agent
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
 from pipeline.collect import BLOCK_EPISODES, DATASET, RECIPE, SLOTS, CollectConfig, Collection, estimate
-from pipeline.cores import cores
+from pipeline.cores import core_count
 from pipeline.datasets.compare import differing
 from pipeline.datasets.describe import UNTOLD, licence_of
 from pipeline.datasets.folders import Folder
@@ -72,7 +72,7 @@ def run(
         config = replace(config, actor={key: acting.card.get(key) for key in ACTOR})
     target = Folder((out.rstrip("/") or out) if out else layout.dataset(name))
     target.check_writable()
-    count = workers or len(cores())
+    count = workers or core_count()
     if dry_run:
         _tell(config, teacher, acting, target, count)
         return str(target)

@@ -17,7 +17,7 @@ from pipeline.agents.device import exact, keep_freed_memory, learning, name_of, 
 from pipeline.agents.networks import QNetwork, place
 from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.games import find_game
-from pipeline.cores import cores
+from pipeline.cores import core_count
 from pipeline.datasets.mix import Joined
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
@@ -79,7 +79,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         if not (finished / CARD).is_file():
             keep_freed_memory()
             follower = Follower(layout, params, game, seed, work, history, device_name)
-            client = stack.enter_context(cluster(None, len(cores())))
+            client = stack.enter_context(cluster(None, core_count()))
             scheduler = str(client.scheduler_info()["address"])
             with closing(points):
                 for point in points:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from pipeline.cores import cores
+from pipeline.cores import core_count
 from stages.versions import code_version, processor
 
 Verdict = Literal["good", "note", "slow", "bad"]
@@ -94,7 +94,7 @@ def _pins() -> dict[str, str]:
 
 
 def _cores() -> Finding:
-    count = len(cores())
+    count = core_count()
     remedy = "" if count > 1 else "collecting and teachers' play want two: everything takes about twice as long"
     return Finding("cores", "good" if count > 1 else "slow", f"{count}, {processor()}", remedy)
 
@@ -113,7 +113,7 @@ def _torch() -> Iterator[Finding]:
     """Threads, bfloat16, the GPU."""
     import torch
 
-    threads, count = torch.get_num_threads(), len(cores())
+    threads, count = torch.get_num_threads(), core_count()
     remedy = f"more than the {count} cores: unset OMP_NUM_THREADS" if threads > count else ""
     yield Finding("threads of torch", "slow" if remedy else "good", str(threads), remedy)
     yield _bfloat16()

@@ -22,7 +22,7 @@ from distributed import Client, wait
 from pipeline.agents.checkpoints import load_files, read_files
 from pipeline.agents.device import pick_device, take_one_core
 from pipeline.atari.envs import SlotWorld, fingerprint
-from pipeline.cores import cores
+from pipeline.cores import core_count
 from pipeline.evaluate import Episode, Protocol, play
 from pipeline.progress import Progress
 from pipeline.report.bootstrap import interval
@@ -96,7 +96,7 @@ def run(
             stack.enter_context(alone_in(trial.work))
             _take_up(layout, trial)
         if spread:
-            client = stack.enter_context(cluster(scheduler, workers or len(cores())))
+            client = stack.enter_context(cluster(scheduler, workers or core_count()))
             written = _spread(layout, params, trials, client)
         else:
             written = [_publish(layout, trial, _played(params, trial)) for trial in trials]

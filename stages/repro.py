@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.cores import cores
+from pipeline.cores import core_count
 from pipeline.progress import Progress
 from stages import params as settings
 from stages import plan
@@ -124,7 +124,7 @@ def _run(
     for them are left out. Closed before its end, it interrupts what runs and waits: all of ours save what they have.
     """
     waiting, running, ended = dict(work), dict[str, Running](), set[str]()
-    environment = {"OMP_NUM_THREADS": str(max(1, len(cores()) // jobs))} | os.environ
+    environment = {"OMP_NUM_THREADS": str(max(1, core_count() // jobs))} | os.environ
     try:
         while waiting or running:
             for name, job in list(waiting.items()):

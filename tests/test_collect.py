@@ -303,7 +303,7 @@ def test_by_default_workers_are_as_many_as_the_cores_it_may_use(
     def asked(scheduler: str | None, workers: int) -> None:
         raise ValueError(f"{workers} workers")
 
-    monkeypatch.setattr("stages.collect.cores", lambda: range(7))
+    monkeypatch.setattr("stages.collect.core_count", lambda: 7)
     monkeypatch.setattr("stages.collect.cluster", asked)
     with edited_params(tmp_path) as raw:
         raw["zoo"] = str(breakout_teacher.parent)
