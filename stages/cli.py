@@ -121,7 +121,9 @@ snapshot_option = click.option(
     help="Stop learning after so much training time, if the steps are not spent by then, and try the gate.",
 )
 @click.option("--seed", type=click.IntRange(0, 99), help="Another seed than params.yaml's; wants --out.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder. [default: that of the zoo]")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder. [default: data/teachers/GAME, or where `zoo` is]"
+)
 @snapshot_option
 @device_option
 @click.pass_obj
@@ -164,7 +166,7 @@ def import_teacher(session: Session, /, device: str, game: str, **options: Any) 
     "--labels-from",
     metavar="TEACHER",
     type=click.Path(file_okay=False, path_type=Path),
-    help="The teacher's folder, whose Q-values are recorded. [default: the zoo's]",
+    help="The teacher's folder, whose Q-values are recorded. [default: data/teachers/GAME, or where `zoo` is]",
 )
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Local worker processes, one core each. [default: all cores that it may use]"
@@ -297,7 +299,9 @@ elsewhere_option = click.option(
 @protocol_option
 @elsewhere_option
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Play on so many worker processes, one core each. [default: in this]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Play on so many worker processes, one core each. [default: none, in this process]",
 )
 @click.option("--scheduler", help="Play on an existing Dask cluster, tcp://HOST:PORT.")
 @device_option
@@ -456,7 +460,7 @@ def doctor(session: Session, as_json: bool) -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def games(as_json: bool) -> None:
-    """List every game that the installed ale-py can play, with reference scores."""
+    """List every game that the installed ale-py can play, with published scores of the paper's ten."""
     import json
     from dataclasses import asdict
 

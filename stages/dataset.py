@@ -109,7 +109,7 @@ def info(place: str, as_json: bool, verbose: bool) -> None:
 @json_option
 @verbose_option
 def stats(place: str, as_json: bool, verbose: bool) -> None:
-    """Returns, lengths, actions and Q-values of all its states; frames are not read."""
+    """Returns, lengths, actions and best Q-values of all its states; frames are not read."""
     from pipeline.datasets.describe import stats as describe
 
     with _opened(place, verbose) as opened:
@@ -134,9 +134,15 @@ def validate(place: str, as_json: bool) -> None:
 @dataset.command("verify")
 @place
 @click.option("--rederive", "percent", metavar="PERCENT", help="Also play so many of the episodes again, e.g. 2%.")
-@click.option("--teacher", type=click.Path(file_okay=False, path_type=Path), help="Its teacher. [default: the zoo's, if it is]")
+@click.option(
+    "--teacher",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Its teacher. [default: the one that `train-teacher` publishes, if it is]",
+)
 @click.option("--actor", type=click.Path(file_okay=False, path_type=Path), help="The student that acted, if one did.")
-@click.option("--seed", type=click.IntRange(min=0), help="Which episodes. [default: nobody can know]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Which episodes. [default: drawn at random, which nobody can know before]"
+)
 @json_option
 @click.pass_obj
 def verify(
@@ -310,7 +316,7 @@ licence_option = click.option(
     "licence",
     callback=_licence,
     metavar="NAME",
-    help="What its card names. [default: what its parents' name, if it has any]",
+    help="Licence that its card names. [default: that of its parents, if they name one]",
 )
 out_option = click.option("--out", callback=_here, required=True, metavar="DIR", help="Folder to be made.")
 

@@ -21,7 +21,7 @@ from stages.versions import code_version, processor
 Verdict = Literal["good", "note", "slow", "bad"]
 PACKAGES: Final = ("torch", "ale-py", "gymnasium", "zarr", "zarrs", "dask", "pyarrow", "dvc")
 DATASET_GB: Final = 4
-"""Disk that the paper's four datasets of 540,000 states and their students take, with what is being written."""
+"""Disk that the datasets of experiments/paper and their students take, with what is being written."""
 MEMORY_GB: Final = 8
 """What a run of the quick road is comfortable with."""
 PROBE_SECONDS: Final = 0.5
@@ -69,10 +69,8 @@ def examine(root: Path) -> Iterator[Finding]:
 
 def _python() -> Finding:
     found = ".".join(map(str, sys.version_info[:3]))
-    fine = sys.version_info >= (3, 11)
-    return Finding(
-        "Python", "good" if fine else "bad", found, "" if fine else "3.11 or newer is wanted: make setup PYTHON=python3.11"
-    )
+    fine = sys.version_info[:2] == (3, 11)
+    return Finding("Python", "good" if fine else "bad", found, "" if fine else "3.11 is wanted: make setup PYTHON=python3.11")
 
 
 def _package(name: str) -> Finding:

@@ -132,7 +132,7 @@ def _command(root: Path, *, partial: bool, paper: Path | None) -> str:
         top = root.parent.parent if within else root
         written = f" --paper {os.path.relpath(paper, top)}" if paper else ""
         return f"pd-pipeline --params {within}params.yaml report --partial{written}"
-    return f"dvc repro {within}dvc.yaml" if within else "dvc repro"
+    return f"cd {within.rstrip('/')}; pd-pipeline repro" if within else "dvc repro"
 
 
 def _protocol(params: settings.Params, rows: Sequence[Row]) -> str:

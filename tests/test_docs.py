@@ -1,10 +1,12 @@
 """What README and docs/ say: their commands exist, their Python runs as printed, their links lead somewhere."""
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -45,6 +47,23 @@ def test_the_digest_of_the_format_page_is_the_samples() -> None:
     digest = hashlib.sha256(text.replace("\n", "").encode()).hexdigest()
     assert digest == open_dataset(ROOT / "data/samples/Pong").manifest.digest
     assert f"`{digest}`" in page
+
+
+def test_the_readmes_first_table_is_of_the_scores_in_git() -> None:
+    def score(agent: str) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads((ROOT / f"data/scores/{agent}.json").read_text())
+        return told
+
+    table = next(part for part in (ROOT / "README.md").read_text().split("\n\n") if "| normalised % of teacher" in part)
+    rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in table.splitlines()[2:]]
+    students = [f"students/pong/{name}-0" for name in ("kl-dqn", "kl-net1", "kl-net2", "nll-net2", "mse-net2")]
+    teacher, random = score("teachers/Pong"), score("random/Pong")["mean"]
+    assert len(rows) == 1 + len(students)
+    for (parameters, mean_return, normalised), told in zip(rows, [teacher, *map(score, students)], strict=True):
+        assert parameters == f"{told['parameters']:,}"
+        assert mean_return.split()[0] == f"{told['mean']:.2f}"
+        share = 100 * (told["mean"] - random) / (teacher["mean"] - random)
+        assert float(normalised.split()[0]) == round(share, 1)
 
 
 def test_the_readmes_ladder_is_the_pages() -> None:

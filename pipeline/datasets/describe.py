@@ -135,7 +135,7 @@ def stats(dataset: Dataset) -> dict[str, Any]:
             str(a): round(taken / len(dataset), 4) for a, taken in enumerate(taken_A[: dataset.manifest.actions].tolist())
         },
         "random_share": round(random / len(dataset), 4),
-        "q": _distribution(best_N),
+        "q_best": _distribution(best_N),
         "q_gap": _distribution(gap_N),
     }
 

@@ -21,7 +21,7 @@ def test_stats_walk_in_windows_and_are_exact(tmp_path: Path, monkeypatch: pytest
     records = dataset.records(0, len(dataset))
     assert whole["action_share"]["1"] == round(float((records.action_N == 1).mean()), 4)
     assert whole["random_share"] == round(float(((records.flags_N & Flag.RANDOM_ACTION) != 0).mean()), 4)
-    assert whole["q"]["median"] == round(float(np.median(records.q_NA.max(axis=1))), 4)
+    assert whole["q_best"]["median"] == round(float(np.median(records.q_NA.max(axis=1))), 4)
     monkeypatch.setattr(describe, "WINDOW", 7)
     read: list[int] = []
     array = Dataset.read
@@ -41,5 +41,5 @@ def test_what_is_no_finite_number_is_none(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", [odd])
     facts = describe.stats(open_dataset(tmp_path / "set"))
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
-    assert facts["q"]["max"] is None
+    assert facts["q_best"]["max"] is None
     assert facts["return"]["mean"] is None
