@@ -104,7 +104,7 @@ def main(path: Path, settings: Path) -> None:
     for name, (share_asked, times_asked) in ASKED.items():
         student = Student(config, Objective(loss="kl", temperature=0.01), NETWORKS[name], [dataset], 10**9, compute, 0)
         steps = train(student)
-        fixed = student.batch(0)
+        fixed = student.batches(0)
 
         def stored() -> int:
             for _ in itertools.islice(steps, UPDATES // 50):

@@ -46,11 +46,11 @@ def _milliseconds(preset: DistillConfig, dataset: Dataset, network: str, recordi
     if not recording:
         student._recorded = lambda function, *arguments: function(*arguments)  # type: ignore[assignment]
     for update in range(30):
-        student.update(student.batch(update))
+        student.update(student.batches(update))
     torch.cuda.synchronize()
     began = time.perf_counter()
     for update in range(30, 30 + UPDATES):
-        student.update(student.batch(update))
+        student.update(student.batches(update))
     torch.cuda.synchronize()
     return (time.perf_counter() - began) / UPDATES * 1e3
 

@@ -90,7 +90,8 @@ def find_contestant(
         )
     if loaded.network.actions[game] != len(here["actions"]):
         raise ValueError(
-            f"agent {agent} has {loaded.network.actions[game]} actions in {game}, here it has {len(here['actions'])}"
+            f"agent {agent} has {loaded.network.actions[game]} actions in {game}, here it has {len(here['actions'])}: "
+            f"restore full_action_space in params.yaml"
         )
     policy = new_policy(loaded.network, game, protocol, device)
     return Contestant(

@@ -17,7 +17,9 @@ from stages.paths import Layout
 from stages.runlog import say
 
 WATCHING: Final = ("validate_every", "validation_states", "memory_gb")
-"""Settings of a student's preset that do not change what it learns."""
+"""Settings of a student's preset that another machine may want otherwise: when it is looked at, and so which of its weights are
+published, and in which order it sees its states. An agent is not made anew for them.
+"""
 
 
 def too_few_states(layout: Layout, params: settings.Params, name: str) -> tuple[int, int] | None:
@@ -29,12 +31,15 @@ def too_few_states(layout: Layout, params: settings.Params, name: str) -> tuple[
 
 
 def made(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
-    """Whether an agent is there that learned by the settings of today, from as many states."""
+    """Whether an agent is there that learned by the settings of today, from its mix's datasets and as many states."""
     folder = layout.agent(cell.agent)
     if not (folder / CARD).is_file() or earlier_settings(layout, params, cell):
         return False
     learned = {told["name"]: told["states"] for told in learned_from(load_card(folder))}
-    return all(recipe.states == learned.get(name, recipe.states) for name, recipe in params.datasets.items())
+    if cell.kind == "students" and learned.keys() != set(settings.pick(params.mixes, cell.mix, "mix")):
+        return False
+    recipes = {name: settings.recipe_of(layout, params, name) for name in learned}
+    return all(recipe is None or recipe.states == learned[name] for name, recipe in recipes.items())
 
 
 def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cell) -> str:
@@ -105,7 +110,7 @@ def _baseline_settings(
 
     def told(of_games: Mapping[str, Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         by_game = {f"{name} of {game}": value for game in both for name, value in of_games[game].items()}
-        return {"games": ", ".join(of_games), **more, **by_game}
+        return {"games": ", ".join(sorted(of_games)), **more, **by_game}
 
     selection = {"select_every": baseline.select_every, "select_episodes": baseline.select_episodes}
     now = {game: preset.settings() for game, preset in presets.items()}
@@ -180,7 +185,8 @@ def other_collections(layout: Layout, params: settings.Params, cell: settings.Ce
     if cell.kind != "students" or not (layout.agent(cell.agent) / CARD).is_file():
         return []
     card = load_card(layout.agent(cell.agent))
-    teachers = {told["teacher"]["digest"] for told in games_of(card).values()}
+    taught = [told for told in games_of(card).values() if "teacher" in told]  # not what it has of a teacher that it began with
+    teachers = {told["teacher"]["digest"] for told in taught}
     named = {i.dataset: i for of in read_mix(layout.mix(cell.mix)).values() for i in of}
     learned = {told["name"]: told for told in learned_from(card)}
     if named.keys() != learned.keys():

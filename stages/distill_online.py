@@ -111,7 +111,7 @@ def _check(variant: settings.StudentParams, name: str, game: str) -> None:
             f"student {name} cannot follow: leave out feature_weight, begins_with, frozen and play_episodes, for distill"
         )
     if unknown := sorted(variant.temperatures.keys() - {game}):
-        raise ValueError(f"students.{name}.temperatures name {', '.join(unknown)}, the game is {game}")
+        raise ValueError(f"students.{name}.temperatures name {', '.join(unknown)}, the game is {game}: leave them out")
 
 
 def _check_recorded(recorded: History, epsilon: float, command: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -80,7 +81,10 @@ def _cost(layout: Layout, params: settings.Params, work: Mapping[str, Work]) -> 
     asked = [(it, plan.job_of(cmd)) for it in work.values() if (cmd := str(it.stage.cmd)).startswith(OURS)]
     dear = [(it, job) for it, job in asked if job[0] in plan.DEAR]
     wanted = {job for it, job in dear if Path(it.stage.path).parent == root}
-    found = [job for job in plan.jobs(layout, params, wanted) if job[:2] in wanted] if wanted else []
+    try:
+        found = [job for job in plan.jobs(layout, params, wanted) if job[:2] in wanted] if wanted else []
+    except ValueError:  # of what is there something cannot be read, which this run may make anew
+        return ""
     return plan.told(found, unknown=len(dear) - len(found)) if found else ""
 
 
@@ -124,6 +128,7 @@ def _run(
     for them are left out. Closed before its end, it interrupts what runs and waits: all of ours save what they have.
     """
     waiting, running, ended = dict(work), dict[str, Running](), set[str]()
+    uncommitted: list[Stage] = []
     environment = {"OMP_NUM_THREADS": str(max(1, core_count() // jobs))} | os.environ
     try:
         while waiting or running:
@@ -145,7 +150,7 @@ def _run(
                 else:
                     say(f"{name} in {took}")
                     if commit:
-                        _commit(repo, work[name].stage)
+                        uncommitted = [stage for stage in [*uncommitted, work[name].stage] if not _commit(repo, stage)]
             yield Progress(done=len(ended), total=len(ended) + len(running) + len(waiting), unit="stages", metrics={})
             time.sleep(LOOK_EVERY_SECONDS)
     finally:
@@ -176,14 +181,21 @@ def _leave_out(waiting: dict[str, Work], failed: str) -> None:
             _leave_out(waiting, name)
 
 
-def _commit(repo: Repo, stage: Stage) -> None:
-    """What it made that Git keeps, and where DVC notes the rest."""
+def _commit(repo: Repo, stage: Stage) -> bool:
+    """What it made that Git keeps, and where DVC notes the rest. False, and says so, where Git refuses: stages go on."""
     root = Path(repo.root_dir)
     made = [str(out.fs_path) for out in stage.outs if not out.use_cache]
     ignored = [str(Path(out.fs_path).parent / ".gitignore") for out in stage.outs if out.use_cache]
     paths = [path for path in (str(Path(stage.path).parent / "dvc.lock"), *made, *ignored) if Path(path).exists()]
     with repo.lock:  # nobody writes dvc.lock meanwhile
-        subprocess.run(["git", "add", "--", *paths], cwd=root, check=True)
-        changed = subprocess.run(["git", "diff", "--cached", "--quiet", "--", *paths], cwd=root, check=False).returncode
-        if changed:
-            subprocess.run(["git", "commit", "--quiet", "-m", f"Run {stage.addressing}", "--", *paths], cwd=root, check=True)
+        try:
+            subprocess.run(["git", "add", "--", *paths], cwd=root, check=True)
+            changed = subprocess.run(["git", "diff", "--cached", "--quiet", "--", *paths], cwd=root, check=False).returncode
+            if changed:
+                subprocess.run(
+                    ["git", "commit", "--quiet", "-m", f"Run {stage.addressing}", "--", *paths], cwd=root, check=True
+                )
+        except subprocess.CalledProcessError as error:
+            say(f"{stage.addressing} is not committed, `{shlex.join(error.cmd)}` failed: tried again after the next stage")
+            return False
+    return True

@@ -267,7 +267,7 @@ class Training(ABC):
 
 def run_kind(games: object, algorithm: object, network: object) -> str:
     """What two trainings have in common where one may go on from the other."""
-    named = ", ".join(games) if isinstance(games, Mapping) else str(games)
+    named = ", ".join(sorted(games)) if isinstance(games, Mapping) else str(games)  # a card has them in this order
     return f"{named}, {algorithm}, network {network}"
 
 

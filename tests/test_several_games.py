@@ -75,7 +75,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with edited_params(folder) as raw:
         raw["environment"]["max_episode_frames"] = 160
         raw["datasets"] = {game: {"states": 200, "epsilon": 0.05, "seed": 1, "recipe": 1} for game in GAMES}
-        raw["mixes"] = {"pair": list(GAMES), "first": ["Breakout"], "second": ["Qbert"]}
+        raw["mixes"] = {"pair": [*reversed(GAMES)], "first": ["Breakout"], "second": ["Qbert"]}
         student: dict[str, Any] = {
             "loss": "kl",
             "temperature": 0.5,

@@ -88,7 +88,9 @@ def save_agent(folder: Path, network: QNetwork, card: Mapping[str, Any]) -> dict
         "parameters": count_parameters(network),
         "digest": digest(network),
     }
-    (folder / CARD).write_text(json.dumps(complete, indent=2, sort_keys=True) + "\n")
+    part = folder / f".{CARD}.part"  # whoever finds a card takes the agent for whole
+    part.write_text(json.dumps(complete, indent=2, sort_keys=True) + "\n")
+    part.replace(folder / CARD)
     return complete
 
 

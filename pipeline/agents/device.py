@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -93,10 +93,10 @@ class Recorded:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._calls: Counter[str | None] = Counter()
-        self._recordings: dict[str | None, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
+        self._calls: Counter[Hashable] = Counter()
+        self._recordings: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
 
-    def __call__(self, function: Callable[..., Tensor], name: str | None, *tensors: Tensor) -> Tensor:
+    def __call__(self, function: Callable[..., Tensor], name: Hashable, *tensors: Tensor) -> Tensor:
         if self._stream is None:
             return function(name, *tensors)
         self._calls[name] += 1
@@ -111,7 +111,7 @@ class Recorded:
         return result.clone()
 
     @staticmethod
-    def _beside(stream: torch.cuda.Stream, function: Callable[..., Tensor], name: str | None, *tensors: Tensor) -> Tensor:
+    def _beside(stream: torch.cuda.Stream, function: Callable[..., Tensor], name: Hashable, *tensors: Tensor) -> Tensor:
         """The function's result, computed on the stream, as torch wants it before a recording."""
         current = torch.cuda.current_stream(stream.device)
         stream.wait_stream(current)
@@ -122,7 +122,7 @@ class Recorded:
 
     @staticmethod
     def _record(
-        stream: torch.cuda.Stream, function: Callable[..., Tensor], name: str | None, *tensors: Tensor
+        stream: torch.cuda.Stream, function: Callable[..., Tensor], name: Hashable, *tensors: Tensor
     ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]:
         """The graph, where its arguments are put, and where its result will be. Nothing is computed yet."""
         graph, places = torch.cuda.CUDAGraph(), tuple(tensor.clone() for tensor in tensors)

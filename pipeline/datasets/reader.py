@@ -112,12 +112,12 @@ class Dataset:
 
         Reads several episodes at a time, so that a chunk that they share is fetched and decoded once.
         """
-        first = 0
+        first, ends = 0, [row.start + row.length for row in self.episodes]
         while first < len(self.episodes):
             start, last = self.episodes[first].start, first
-            while last + 1 < len(self.episodes) and self.episodes[last].start - start < WINDOW:
+            while last + 1 < len(self.episodes) and ends[last + 1] - start <= WINDOW:
                 last += 1
-            stop = self.episodes[last].start + self.episodes[last].length
+            stop = ends[last]
             try:
                 window = self.records(start, stop)
             except ValueError:

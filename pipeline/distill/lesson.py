@@ -18,8 +18,10 @@ from pipeline.datasets.loader import Frames, Loader, Window
 from pipeline.distill import losses
 from pipeline.seeding import stream
 
-Interleave = int | Literal["episode"]
-"""After how many updates the next game has its turn; `episode`: after as many as an episode of it has minibatches."""
+Interleave = int | Literal["episode", "together"]
+"""After how many updates the next game has its turn; `episode`: after as many as an episode of it has minibatches. `together`:
+there are no turns, every update is of all games.
+"""
 
 
 class Batch(NamedTuple):
@@ -27,7 +29,7 @@ class Batch(NamedTuple):
 
     obs_BCHW: Tensor
     q_BA: Tensor
-    game: str | None = None
+    game: str
 
 
 class Lesson:
@@ -93,7 +95,7 @@ class Turns:
     """
 
     def __init__(
-        self, episode_steps: Mapping[str, npt.NDArray[np.int64]], interleave: Interleave, batch: int, seed: int
+        self, episode_steps: Mapping[str, npt.NDArray[np.int64]], interleave: int | Literal["episode"], batch: int, seed: int
     ) -> None:
         self._games = list(episode_steps)
         self._steps, self._interleave, self._batch, self._seed = dict(episode_steps), interleave, batch, seed

@@ -1,6 +1,7 @@
 """Learn a student from stored datasets alone, one a game: no teacher weights, no environment.
 
-A student of several games has one trunk and one head a game; each minibatch is of one game (`lesson.Turns`).
+A student of several games has one trunk and one head a game. Each minibatch is of one game (`lesson.Turns`), or has as many
+states of each (`together`).
 
 Dimensions: B batch, C stacked frames, H W pixels, A actions, F features.
 """
@@ -134,13 +135,17 @@ class Student:
         self.config, self.objective, self.compute, self.seed, self.frozen = config, objective, compute, seed, frozen
         self.budget = updates
         self.updates = 0
+        together = interleave == "together" and len(sources) > 1
+        self._each = config.batch // len(sources) if together else config.batch
+        if not self._each:
+            raise ValueError(f"a batch of {config.batch} has no state for each of {len(sources)} games: raise batch")
         background = ThreadPoolExecutor(1)
         self.lessons = {
             source.game: Lesson(
                 source.game,
                 Loader(
                     source,
-                    batch=config.batch,
+                    batch=self._each,
                     held_out=config.held_out,
                     seed=seed,
                     memory=int(config.memory_gb * 1e9),
@@ -158,9 +163,8 @@ class Student:
             raise ValueError(f"temperatures name {', '.join(unknown)}: the mix has {', '.join(self.lessons)}")
         self.temperatures = {game: self._temperature(lesson) for game, lesson in self.lessons.items()}
         self._unit = {game: self._blind_loss(lesson) if objective.balanced else 1.0 for game, lesson in self.lessons.items()}
-        self._turns = Turns(
-            {g: lesson.loader.episode_steps for g, lesson in self.lessons.items()}, interleave, config.batch, seed
-        )
+        steps = {game: lesson.loader.episode_steps for game, lesson in self.lessons.items()}
+        self._turns = Turns(steps, interleave, config.batch, seed) if interleave != "together" else None
         self.network = self._begin(spec, {source.game: source.actions for source in sources}, start)
         self.bridge, self._teacher = None, None
         if objective.feature_weight:
@@ -188,7 +192,7 @@ class Student:
         if objective.per_gap:
             temperature *= lesson.scale.gap
         if not temperature > 0:
-            raise ValueError(f"the median Q-gap of {lesson.game}'s dataset is 0, so no temperature can be relative to it")
+            raise ValueError(f"the median Q-gap of {lesson.game}'s dataset is 0: set per_gap to false")
         return temperature
 
     def _blind_loss(self, lesson: Lesson) -> float:
@@ -202,7 +206,7 @@ class Student:
             if heads[game] != known[game]:
                 raise ValueError(
                     f"the agent to begin with plays {game} with {known[game]} actions, its dataset has {heads[game]}: "
-                    f"they are not of one environment"
+                    f"begin with one that was made in the dataset's environment"
                 )
         new = [game for game in heads if game not in known]
         network = new_network(spec, {**known, **heads}, self.compute.device, integer(self.seed, "student", "weights"))
@@ -229,7 +233,6 @@ class Student:
             case "mse":
                 return batch.q_BA
             case "normalised-mse":
-                assert batch.game is not None
                 scale = self.lessons[batch.game].scale
                 return (batch.q_BA - scale.mean) / scale.deviation
             case _:
@@ -264,47 +267,53 @@ class Student:
         self.optimizer.load_state_dict({**state, "param_groups": groups})
         self._recorded = Recorded(self.compute.device)  # what was recorded works on the tensors of before
 
-    def batch(self, update: int) -> Batch:
-        """Minibatch `update`: the game whose turn it is, its states and Q-values."""
+    def batches(self, update: int) -> list[Batch]:
+        """What update number `update` learns from: states and Q-values of the game whose turn it is, or of each."""
+        if self._turns is None:
+            return [lesson.batch(update) for lesson in self.lessons.values()]
         game, number = self._turns.place(update)
-        return self.lessons[game].batch(number)
+        return [self.lessons[game].batch(number)]
 
     def _loss_B(self, student_BA: Tensor, batch: Batch) -> Tensor:
         """The objective's loss of these outputs, per example."""
-        assert batch.game is not None
         name, game = self.objective.loss, batch.game
         loss_B = losses.loss_B(name, student_BA, batch.q_BA, self.temperatures[game], self.lessons[game].scale)
         return loss_B / self._unit[game] if self.objective.balanced else loss_B
 
-    def update(self, batch: Batch) -> Tensor:
-        """One gradient step; returns the batch's mean loss, on the device."""
+    def update(self, batches: Sequence[Batch]) -> Tensor:
+        """One gradient step from these, a game each, which weigh alike; returns the mean loss, on the device."""
         rate: float | Tensor = learning_rate(self.config, self.updates, self.budget)
         if isinstance(self._rate, Tensor):
             rate = self._rate.fill_(rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.updates += 1
-        return self._recorded(self._step, batch.game, batch.obs_BCHW, batch.q_BA)
+        tensors = [tensor for batch in batches for tensor in (batch.obs_BCHW, batch.q_BA)]
+        return self._recorded(self._step, tuple(batch.game for batch in batches), *tensors)
 
-    def _step(self, game: str | None, obs_BCHW: Tensor, q_BA: Tensor) -> Tensor:
+    def _step(self, games: tuple[str, ...], *tensors: Tensor) -> Tensor:
         """What an update does on the device."""
-        batch = Batch(obs_BCHW, q_BA, game)
+        batches = [Batch(*of_game) for of_game in zip(tensors[::2], tensors[1::2], games, strict=True)]
+        obs_BCHW = torch.cat([batch.obs_BCHW for batch in batches]) if len(batches) > 1 else batches[0].obs_BCHW
         with self.compute.autocast():
-            features_BF = self.network.features(batch.obs_BCHW)
-        loss_B = self._loss_B(self.network.values(features_BF, batch.game), batch)
-        if self._teacher is not None and self.bridge is not None:
-            with torch.no_grad(), self.compute.autocast():
-                wanted_BF = self._teacher.features(batch.obs_BCHW)
-            loss_B = loss_B + self.objective.feature_weight * (self.bridge(features_BF) - wanted_BF).square().sum(dim=1)
-        assert loss_B.shape == (len(batch.q_BA),)
-        loss = loss_B.mean()
+            features_BF = self.network.features(obs_BCHW)
+        means = []
+        for batch, of_game_BF in zip(batches, torch.split(features_BF, [len(b.q_BA) for b in batches]), strict=True):
+            loss_B = self._loss_B(self.network.values(of_game_BF, batch.game), batch)
+            if self._teacher is not None and self.bridge is not None:
+                with torch.no_grad(), self.compute.autocast():
+                    wanted_BF = self._teacher.features(batch.obs_BCHW)
+                loss_B = loss_B + self.objective.feature_weight * (self.bridge(of_game_BF) - wanted_BF).square().sum(dim=1)
+            assert loss_B.shape == (len(batch.q_BA),)
+            means.append(loss_B.mean())
+        loss = torch.stack(means).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm, foreach=True)
         self.optimizer.step()
-        if batch.game is not None:
+        for batch, mean in zip(batches, means, strict=True):
             since_2 = self._since_G2[list(self.lessons).index(batch.game)]
-            since_2[0] += loss.detach()
+            since_2[0] += mean.detach()
             since_2[1] += 1
         return loss.detach()
 
@@ -362,10 +371,10 @@ class Student:
         self._since_G2.zero_()
         if len(self.network.actions) == 1:
             return {}
-        states = self._turns.counts(self.updates)
+        minibatches = self._turns.counts(self.updates) if self._turns else dict.fromkeys(self.lessons, self.updates)
         found = {}
         for game, total, count in zip(self.lessons, sum_G, count_G, strict=True):
-            found[f"states_{game}"] = float(states[game] * self.config.batch)
+            found[f"states_{game}"] = float(minibatches[game] * self._each)
             if count:
                 found |= {f"loss_{game}": total / count, f"share_{game}": total / (sum(sum_G) or 1.0)}
         return found
@@ -416,7 +425,7 @@ def train(student: Student) -> Iterator[Progress]:
     config = student.config
     recent: list[Tensor] = []
     while student.updates < student.budget:
-        recent.append(student.update(student.batch(student.updates)))
+        recent.append(student.update(student.batches(student.updates)))
         done = student.updates
         validating = done % config.validate_every == 0 or done == student.budget
         if not validating and done % 50:
@@ -428,8 +437,9 @@ def train(student: Student) -> Iterator[Progress]:
         recent = []
         if validating:
             metrics |= student.validate() | student.losses_since()
-            if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["held_out_loss"]):
-                raise ValueError(f"the loss is not finite after {done:,} updates: lower the learning rate")
+        if not all(math.isfinite(metrics.get(name, 0.0)) for name in ("loss", "held_out_loss")):  # before it is saved
+            raise ValueError(f"the loss is not finite after {done:,} updates: lower the learning rate")
+        if validating:
             student.keep_if_best(metrics["held_out_loss"])
             student.curve.append({"updates": done, **metrics})
         yield Progress(done=done, total=student.budget, unit="updates", metrics=metrics)

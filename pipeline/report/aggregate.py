@@ -109,14 +109,6 @@ def aggregates(games: Mapping[str, Game]) -> list[Aggregate]:
     return found
 
 
-def scores_by_variant(games: Mapping[str, Game]) -> dict[str, dict[str, list[Values]]]:
-    """Every variant's score set (`_Run.score_N`)."""
-    return {
-        variant: {name: [run.score_N for run in runs] for name, runs in of_games.items()}
-        for variant, of_games in _runs(games).items()
-    }
-
-
 def _runs(games: Mapping[str, Game]) -> dict[str, dict[str, list[_Run]]]:
     """Every variant's, by game."""
     found: dict[str, dict[str, list[_Run]]] = {}

@@ -221,17 +221,3 @@ def _standing(game: str, runs: Sequence[Evaluated], baseline: Baseline) -> _Draw
         gpus=tuple(device for who in runs if (device := who.card.get("device", "cpu")) != "cpu"),
     )
     return _Drawn(standing, normalized_R, percent_R)
-
-
-def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> Values:
-    """Spearman's, over the last axis: the correlation of ranks, ties sharing theirs. 0 where one of them does not vary."""
-    ranks = [_ranks(np.asarray(values, dtype=np.float64)) for values in (x, y)]
-    a, b = (rank - rank.mean(axis=-1, keepdims=True) for rank in ranks)
-    spread = np.sqrt((a * a).mean(axis=-1) * (b * b).mean(axis=-1))
-    return np.asarray(np.divide((a * b).mean(axis=-1), spread, out=np.zeros_like(spread), where=spread > 0))
-
-
-def _ranks(values: Values) -> Values:
-    """Over the last axis."""
-    own, other = values[..., :, None], values[..., None, :]
-    return np.asarray((own > other).sum(axis=-1) + ((own == other).sum(axis=-1) + 1) / 2.0)

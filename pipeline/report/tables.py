@@ -174,9 +174,10 @@ def facts(rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 CORRELATED: Final = (
-    "Spearman's rank correlation with the normalised score, in brackets the number of students, who are resampled for the 95 % "
-    "intervals (none where the order is perfect: all resamples are, then). Within a loss the held-out numbers are comparable; "
-    "over all losses they mostly tell losses apart. Where all students play as well as their teacher, ranks are mostly noise."
+    "Kendall's rank correlation with the normalised score, over the pairs of students that were measured on the same held-out "
+    "episodes, in brackets how many. Students are resampled for the 95 % intervals (none where the order is perfect: all "
+    "resamples are, then). Within a loss the held-out numbers are comparable; over all losses they mostly tell losses apart. "
+    "Where all students play as well as their teacher, ranks are mostly noise."
 )
 """What the table of correlations tells."""
 
@@ -194,7 +195,7 @@ def best_predictor(found: Predicted) -> str:
 
 def correlations(groups: Sequence[Group]) -> Table:
     """A row per held-out number, a column per group of students."""
-    head = ["rank correlation [95 %]", *(f"{g.game}, {g.loss or 'all losses'} ({g.students})" for g in groups)]
+    head = ["rank correlation [95 %]", *(f"{g.game}, {g.loss or 'all losses'} ({g.pairs})" for g in groups)]
     found = {name: [g.correlations[name] for g in groups] for name in PREDICTORS}
     cells = [
         [label, *(f"{c.value:.2f}" + (f" [{c.ci95[0]:.2f}, {c.ci95[1]:.2f}]" if c.ci95 else "") for c in found[name])]

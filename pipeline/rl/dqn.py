@@ -79,8 +79,11 @@ class DqnConfig:
             raise ValueError(
                 f"target_epsilon is {self.target_epsilon}, not in (0, 1): leave it out for the greedy policy's value"
             )
-        if self.replay_start > self.replay:
-            raise ValueError(f"replay_start {self.replay_start:,} exceeds replay {self.replay:,}: lower it")
+        if not 2 * self.envs <= self.replay_start <= self.replay:
+            raise ValueError(
+                f"replay_start {self.replay_start:,} is not between {2 * self.envs}, two steps of each environment, "
+                f"and replay, {self.replay:,}"
+            )
 
 
 class DqnWeights(Weights):

@@ -40,12 +40,12 @@ def flat(learned: Student) -> torch.Tensor:
 @pytest.mark.parametrize("changes", [{"optimizer": "adam"}, {"optimizer": "muon"}, {"optimizer": "rmsprop", **DECAYS}])
 def test_a_gpu_learns_what_a_cpu_learns(dataset: Dataset, changes: dict[str, Any]) -> None:
     learning = [student(dataset, exact(torch.device(name)), **changes) for name in ("cuda", "cpu")]
-    losses = np.array([[float(s.update(s.batch(update))) for update in range(10)] for s in learning])
+    losses = np.array([[float(s.update(s.batches(update))) for update in range(10)] for s in learning])
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
 
 
 def test_stacks_are_gathered_on_the_device(dataset: Dataset) -> None:
-    there, here = (student(dataset, exact(torch.device(name))).batch(3) for name in ("cuda", "cpu"))
+    there, here = (student(dataset, exact(torch.device(name))).batches(3)[0] for name in ("cuda", "cpu"))
     assert there.obs_BCHW.device.type == there.q_BA.device.type == "cuda"
     torch.testing.assert_close(there.obs_BCHW.cpu(), here.obs_BCHW, rtol=0, atol=0)
     torch.testing.assert_close(there.q_BA.cpu(), here.q_BA, rtol=0, atol=0)

@@ -42,7 +42,10 @@ def student(
     return Student(config, objective, SPEC, pair, updates, CPU, 0, **options)
 
 
-@pytest.mark.parametrize(("loss", "interleave"), [("kl", "episode"), ("nll", "episode"), ("kl", 1), ("normalised-mse", 1)])
+@pytest.mark.parametrize(
+    ("loss", "interleave"),
+    [("kl", "episode"), ("nll", "episode"), ("kl", 1), ("normalised-mse", 1), ("kl", "together"), ("nll", "together")],
+)
 def test_one_trunk_learns_both_games(pair: list[Dataset], loss: LossName, interleave: Any) -> None:
     learned = student(pair, loss, interleave=interleave)
     *_, last = train(learned)
@@ -72,21 +75,23 @@ def test_a_balanced_loss_is_in_units_of_the_blind_students(pair: list[Dataset]) 
         assert one[f"kl_{game}"] == other[f"kl_{game}"]
 
 
-@pytest.mark.parametrize("windows", [False, True])
-def test_resume_gives_the_same_weights(pair: list[Dataset], windows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("windows", "interleave"), [(False, "episode"), (True, "episode"), (True, "together")])
+def test_resume_gives_the_same_weights(
+    pair: list[Dataset], windows: bool, interleave: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = dataclasses.replace(CONFIG, validate_every=30)
     if windows:
         monkeypatch.setattr(loader, "BLOCK", 32)
         little = (sum(len(d) * (4 * d.actions + 16) for d in pair) + (2 * 2 + 1) * 35 * 84 * 84 + 16 * 4 * 84 * 84) / 1e9
         config = dataclasses.replace(config, memory_gb=little, validation_states=16, batch=16)
-    undisturbed = student(pair, updates=100, config=config)
+    undisturbed = student(pair, updates=100, config=config, interleave=interleave)
     assert all(lesson.loader.resident != windows for lesson in undisturbed.lessons.values())
     list(train(undisturbed))
-    first = student(pair, updates=100, config=config)
+    first = student(pair, updates=100, config=config, interleave=interleave)
     for p in train(first):
         if p.done == 50:  # between two validations
             break
-    second = student(pair, updates=100, config=config)
+    second = student(pair, updates=100, config=config, interleave=interleave)
     second.load_state_dict(first.state_dict())
     list(train(second))
     assert second.curve == undisturbed.curve
@@ -119,6 +124,26 @@ def test_a_turn_is_an_episode() -> None:
     runs = [(game, len(list(run))) for game, run in itertools.groupby(games)]
     assert [game for game, _ in runs] == ["short", "long", "short", "long"]
     assert sorted(length for _, length in runs) == [2, 4, 100, 100]
+
+
+def test_together_every_update_is_of_all_games(pair: list[Dataset]) -> None:
+    learning = student(pair, interleave="together", updates=20)
+    batches = learning.batches(7)
+    assert [(batch.game, len(batch.q_BA)) for batch in batches] == [
+        ("Corridor", CONFIG.batch // 2),
+        ("Mirror", CONFIG.batch // 2),
+    ]
+    for batch, dataset in zip(batches, pair, strict=True):
+        half = student([dataset], config=dataclasses.replace(CONFIG, batch=CONFIG.batch // 2)).batches(7)[0]
+        assert torch.equal(batch.obs_BCHW, half.obs_BCHW)
+    alone = [learning._loss_B(learning.network(b.obs_BCHW, b.game), b).mean().detach() for b in batches]
+    assert float(learning.update(batches)) == pytest.approx(float(torch.stack(alone).mean()))
+    *_, last = train(learning)
+    assert last.metrics["states_Corridor"] == last.metrics["states_Mirror"] == 20 * CONFIG.batch // 2
+    (alike,) = student(pair[:1], interleave="together").batches(7)
+    assert torch.equal(alike.obs_BCHW, student(pair[:1]).batches(7)[0].obs_BCHW)
+    with pytest.raises(ValueError, match="a batch of 1 has no state for each of 2 games: raise batch"):
+        student(pair, interleave="together", config=dataclasses.replace(CONFIG, batch=1))
 
 
 def test_a_game_is_added_without_touching_the_others(pair: list[Dataset]) -> None:

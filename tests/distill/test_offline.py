@@ -64,6 +64,14 @@ def student(dataset: Dataset, loss: LossName = "kl", updates: int = 60, **change
     )
 
 
+def test_a_loss_that_is_lost_ends_the_run_before_it_is_saved(dataset: Dataset) -> None:
+    lost = student(dataset, updates=200, validate_every=200)
+    with torch.no_grad():
+        next(lost.network.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="the loss is not finite after 50 updates: lower the learning rate"):
+        next(train(lost))
+
+
 @pytest.mark.parametrize("loss", get_args(LossName))
 def test_the_student_prefers_what_the_teacher_prefers(dataset: Dataset, loss: LossName) -> None:
     learned = student(dataset, loss, updates=150)
@@ -87,7 +95,7 @@ def test_feature_regression_brings_the_students_features_to_the_teachers(dataset
     learned = Student(
         dataclasses.replace(CONFIG, schedule="constant"), objective, SMALL, [dataset], 200, CPU, 0, teacher=teacher
     )
-    obs = learned.batch(0)[0]
+    obs = learned.batches(0)[0].obs_BCHW
 
     def distance() -> float:
         assert learned.bridge is not None

@@ -24,7 +24,7 @@ def fit(*, standardise: bool) -> tuple[float, float]:
     student = Student(
         config, objective, NETWORKS["net2"], [open_dataset(SAMPLE)], 80, Compute(torch.device("cpu"), "float32"), 0
     )
-    batch = student.batch(0)
+    batch = student.batches(0)
     losses = [float(student.update(batch)) for _ in range(80)]
     assert np.isfinite(losses).all()
     return losses[0], losses[-1]

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.report import reproduction
 from pipeline.report.page import Section, render
-from pipeline.report.predictors import FEWEST, Point, correlate, predicted
+from pipeline.report.predictors import Point, correlate, kendall, predicted
 from pipeline.report.results import Results
 from pipeline.report.scores import Baseline, score
 from pipeline.report.summary import Game
@@ -36,21 +36,41 @@ def points(found: list[Any], folder: Path) -> tuple[list[Row], Game]:
 
 
 def of(rows: list[Row]) -> list[Point]:
-    return [Point(r.who.loss or "", r.who.card["held_out"], r.score) for r in rows]
+    return [Point(r.who.loss or "", r.who.card["held_out"], None, r.score) for r in rows]
 
 
 @pytest.mark.parametrize(("noise", "named"), [(1.0, "kl"), (0.0, None)])
 def test_the_best_is_named_where_the_intervals_allow(tmp_path: Path, noise: float, named: str | None) -> None:
-    rows, _ = points(students(tmp_path, 12, "kl", noise) + students(tmp_path, FEWEST - 1, "nll", noise), tmp_path)
+    rows, _ = points(students(tmp_path, 12, "kl", noise) + students(tmp_path, 4, "nll", noise), tmp_path)
     groups, best = correlate(of(rows))
-    assert [(g.loss, g.students) for g in groups] == [(None, 12 + FEWEST - 1), ("kl", 12)]
+    assert [(g.loss, g.students, g.pairs) for g in groups] == [(None, 16, 120), ("kl", 12, 66)]
     within = groups[1].correlations
     assert within["kl"].value == pytest.approx(-1.0)
     assert within["kl"].ci95 is None  # of a perfect order every resample is in order
     value, ci95 = within["agreement"]
     assert ci95 is None if noise == 0 else ci95 is not None and ci95[0] <= value <= ci95[1]
     assert best == named
-    assert correlate(of(rows)[: FEWEST - 1]) == ([], None)
+    assert correlate(of(rows)[:4]) == ([], None)
+
+
+def test_students_are_compared_on_the_same_held_out_episodes_alone(tmp_path: Path) -> None:
+    rows, _ = points(students(tmp_path, 10, "kl", 0.0), tmp_path)
+    numbers = ({name: value + 9 * (i // 5) for name, value in p.held_out.items()} for i, p in enumerate(of(rows)))
+    harder = [p._replace(held_out=told, episodes=i // 5) for i, (p, told) in enumerate(zip(of(rows), numbers, strict=True))]
+    (group,), _ = correlate(harder)  # the second five, which play better, have held out harder episodes
+    assert (group.students, group.pairs) == (10, 20)
+    assert group.correlations["kl"] == (-1.0, None)
+    (mixed,), _ = correlate([p._replace(episodes=0) for p in harder])
+    assert mixed.correlations["kl"].value > 0
+    assert correlate([p._replace(episodes=i) for i, p in enumerate(harder)]) == ([], None)
+
+
+def test_kendalls_correlation_counts_pairs_in_order() -> None:
+    x, y = np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 4])
+    order = np.sign(x[:, None] - x) * np.sign(y[:, None] - y)
+    every = ~np.eye(4, dtype=bool)
+    times = [[1, 1, 1, 1], [2, 1, 1, 0], [4, 0, 0, 0]]
+    assert kendall(order, every, times) == pytest.approx([4 / 6, (2 + 2 - 1) / 5, 0])
 
 
 def test_the_page_has_them(tmp_path: Path) -> None:
@@ -58,9 +78,9 @@ def test_the_page_has_them(tmp_path: Path) -> None:
     results = Results(predicted=predicted([(row.who, row.score) for row in rows]))
     page = render([Section(game="Pong", rows=rows, who=game)], results, {})
     assert "Which held-out number predicts the score?" in page
-    for told in ("Pong, all losses (11)", "Pong, kl (6)", "Pong, mse (5)", "-1.00</td>", "The best is held-out KL"):
+    for told in ("Pong, all losses (55)", "Pong, kl (15)", "Pong, mse (10)", "-1.00</td>", "The best is held-out KL"):
         assert told in page
     paper = reproduction.markdown(results)
-    assert "| rank correlation [95 %] | Pong, all losses (11) | Pong, kl (6) | Pong, mse (5) |" in paper
+    assert "| rank correlation [95 %] | Pong, all losses (55) | Pong, kl (15) | Pong, mse (10) |" in paper
     assert "tau = 0.01" in paper
     assert predicted([]) is None

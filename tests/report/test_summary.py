@@ -14,7 +14,7 @@ from pipeline.report.page import render
 from pipeline.report.paper import STUDENTS
 from pipeline.report.results import Results, Several
 from pipeline.report.scores import Baseline, Evaluated, score
-from pipeline.report.summary import Game, geometric_mean, leads, rank_correlation, summarise
+from pipeline.report.summary import Game, geometric_mean, leads, summarise
 from tests.report.test_scores import evaluated
 
 PQN = {"algorithm": "pqn", "architecture": {"layer_norm": True}}
@@ -228,10 +228,3 @@ def test_a_race_may_have_many_runners(tmp_path: Path) -> None:
     runs = game(tmp_path, "Pong", 10, {"trio/kl": [[9, 9]] * 12})
     drawn = figures.race(runs.teacher, [replace(who, curve=curve) for who in runs.students])
     assert drawn.count("<text") > 12
-
-
-def test_rank_correlation() -> None:
-    assert rank_correlation([1, 2, 3, 4], [10, 20, 25, 1000]) == pytest.approx(1.0)
-    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
-    assert rank_correlation([1, 1, 2], [1, 1, 1]) == 0.0
-    assert rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486833)  # with ties

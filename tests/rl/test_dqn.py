@@ -145,8 +145,9 @@ def test_a_checkpoint_brings_no_settings_along() -> None:
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="whole number of updates"):
         replace(CONFIG, envs=6)
-    with pytest.raises(ValueError, match="exceeds replay"):
-        replace(CONFIG, replay_start=5000)
+    for beyond in (5000, CONFIG.envs):  # of one step of each no successor is known
+        with pytest.raises(ValueError, match=rf"replay_start {beyond:,} is not between {2 * CONFIG.envs}"):
+            replace(CONFIG, replay_start=beyond)
     with pytest.raises(ValueError, match="target_epsilon is 1"):
         replace(CONFIG, target_epsilon=1.0)
     with pytest.raises(ValueError, match="average_decay is 1"):

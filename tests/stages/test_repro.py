@@ -60,6 +60,16 @@ def test_stages_run_beside_each_other_and_after_what_they_read_and_are_committed
     assert sorted(log.splitlines()) == ["Run both", "Run left", "Run right"]
 
 
+def test_what_git_refuses_is_committed_after_the_next_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = {"one": makes("one"), "two": makes("two", "rm .git/index.lock; echo > two", "one")}
+    layout = experiment(tmp_path / "repo", stages)
+    (layout.root / ".git/index.lock").touch()
+    assert repro(layout, commit=True) == "2 stages"
+    assert "one is not committed, `git add" in capsys.readouterr().err
+    log = subprocess.run(["git", "log", "--format=%s"], cwd=layout.root, capture_output=True, text=True, check=True).stdout
+    assert log.splitlines() == ["Run two", "Run one"]
+
+
 def test_where_a_stage_fails_the_others_run_and_a_repetition_runs_what_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
