@@ -116,7 +116,7 @@ class StudentParams(Section):
     network: str
     preset: str
     updates: int = Field(gt=0)
-    interleave: Literal["episode", "together"] | Annotated[int, Field(gt=0)] = "episode"
+    interleave: Literal["episode", "together"] | Annotated[int, Field(gt=0)] = "together"
     begins_with: str | None = None
     frozen: bool = False
     play_episodes: int = Field(default=0, ge=0)

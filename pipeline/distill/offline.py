@@ -126,7 +126,7 @@ class Student:
         compute: Compute,
         seed: int,
         *,
-        interleave: Interleave = "episode",
+        interleave: Interleave = "together",
         start: QNetwork | None = None,
         frozen: bool = False,
         teacher: QNetwork | None = None,
