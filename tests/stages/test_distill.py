@@ -19,7 +19,7 @@ from pipeline.datasets.mix import Ingredient, write_mix
 from pipeline.distill.offline import Student
 from stages import distill
 from stages.cli import main
-from stages.current import earlier_settings
+from stages.current import earlier_settings, made, other_collections
 from stages.params import Cell, load_project
 from stages.publish import load_state, save_state
 from tests.fakes import corridor_dataset, corridor_episode, edited_params, write_dataset
@@ -159,6 +159,26 @@ def test_any_other_setting_of_a_student_is_noticed(tmp_path: Path) -> None:
     for change in ({"per_gap": True}, {"balanced": True}, {"feature_weight": 0.01}, {"temperatures": {"Corridor": 0.1}}):
         (name,) = change
         assert told(**change).startswith(name)
+
+
+def test_a_student_of_another_mix_is_not_made(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    distilled(folder)
+    cell = Cell("students", "way", "kl", 0)
+
+    def is_made(*datasets: str) -> bool:
+        with edited_params(folder, folder / "params.yaml") as raw:
+            raw["mixes"]["way"] = list(datasets)
+        return made(*load_project(folder / "params.yaml"), cell)
+
+    assert not is_made("Corridor", "Corridor-1")
+    assert is_made("Corridor")
+    path = folder / "data/students/way/kl-0/card.json"
+    card = json.loads(path.read_text())
+    of_corridor = {"environment": card["environment"], "teacher": card["teacher"]}
+    kept = {"Pong": {"environment": {}}}  # of a teacher that it began with
+    path.write_text(json.dumps(card | {"games": kept | {"Corridor": of_corridor}}))
+    assert other_collections(*load_project(folder / "params.yaml"), cell) == []
 
 
 def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
