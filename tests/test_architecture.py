@@ -24,7 +24,7 @@ OWNERS = {
     "numcodecs": {"pipeline.datasets"},
     "fsspec": {"pipeline.datasets"},
     "distributed": {"pipeline.collect", "stages"},
-    "dask": {"pipeline.collect", "stages"},
+    "dask": {"pipeline.collect", "pipeline.cores", "stages"},
     "torch": {"pipeline.agents", "pipeline.rl", "pipeline.distill", "pipeline.collect", "stages"},
     "pyarrow": {"pipeline.datasets", "pipeline.report", "stages"},
     "onnx": {"pipeline.agents"},

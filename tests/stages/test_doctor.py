@@ -37,7 +37,7 @@ def test_here_nothing_is_bad() -> None:
 
 
 def test_a_worse_machine_is_told_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "cores", lambda: (0,))
+    monkeypatch.setattr(doctor, "core_count", lambda: 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: DISK)
     monkeypatch.setattr(device, "_multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(doctor, "_seconds", lambda dtype: 1.0 if dtype is torch.float32 else 2.0)
