@@ -75,7 +75,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with edited_params(folder) as raw:
         raw["environment"]["max_episode_frames"] = 160
         raw["datasets"] = {game: {"states": 200, "epsilon": 0.05, "seed": 1, "recipe": 1} for game in GAMES}
-        raw["mixes"] = {"pair": [*reversed(GAMES)], "first": ["Breakout"], "second": ["Qbert"]}
+        raw["mixes"] = {"pair": list(GAMES), "first": ["Breakout"], "second": ["Qbert"]}
         student: dict[str, Any] = {
             "loss": "kl",
             "temperature": 0.5,
@@ -207,6 +207,9 @@ def test_any_other_setting_of_a_baseline_is_noticed(travelled: Path) -> None:
 
     assert told("multitask", "pqn") == ""
     assert told("multitask", "pqn", select_every=64) == "select_every 32"
+    with edited_params(travelled, params) as raw:
+        raw["mixes"]["pair"] = [*reversed(GAMES)]
+    assert earlier_settings(*load_project(params), Cell("multitask", "pair", "pqn", 0)) == ""
     with edited_params(travelled, params) as raw:
         raw["mixes"]["pair"] = ["Qbert"]
     assert earlier_settings(*load_project(params), Cell("multitask", "pair", "pqn", 0)) == "games Breakout, Qbert"
