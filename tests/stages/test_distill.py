@@ -176,7 +176,7 @@ def test_a_student_of_another_mix_is_not_made(tmp_path: Path) -> None:
     path = folder / "data/students/way/kl-0/card.json"
     card = json.loads(path.read_text())
     of_corridor = {"environment": card["environment"], "teacher": card["teacher"]}
-    kept = {"Pong": {"environment": {}}}  # of a teacher that it began with
+    kept: dict[str, Any] = {"Pong": {"environment": {}}}  # of a teacher that it began with
     path.write_text(json.dumps(card | {"games": kept | {"Corridor": of_corridor}}))
     assert other_collections(*load_project(folder / "params.yaml"), cell) == []
 
