@@ -57,11 +57,12 @@ def test_several_datasets_of_a_game_are_read_as_one(tmp_path: Path) -> None:
     assert len(joined) == len(a) + len(b)
     assert [joined.episodes[i].start for i in (40, 46)] == [len(a) + b.episodes[i].start for i in (0, 6)]
     for start, stop in ((0, 5), (len(a) - 3, len(a) + 4), (len(a), len(joined)), (0, len(joined))):
-        both = np.concatenate([a.read("frame", 0, len(a)), b.read("frame", 0, len(b))])[start:stop]
-        assert np.array_equal(joined.read("frame", start, stop), both)
-        into = np.full_like(both, 7)
-        assert joined.read("frame", start, stop, out=into) is into
-        assert np.array_equal(into, both)
+        for name in ("q", "frame"):
+            both = np.concatenate([a.read(name, 0, len(a)), b.read(name, 0, len(b))])[start:stop]
+            assert np.array_equal(joined.read(name, start, stop), both)
+            into = np.full_like(both, 7)
+            assert joined.read(name, start, stop, out=into) is into
+            assert np.array_equal(into, both)
     alone, split = split_episodes(a, 0.1, 3), joined.split(0.1, [3, 4])
     assert np.array_equal(split.held_out_N, [*alone.held_out_N, *(split_episodes(b, 0.1, 4).held_out_N + len(a))])
     assert np.array_equal(split.train_N[: len(alone.train_N)], alone.train_N)
