@@ -54,19 +54,15 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         raise ValueError("the params' grid names nothing to report on: add a mix with its students and seeds")
     cells = params.cells()
     runs = [(game, seed) for game, online in params.online.items() for seed in online.seeds]
+    online = _runs(layout, runs, partial=partial)
     if partial:
-        followed = [run for run in runs if _followed(layout, *run)]
-        if missing := [f"{game}-{seed}" for game, seed in runs if (game, seed) not in followed]:
-            say(f"left out, not followed or not evaluated yet: {', '.join(missing)}")
-        runs = followed
-        cells = finished(layout, params, cells, others=bool(runs))
+        cells = finished(layout, params, cells, others=bool(online))
     earlier, apart = (_names_by(layout, params, cells, told) for told in (earlier_settings, _told_collections))
-    for game, seed in runs:
-        if told := earlier_following(layout, params, game, seed):
-            earlier.setdefault(told, []).append(f"{game}-{seed}")
+    for run in online:
+        if told := earlier_following(layout, params, run.game, run.seed):
+            earlier.setdefault(told, []).append(f"{run.game}-{run.seed}")
     if not partial:
         _refuse_outdated(layout, params, cells, earlier)
-    online = [_run(layout, *run) for run in runs]
     taught = dict.fromkeys(cell.mix for cell in cells if cell.kind == "students")
     mixes = {mix: read_mix(layout.mix(mix)) for mix in taught}
     players = _players(layout, params, cells)
@@ -201,13 +197,17 @@ def _beside(folder: Path, ours: Mapping[str, Game]) -> list[tuple[Evaluated, lis
     return rows
 
 
-def _followed(layout: Layout, game: str, seed: int) -> bool:
-    agents = _ends(game, seed).values()
-    there = all(path.is_file() for agent in agents for path in (layout.episodes(agent), layout.scores(agent)))
-    played = there and not any(scored_before(layout, agent, agent) for agent in agents)
-    folder = layout.online(f"{game}-{seed}")
-    whole = all((folder / name).is_file() for name in ("curve.csv", RETURNS)) and "following" in load_card(folder)
-    return played and whole and not _followed_another(layout, game, seed)
+def _runs(layout: Layout, runs: Sequence[tuple[str, int]], *, partial: bool) -> list[Run]:
+    """All of these runs, or with `partial` those that are whole and scored; says what the others lack."""
+    found = []
+    for game, seed in runs:
+        try:
+            found.append(_run(layout, game, seed))
+        except ValueError as error:
+            if not partial:
+                raise
+            say(f"left out, {game}-{seed}: {error}")
+    return found
 
 
 def _followed_another(layout: Layout, game: str, seed: int) -> bool:
@@ -237,6 +237,8 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
             raise ValueError(
                 f"the report lacks {path}: run `pd-pipeline distill-online --game {game} --seed {seed}` or `dvc repro`"
             )
+    if (following := load_card(folder).get("following")) is None:
+        raise ValueError(f"{folder} does not tell how it followed: `dvc repro` makes it anew")
     rows, points = read_curve(folder / "curve.csv"), read_curve(folder / RETURNS)
     teacher_PN, student_PN = (
         np.array([float(row[who]) for row in points]).reshape(len(rows), -1) for who in ("teacher", "student")
@@ -262,7 +264,7 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
         teacher_PN=teacher_PN,
         student_PN=student_PN,
         best_P=[int(row["best_point"]) for row in rows],
-        states=load_card(folder)["following"]["states"],
+        states=following["states"],
         **returns,
     )
 
