@@ -40,11 +40,13 @@ class Table:
     classes: Sequence[str] = ()
 
     def html(self, caption: str) -> str:
-        """Sortable; all columns but the first are aligned as numbers by the style sheet's `.number`."""
+        """Sortable; all columns but the first are aligned as numbers by the style sheet's `.number`. Where a table is wide, lines
+        break before intervals, not in them.
+        """
         titles = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in self.head)
         body = "".join(
             f'<tr class="{escape(kind)}"><td>{escape(first)}</td>'
-            + "".join(f'<td class="number">{escape(cell)}</td>' for cell in rest)
+            + "".join(f'<td class="number">{escape(cell).replace(", ", ",&nbsp;")}</td>' for cell in rest)
             + "</tr>"
             for (first, *rest), kind in zip(self.cells, self.classes or ["student"] * len(self.cells), strict=True)
         )

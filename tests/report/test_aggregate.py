@@ -185,4 +185,4 @@ def test_the_pages_hold_them(tmp_path: Path) -> None:
     assert "IQM" not in reproduction.markdown(results(games))
     page = render([], results(games, aggregates=rows), {})
     assert page.count("<table>") == 2
-    assert "10.0 [10.0, 10.0]" in page
+    assert "10.0 [10.0,&nbsp;10.0]" in page

@@ -80,7 +80,7 @@ def test_the_pages_hold_every_number_and_the_papers(tmp_path: Path) -> None:
     assert "Ours: Pong, PQN with LayerNorm (100 parameters); Tennis, PQN with LayerNorm (100 parameters)." in page
     assert "What was asked" not in page  # of four games
     assert "they do not include the variance of training" in page
-    assert "82.2 [82.2, 82.2]" in tables.over_games(summaries).html("caption")
+    assert "82.2 [82.2,&nbsp;82.2]" in tables.over_games(summaries).html("caption")
 
 
 def test_table_1_has_intervals_and_rows_of_other_experiments(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_loss_is_ahead_of_the_next_by_the_episodes_that_both_played(tmp_path: 
     # The outer ones of nine resamples: 110 and 10 against 100 and 20, 10 and 110 against 1 and 120.
     low, high = np.sqrt(110 * 10) - np.sqrt(100 * 20), np.sqrt(10 * 110) - np.sqrt(1 * 120)
     assert f"| KL less NLL | 10.0 [10.0, 10.0] | -10.0 [-10.0, -10.0] | 0.8 [{low:.1f}, {high:.1f}] |" in page
-    assert ">10.0 [10.0, 10.0]</td>" in render([], results(games, leads=[lead]), {})
+    assert ">10.0 [10.0,&nbsp;10.0]</td>" in render([], results(games, leads=[lead]), {})
     assert "| the paper's KL less NLL | 1.9 | 5.5 |  |" in page
     assert "| KL | 87.5 %, 0.0012 | 87.5 %, 0.0012 |" in page
     assert "| MSE |" not in page
