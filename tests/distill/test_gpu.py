@@ -10,10 +10,12 @@ import torch
 
 from pipeline.agents.device import Compute, exact
 from pipeline.datasets.reader import Dataset, open_dataset
+from pipeline.distill.losses import LossName
 from pipeline.distill.offline import Objective, Student, train
 from stages.publish import load_state, save_state
+from tests.distill.test_multigame import SPEC as SEVERAL
 from tests.distill.test_offline import CONFIG
-from tests.fakes import SMALL, corridor_dataset
+from tests.fakes import SMALL, corridor_dataset, mirror_dataset
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -40,6 +42,18 @@ def flat(learned: Student) -> torch.Tensor:
 @pytest.mark.parametrize("changes", [{"optimizer": "adam"}, {"optimizer": "muon"}, {"optimizer": "rmsprop", **DECAYS}])
 def test_a_gpu_learns_what_a_cpu_learns(dataset: Dataset, changes: dict[str, Any]) -> None:
     learning = [student(dataset, exact(torch.device(name)), **changes) for name in ("cuda", "cpu")]
+    losses = np.array([[float(s.update(s.batches(update))) for update in range(10)] for s in learning])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
+
+
+@pytest.mark.parametrize("loss", ["kl", "nll", "normalised-mse"])
+def test_a_gpu_learns_two_games_together_as_a_cpu_does(dataset: Dataset, loss: LossName, tmp_path: Path) -> None:
+    mirror_dataset(tmp_path / "mirror", 60)
+    pair = [dataset, open_dataset(tmp_path / "mirror")]
+    learning = [
+        Student(CONFIG, Objective(loss=loss, temperature=0.05), SEVERAL, pair, 60, exact(torch.device(name)), 0)
+        for name in ("cuda", "cpu")
+    ]
     losses = np.array([[float(s.update(s.batches(update))) for update in range(10)] for s in learning])
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
 
