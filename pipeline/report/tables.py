@@ -354,11 +354,13 @@ def bars(summaries: Sequence[Summary]) -> Table:
 
 
 def bars_of_several(summaries: Sequence[Summary]) -> Table:
-    """What is asked of a KL student of the paper's three games (`paper.SEVERAL_MEAN`, `SEVERAL_LEAST`), and of no others."""
+    """What is asked of KL students of the paper's three games, from scratch (`paper.SEVERAL_MEAN`, `SEVERAL_LEAST`), and of no
+    others.
+    """
     cells = []
     three = {game for s in summaries for game in s.games} == set(THREE_GAMES)
     for s in summaries:
-        if three and s.plain and s.loss == "kl" and s.mean is not None:
+        if three and not s.onward and s.loss == "kl" and s.mean is not None:
             worst = min(standing.normalized for standing in s.games.values())
             cells.append([f"{s.variant}: geometric mean of normalised %", *_held(s.mean, SEVERAL_MEAN)])
             cells.append([f"{s.variant}: least normalised % of a game", *_held(worst, SEVERAL_LEAST)])
