@@ -45,14 +45,18 @@ WINDOWS = 2
 
 @dataclass(frozen=True)
 class Nothing:
-    """A `loader.Source` of two black episodes, each as long as the batches in which a student is measured."""
+    """A `loader.Source` of two black episodes, of which one is held out: so many states as a student is measured on."""
 
     game: str
+    length: int
     actions: int = ACTIONS
-    episodes: tuple[EpisodeRow, ...] = tuple(EpisodeRow(i, 512 * i, 512, 0.0, True, False, True, "") for i in range(2))
+
+    @property
+    def episodes(self) -> tuple[EpisodeRow, ...]:
+        return tuple(EpisodeRow(i, self.length * i, self.length, 0.0, True, False, True, "") for i in range(2))
 
     def __len__(self) -> int:
-        return 1024
+        return 2 * self.length
 
     def read(self, name: str, start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         layout = layouts(self.actions)[name]
@@ -69,7 +73,8 @@ def main() -> None:
         began = time.perf_counter()
         apart(write, Path(name), games, STATES)
         print(f"{len(games)} datasets of {STATES:,} states, written in {time.perf_counter() - began:.0f} s", flush=True)
-        nothing = apart(peak, None, list(games), config) - len(games) * len(Nothing("")) * 84 * 84
+        frames = 2 * config.validation_states * 84 * 84  # its black ones
+        nothing = apart(peak, None, list(games), config) - frames
         began = time.perf_counter()
         loaded = apart(peak, Path(name), list(games), config)
         took = time.perf_counter() - began
@@ -117,16 +122,17 @@ def peak(folder: Path | None, games: Sequence[str], config: DistillConfig) -> in
     """The most memory, in bytes, that learning from these datasets, or from nothing, adds to this process."""
     keep_freed_memory()
     before = peak_memory()
-    sources: list[Source] = [open_dataset(folder / g, check_files=True) if folder else Nothing(g) for g in games]
-    turn = BLOCK // config.batch + 1
-    updates = len(games) * (turn * WINDOWS if folder else 1)
+    held_out = config.validation_states // len(games)
+    sources: list[Source] = [open_dataset(folder / g, check_files=True) if folder else Nothing(g, held_out) for g in games]
+    window = BLOCK // (config.batch // len(games)) + 1  # updates are of all games, as many states of each
+    updates = window * WINDOWS if folder else len(games)
     compute = learning(torch.device("cpu"), config.precision)
     objective = Objective(loss="kl", temperature=0.01)
-    student = Student(config, objective, NETWORKS["multi10"], sources, updates, compute, 0, interleave=turn if folder else 1)
+    student = Student(config, objective, NETWORKS["multi10"], sources, updates, compute, 0)
     for _ in train(student):
         pass
     if folder:
-        assert all(lesson.loader.place(turn * WINDOWS - 1)[0].number >= WINDOWS for lesson in student.lessons.values())
+        assert all(lesson.loader.place(window * WINDOWS - 1)[0].number >= WINDOWS for lesson in student.lessons.values())
     return peak_memory() - before
 
 
