@@ -33,7 +33,8 @@ def _head(results: Results) -> str:
     taught = [*results.teachers.values(), *(who for who, _ in results.beside)]
     told = "; ".join(f"{who.game}, {_trained(who.card)} ({who.parameters:,} parameters)" for who in taught)
     teaching = f"\n\nThe paper distils from plain DQN teachers. Ours: {told}." if taught else ""
-    head = f"""# Reproducing the paper
+    of = "" if results.summaries else ": several games in one network" if results.several else ": following a learning teacher"
+    head = f"""# Reproducing the paper{of}
 
 Written by `{results.command}`; edit nothing here. Policy Distillation, [Rusu et al. 2015](https://arxiv.org/abs/1511.06295).
 

@@ -172,6 +172,7 @@ def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> Non
     games = {g: game(tmp_path, g, 10, {name: [[9, 9]] for name in names}) for g in ("Freeway", "Pong")}
     games["Qbert"] = game(tmp_path, "Qbert", 10, {name: [[16, 16]] for name in names})
     page = reproduction.markdown(together(games))
+    assert page.startswith("# Reproducing the paper: several games in one network\n")
     assert "## Table 1" not in page
     mean, nine = (90 * 90 * 160) ** (1 / 3), "90.0 [90.0, 90.0]"
     row = f"| teachers, kl |  | 100 | 1 | {nine} | {nine} | 160.0 [160.0, 160.0] | {mean:.1f} [{mean:.1f}, {mean:.1f}]"
