@@ -163,9 +163,7 @@ class Writer:
         folder = Folder(self.folder)
         files = {name: folder.digest(name) for name in folder.files() if name != schema.MANIFEST}
         manifest = Manifest(**{name: getattr(draft, name) for name in Manifest.__dataclass_fields__} | {"files": files})
-        part = self.folder / f".{schema.MANIFEST}.part"
-        part.write_text(manifest.as_json())
-        part.replace(self.folder / schema.MANIFEST)
+        folder.write(schema.MANIFEST, manifest.as_json().encode())
         return manifest
 
 
