@@ -257,9 +257,10 @@ def _variant(actor: str) -> str:
 
 
 def _steps(layout: Layout, game: str) -> float:
-    """Steps of the teacher's episodes, as far as it has been evaluated."""
-    path = layout.episodes(f"teachers/{game}")
-    return float(np.mean(pq.read_table(path)["steps"].to_numpy())) if path.is_file() else UNKNOWN_STEPS
+    """Steps of the teacher's episodes, as far as it has been evaluated, or else of the random agent's."""
+    played = (layout.episodes(f"{who}/{game}") for who in ("teachers", "random"))
+    path = next((path for path in played if path.is_file()), None)
+    return float(np.mean(pq.read_table(path)["steps"].to_numpy())) if path else UNKNOWN_STEPS
 
 
 def _emulation(game: str, environment: EnvConfig) -> float:

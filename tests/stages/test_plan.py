@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages import params, plan
 from stages.paths import Layout
 from tests.fakes import corridor_episode, edited_params, write_dataset
 
+ROOT = Path(__file__).parents[2]
 STEP = 1 / 100 + 1 / 1000
 """Seconds of playing: 100 emulated and 1,000 evaluated states a second."""
 
@@ -65,3 +68,14 @@ def test_a_dataset_of_fewer_states_than_asked_is_not_done(tmp_path: Path) -> Non
     states = 2 * episode.steps
     assert collecting(states).done
     assert collecting(states + 1).seconds == pytest.approx((states + 1) * STEP)
+
+
+def test_episodes_are_as_long_as_the_teachers_or_else_the_random_agents_were(tmp_path: Path) -> None:
+    layout, machine = Layout(tmp_path, tmp_path / "zoo"), plan.Machine(params.load(ROOT / "params.yaml"))
+    took = [machine.episodes(layout, "Pong", 10)]
+    for agent, steps in (("random", 800), ("teachers", 1600)):
+        path = layout.episodes(f"{agent}/Pong")
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.table({"steps": [steps - 100, steps + 100]}), path)
+        took.append(machine.episodes(layout, "Pong", 10))
+    assert took == pytest.approx([10 * steps / 100 for steps in (plan.UNKNOWN_STEPS, 800, 1600)])
