@@ -215,11 +215,13 @@ def _line(axes: Any, curve: list[dict[str, str]], x: str, y: str, **style: Any) 
 
 
 def over_training(who: Evaluated, prefix: str, label: str) -> str:
-    """Every column of an agent's curve whose name begins with `prefix`, against how far its training is; empty without any."""
+    """Every column of an agent's curve whose name begins with `prefix`, against how far its training is; empty without any, and
+    of a share that is the whole.
+    """
     assert who.curve is not None
     curve = read_curve(who.curve)
     names = [name for name in curve[0] if name.startswith(prefix)]
-    if not names:
+    if len(names) < (2 if prefix == "share_" else 1):
         return ""
     x = "updates" if "updates" in curve[0] else "steps"
     figure, axes = plt.subplots(figsize=(7.5, 3.2))

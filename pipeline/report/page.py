@@ -171,10 +171,10 @@ def _several(several: Several) -> str:
             drawn = figures.over_training(who, f"{what.split()[0]}_", what)
             if drawn:
                 inside.append(figure(drawn, f"{name}: {caption}"))
+    interference = f"<h3>Interference</h3><div class='figures'>{''.join(inside)}</div>" if inside else ""
     return (
         f"<section><h2>One network for {escape(', '.join(several.games))}</h2>{table}"
-        f"<div class='figures'>{''.join(races)}</div>"
-        f"<h3>Interference</h3><div class='figures'>{''.join(inside)}</div></section>"
+        f"<div class='figures'>{''.join(races)}</div>{interference}</section>"
     )
 
 

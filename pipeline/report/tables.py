@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -40,8 +41,8 @@ class Table:
     classes: Sequence[str] = ()
 
     def html(self, caption: str) -> str:
-        """Sortable; all columns but the first are aligned as numbers by the style sheet's `.number`. Where a table is wide, lines
-        break before intervals, not in them.
+        """Sortable; all columns but the first are aligned as numbers by the style sheet's `.number`. Where a table is wide,
+        lines break before intervals, not in them.
         """
         titles = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in self.head)
         body = "".join(
@@ -52,6 +53,11 @@ class Table:
         )
         table = f"<caption>{escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>{body}</tbody>"
         return f'<div class="scroll"><table>{table}</table></div>'
+
+    def filled(self) -> Table:
+        """Without columns that are empty in every row."""
+        keep = [any(column) for column in zip(*self.cells, strict=True)]
+        return replace(self, head=list(compress(self.head, keep)), cells=[list(compress(row, keep)) for row in self.cells])
 
     def markdown(self) -> str:
         """As GitHub shows it."""
@@ -232,7 +238,7 @@ def several(summaries: Sequence[Summary]) -> Table:
                 "" if s.at_equal_steps is None else f"{s.at_equal_steps:.1f}",
             ]
         )
-    return Table(head, cells)
+    return Table(head, cells).filled()
 
 
 def of_steps(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) -> str:

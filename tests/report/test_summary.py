@@ -175,9 +175,10 @@ def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> Non
     assert page.startswith("# Reproducing the paper: several games in one network\n")
     assert "## Table 1" not in page
     mean, nine = (90 * 90 * 160) ** (1 / 3), "90.0 [90.0, 90.0]"
-    row = f"| teachers, kl |  | 100 | 1 | {nine} | {nine} | 160.0 [160.0, 160.0] | {mean:.1f} [{mean:.1f}, {mean:.1f}]"
+    row = f"| teachers, kl | 100 | 1 | {nine} | {nine} | 160.0 [160.0, 160.0] | {mean:.1f} [{mean:.1f}, {mean:.1f}]"
     assert f"| trio/kl-net1 {row} | 116.9 |" in page
     assert f"| trio/kl-often {row} |  |" in page  # the paper had no such student
+    assert "steps a game" not in page  # there is no baseline
     assert f"| trio/kl-net1: geometric mean of normalised % | 100.0 | {mean:.1f} | met |" in page
     assert "| trio/kl-net1: least normalised % of a game | 95.0 | 90.0 | missed |" in page
     assert "| trio/kl-often: least normalised % of a game | 95.0 | 90.0 | missed |" in page
@@ -229,3 +230,12 @@ def test_a_race_may_have_many_runners(tmp_path: Path) -> None:
     runs = game(tmp_path, "Pong", 10, {"trio/kl": [[9, 9]] * 12})
     drawn = figures.race(runs.teacher, [replace(who, curve=curve) for who in runs.students])
     assert drawn.count("<text") > 12
+
+
+@pytest.mark.parametrize(("games", "drawn"), [(["Breakout"], False), (["Breakout", "Pong"], True)])
+def test_a_share_of_the_loss_is_drawn_where_several_games_have_one(tmp_path: Path, games: list[str], drawn: bool) -> None:
+    curve = tmp_path / "curve.csv"
+    head = ",".join(["updates", *(f"share_{g}" for g in games)])
+    curve.write_text(f"{head}\n10{',1' * len(games)}\n")
+    (who,) = game(tmp_path, "Breakout", 10, {"pair/kl": [[9, 9]]}).students
+    assert bool(figures.over_training(replace(who, curve=curve), "share_", "share")) == drawn
