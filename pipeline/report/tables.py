@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -31,6 +32,13 @@ from pipeline.report.predictors import PREDICTORS, Group, Predicted
 from pipeline.report.scores import Evaluated, Score, read_returns
 from pipeline.report.summary import Game, Lead, Standing, Summary
 
+INTERVAL: Final = re.compile(r"\[[^\]]*\]")
+
+
+def _unbroken(cell: str) -> str:
+    """As HTML, in which no line ends within an interval."""
+    return INTERVAL.sub(lambda interval: interval[0].replace(" ", "&nbsp;"), escape(cell))
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -44,10 +52,10 @@ class Table:
         """Sortable; all columns but the first are aligned as numbers by the style sheet's `.number`. Where a table is wide,
         lines break before intervals, not in them.
         """
-        titles = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in self.head)
+        titles = "".join(f'<th scope="col"><button type="button">{_unbroken(name)}</button></th>' for name in self.head)
         body = "".join(
             f'<tr class="{escape(kind)}"><td>{escape(first)}</td>'
-            + "".join(f'<td class="number">{escape(cell).replace(", ", ",&nbsp;")}</td>' for cell in rest)
+            + "".join(f'<td class="number">{_unbroken(cell)}</td>' for cell in rest)
             + "</tr>"
             for (first, *rest), kind in zip(self.cells, self.classes or ["student"] * len(self.cells), strict=True)
         )
