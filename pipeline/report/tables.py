@@ -257,7 +257,7 @@ def of_steps(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) ->
     own = ", ".join(f"{game} {steps:,}" for game in games if (steps := teachers[game].card.get("steps")))
     return (
         f" Steps a game: those that a baseline learned from. Its teachers were published after their own{own and f' ({own})'}, "
-        "so the last column takes each as it was when last evaluated within the baseline's."
+        "so the mean at equal steps, where there is one, takes each as it was when last evaluated within the baseline's."
     )
 
 
