@@ -1,5 +1,6 @@
 """What README and docs/ say: their commands exist, their Python runs as printed, their links lead somewhere."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -12,7 +13,12 @@ import click
 import numpy as np
 import pytest
 
+from pipeline.atari.envs import EnvConfig
 from pipeline.datasets.reader import open_dataset
+from pipeline.distill.offline import DistillConfig
+from pipeline.rl.dqn import DqnConfig
+from pipeline.rl.pqn import PqnConfig
+from stages import params
 from stages.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +67,8 @@ def test_the_readmes_first_table_is_of_the_scores_in_git() -> None:
     assert len(rows) == 1 + len(students)
     for (parameters, mean_return, normalised), told in zip(rows, [teacher, *map(score, students)], strict=True):
         assert parameters == f"{told['parameters']:,}"
-        assert mean_return.split()[0] == f"{told['mean']:.2f}"
+        low, high = told["ci95"]
+        assert mean_return == f"{told['mean']:.2f} [{low:.1f}, {high:.1f}]"
         share = 100 * (told["mean"] - random) / (teacher["mean"] - random)
         assert float(normalised.split()[0]) == round(share, 1)
 
@@ -106,3 +113,45 @@ def test_make_targets_exist(page: Path) -> None:
 def test_linked_files_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+KEYS: dict[str, type[Any]] = {
+    "The file": params.Params,
+    "environment": EnvConfig,
+    "teachers": params.TeacherParams,
+    "teacher_presets": params.TeacherPreset,
+    "pqn": PqnConfig,
+    "dqn": DqnConfig,
+    "datasets": params.DatasetParams,
+    "students": params.StudentParams,
+    "presets": DistillConfig,
+    "multitask": params.MultitaskParams,
+    "history": params.HistoryParams,
+    "online": params.OnlineParams,
+    "grid": params.GridParams,
+    "evaluation": params.EvaluationParams,
+}
+
+
+def defaults(section: type[Any]) -> dict[str, Any]:
+    """Keys of a section and what they are where they are left out: "" where they may not be."""
+    if dataclasses.is_dataclass(section):
+        return {key.name: "" if key.default is dataclasses.MISSING else key.default for key in dataclasses.fields(section)}
+    return {name: "" if key.is_required() else key.default for name, key in section.model_fields.items()}
+
+
+def test_the_page_of_params_has_every_key_and_its_default() -> None:
+    chapters = re.split(r"^##+ (.+)\n", (ROOT / "docs/params.md").read_text(), flags=re.MULTILINE)[1:]
+    told = {
+        title: dict(re.findall(r"^\| `(\w+)` \| ?(.*?) ?\|", text, flags=re.MULTILINE))
+        for title, text in zip(chapters[::2], chapters[1::2], strict=True)
+    }
+    assert told.keys() == KEYS.keys()
+    instead = {("teacher_presets", "seed_once"): "false", ("teacher_presets", "precision"): "bfloat16"}  # none means these
+    for title, section in KEYS.items():
+        own = {
+            key: instead.get((title, key))
+            or ("none" if value in (None, [], {}) else str(value).lower() if isinstance(value, bool) else str(value))
+            for key, value in defaults(section).items()
+        }
+        assert told[title] == own, title
