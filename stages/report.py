@@ -30,9 +30,9 @@ from pipeline.report.online import RETURNS, Run
 from pipeline.report.page import Section, render
 from pipeline.report.paper import LOSSES
 from pipeline.report.predictors import predicted
-from pipeline.report.results import Results, Several
+from pipeline.report.results import Beside, Results, Several
 from pipeline.report.scores import Baseline, Evaluated, learned_from, read_curve, read_returns, score
-from pipeline.report.summary import Game, Summary, leads, summarise
+from pipeline.report.summary import Game, leads, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
 from stages.current import earlier_following, earlier_settings, finished, other_collections, outdated, scored_before
@@ -175,7 +175,7 @@ def _several(games: Mapping[str, Game]) -> Several:
     return Several(summaries=sorted(summarise(theirs), key=lambda s: s.games.keys() == theirs.keys()), games=theirs)
 
 
-def _beside(folder: Path, ours: Mapping[str, Game]) -> list[tuple[Evaluated, list[Summary]]]:
+def _beside(folder: Path, ours: Mapping[str, Game]) -> list[Beside]:
     """Teachers of another experiment and what became of their students of one game, as far as they are evaluated; says what is
     left out: what is not, and what was not under a protocol of ours.
     """
@@ -193,7 +193,7 @@ def _beside(folder: Path, ours: Mapping[str, Game]) -> list[tuple[Evaluated, lis
         if unlike := [who.agent for who in (game.teacher, game.chance, *students) if who.protocol not in protocols]:
             say(f"left out of {folder}, of another protocol: {', '.join(unlike)}")
             continue
-        rows.append((teacher, summarise({name: game})))
+        rows.append(Beside(teacher=teacher, summaries=summarise({name: game}), leads=leads({name: game}, "dqn", LOSSES)))
     return rows
 
 

@@ -30,7 +30,7 @@ def markdown(results: Results) -> str:
 
 
 def _head(results: Results) -> str:
-    taught = [*results.teachers.values(), *(who for who, _ in results.beside)]
+    taught = [*results.teachers.values(), *(other.teacher for other in results.beside)]
     told = "; ".join(f"{who.game}, {_trained(who.card)} ({who.parameters:,} parameters)" for who in taught)
     teaching = f"\n\nThe paper distils from plain DQN teachers. Ours: {told}." if taught else ""
     of = "" if results.summaries else ": several games in one network" if results.several else ": following a learning teacher"
@@ -67,17 +67,18 @@ def _table1(results: Results) -> str:
     """Table 1, the losses' leads over each other, and what was asked."""
     summaries, teachers = results.summaries, results.teachers
     rows = [(game, who, summaries) for game, who in teachers.items()]
-    rows += [(f"{who.game}, {_trained(who.card)} teacher", who, found) for who, found in results.beside]
+    others = [(f"{other.teacher.game}, {_trained(other.teacher.card)} teacher", other) for other in results.beside]
+    rows += [(name, other.teacher, other.summaries) for name, other in others]
     apart = (
         "\nA row that names its teacher's algorithm is of another experiment, whose students have the teacher's own network.\n"
-        if results.beside
+        if others
         else ""
     )
     ahead = f"""
 By how many points of random-normalised per cent the students of one loss are ahead of another's, with 95 % intervals over
 episodes, paired by seed where both have played the same; the paper's points are of raw per cents.
 
-{tables.leads(results.leads, list(teachers)).markdown()}
+{tables.leads(results.leads, list(teachers), [(name, other.leads) for name, other in others if other.leads]).markdown()}
 What they get wrong in held-out states: how often they prefer the teacher's action, and what their choices cost on average by
 its Q-values (regret, in units of each game's own).
 

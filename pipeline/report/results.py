@@ -21,13 +21,22 @@ class Several:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """A teacher of another experiment, its students, and their losses' leads over each other."""
+
+    teacher: Evaluated
+    summaries: Sequence[Summary]
+    leads: Sequence[Lead] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Results:
     """`protocol` says how episodes start, explore and end, `command` what makes the report again, `timing` how networks were
     timed, if they were. `games` has who played each; `predicted` is what held-out numbers tell of students' scores.
 
     `summaries` and `aggregates` are of agents of one game, over all games, and `leads` of their losses over each other;
     `several` of agents of the same several games each; `online` are students that followed a teacher which was still learning.
-    `beside`, a teacher each and its students, are of other experiments. `earlier` has who learned by other settings than the
+    `beside` are teachers of other experiments with their students. `earlier` has who learned by other settings than the
     experiment has now, by what differed; `collections`, who learned from another collection of the same datasets, by these;
     `missing`, who is not shown yet.
     """
@@ -42,7 +51,7 @@ class Results:
     leads: Sequence[Lead] = ()
     several: Sequence[Several] = ()
     online: Sequence[Run] = ()
-    beside: Sequence[tuple[Evaluated, Sequence[Summary]]] = ()
+    beside: Sequence[Beside] = ()
     earlier: Mapping[str, Sequence[str]] = field(default_factory=dict)
     collections: Mapping[str, Sequence[str]] = field(default_factory=dict)
     missing: Sequence[str] = ()

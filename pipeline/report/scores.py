@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from pipeline.report.bootstrap import Values, percentiles, resampled_means
+from pipeline.report.bootstrap import Values, interval, percentiles, resampled_means
 from pipeline.report.paper import TEMPERATURE
 
 
@@ -202,7 +202,7 @@ def score(who: Evaluated, baseline: Baseline) -> Score:
         episodes=len(own_N),
         mean=measured.mean,
         min=float(own_N.min()),
-        ci95=percentiles(measured.own_R),
+        ci95=interval(own_N),
         teacher_percent=measured.percent,
         normalized=measured.normalized,
         normalized_ci95=percentiles(measured.normalized_R),

@@ -285,21 +285,32 @@ def table1(rows: Sequence[tuple[str, Evaluated, Sequence[Summary]]]) -> Table:
     return Table(head, cells)
 
 
-def leads(found: Sequence[Lead], games: Sequence[str]) -> Table:
-    """Points of normalised per cent by which one loss is ahead of the next, beside the paper's raw ones."""
+def leads(found: Sequence[Lead], games: Sequence[str], others: Sequence[tuple[str, Sequence[Lead]]] = ()) -> Table:
+    """Points of normalised per cent by which one loss is ahead of the next, beside the paper's raw ones. Last come those
+    of `others`, a name each with its leads in one game, which are in no mean.
+    """
     cells = []
     for lead in found:
         told = [_with_interval(*lead.games[game], 1) if game in lead.games else "" for game in games]
         name = f"{lead.loss.upper()} less {lead.other.upper()}"
-        cells.append([name, *told, _with_interval(*lead.mean, 1) if lead.mean else ""])
+        apart = [
+            ", ".join(
+                _with_interval(*it, 1)
+                for one in of
+                for it in one.games.values()
+                if (one.loss, one.other) == (lead.loss, lead.other)
+            )
+            for _, of in others
+        ]
+        cells.append([name, *told, _with_interval(*lead.mean, 1) if lead.mean else "", *apart])
         papers = [
             f"{TABLE1[game][lead.loss] - TABLE1[game][lead.other]:.1f}"
             if {lead.loss, lead.other} <= TABLE1.get(game, {}).keys()
             else ""
             for game in games
         ]
-        cells.append([f"the paper's {name}", *papers, ""])
-    return Table(["points", *games, "geometric mean"], cells)
+        cells.append([f"the paper's {name}", *papers, "", *("" for _ in others)])
+    return Table(["points", *games, "geometric mean", *(name for name, _ in others)], cells)
 
 
 def mistakes(games: Mapping[str, Game], network: str, losses: Sequence[str]) -> Table:

@@ -12,12 +12,13 @@ import pytest
 from pipeline.report import figures, reproduction, tables
 from pipeline.report.page import render
 from pipeline.report.paper import STUDENTS
-from pipeline.report.results import Results, Several
+from pipeline.report.results import Beside, Results, Several
 from pipeline.report.scores import Baseline, Evaluated, score
-from pipeline.report.summary import Game, geometric_mean, leads, summarise
+from pipeline.report.summary import Game, Lead, geometric_mean, leads, summarise
 from tests.report.test_scores import evaluated
 
 PQN = {"algorithm": "pqn", "architecture": {"layer_norm": True}}
+DQN_CARD = {"algorithm": "dqn", "architecture": {"layer_norm": False}}
 PLAIN = {"objective": {"loss": "kl", "temperature": 0.01}, "dataset": {"digest": "d", "states": 1000}}
 
 
@@ -86,8 +87,8 @@ def test_the_pages_hold_every_number_and_the_papers(tmp_path: Path) -> None:
 def test_table_1_has_intervals_and_rows_of_other_experiments(tmp_path: Path) -> None:
     pong = game(tmp_path, "Pong", 10, {"kl-dqn": [[8, 10]]}, network="dqn")
     same = game(tmp_path / "..", "Pong", 16, {"kl-dqn": [[20, 12]]}, network="dqn")
-    teacher = replace(same.teacher, card={"algorithm": "dqn", "architecture": {"layer_norm": False}})
-    beside = [(teacher, summarise({"Pong": same}))]
+    teacher = replace(same.teacher, card=DQN_CARD)
+    beside = [Beside(teacher=teacher, summaries=summarise({"Pong": same}))]
     page = reproduction.markdown(results({"Pong": pong}, beside=beside))
     assert "| Pong | 10.0 | 16.2 | (94.4) | (95.1) | 90.0 [80.0, 100.0] (100.6) |" in page
     assert "| Pong, plain DQN teacher | 16.0 | 16.2 | (94.4) | (95.1) | 100.0 [75.0, 125.0] (100.6) |" in page
@@ -112,6 +113,12 @@ def test_a_loss_is_ahead_of_the_next_by_the_episodes_that_both_played(tmp_path: 
     assert f"| KL less NLL | 10.0 [10.0, 10.0] | -10.0 [-10.0, -10.0] | 0.8 [{low:.1f}, {high:.1f}] |" in page
     assert ">10.0 [10.0,&nbsp;10.0]</td>" in render([], results(games, leads=[lead]), {})
     assert "| the paper's KL less NLL | 1.9 | 5.5 |  |" in page
+    other = Lead("kl", "nll", {"Pong": (5.3, (1.0, 9.5))}, None)
+    beside = [Beside(teacher=replace(games["Pong"].teacher, card=DQN_CARD), summaries=(), leads=[other])]
+    page = reproduction.markdown(results(games, leads=[lead], beside=beside))
+    assert "| points | Freeway | Pong | geometric mean | Pong, plain DQN teacher |" in page
+    assert f"[{low:.1f}, {high:.1f}] | 5.3 [1.0, 9.5] |" in page
+    assert "| the paper's KL less NLL | 1.9 | 5.5 |  |  |" in page
     assert "| KL | 87.5 %, 0.0012 | 87.5 %, 0.0012 |" in page
     assert "| MSE |" not in page
     del games["Pong"]
