@@ -87,7 +87,11 @@ def main(ctx: click.Context, params_path: Path, tensorboard: Path | None) -> Non
 @main.command()
 @click.argument("game")
 @click.option("--steps", type=click.IntRange(min=8), default=1_000_000, show_default=True, help="How long its teacher learns.")
-@click.option("--gate", type=float, help="Mean return that its teacher must reach. [default: what chance reaches]")
+@click.option(
+    "--gate",
+    type=float,
+    help="Mean return that its teacher must reach. [default: the upper end of the random agent's interval over 30 episodes]",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[default: experiments/GAME]")
 @click.pass_obj
 def new(session: Session, /, **options: Any) -> None:
@@ -142,7 +146,12 @@ def train_teacher(session: Session, /, device: str, game: str, **options: Any) -
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--from", "source", type=click.Choice(["sb3", "cleanrl"]), required=True, help="Who wrote FILE.")
 @click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
-@click.option("--gate", "gate_return", type=float, help="Mean return it must exceed. [default: the random agent's]")
+@click.option(
+    "--gate",
+    "gate_return",
+    type=float,
+    help="Mean return it must exceed. [default: its 95 % interval must lie above the random agent's]",
+)
 @click.option("--episodes", type=click.IntRange(min=1), default=200, show_default=True, help="Episodes of its evaluation.")
 @device_option
 @click.pass_obj
@@ -206,7 +215,10 @@ def mix(session: Session, mix: str) -> None:
 @device_option
 @click.pass_obj
 def distill(session: Session, student: str, seed: int, device: str) -> None:
-    """Train a student from a mix's stored datasets alone."""
+    """Train a student from a mix's stored datasets alone.
+
+    Killed or stopped, the same command goes on where it was.
+    """
     from stages import distill as stage
 
     layout, params = session.load()
@@ -269,7 +281,7 @@ def distill_online(session: Session, game: str, seed: int, device: str, replay: 
 @main.command()
 @click.option("--game", required=True, help="An ALE name, any case: Pong, Breakout, MsPacman, ...")
 @click.option("--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Of the recorded run.")
-@click.option("--dataset", help="Path or URL of the dataset whose states are shown. [default: the student's last]")
+@click.option("--dataset", metavar="PATH_OR_URL", help="Whose states are shown. [default: those of the student's last]")
 @click.option("--states", type=click.IntRange(1, 100), default=8, show_default=True, help="How many.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: data/history-GAME-SEED.html]")
 @click.pass_obj
@@ -307,8 +319,9 @@ elsewhere_option = click.option(
 @device_option
 @click.pass_obj
 def evaluate(session: Session, /, device: str, agents: tuple[str, ...], **options: Any) -> None:
-    """Play whole episodes on fresh seeds with AGENTs: teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED,
-    online/GAME-SEED, history/GAME-SEED/best (or /last, or a snapshot, /007) or random/GAME.
+    """Play whole episodes with AGENTs, on seeds that neither training, collecting nor selection uses: teachers/GAME,
+    students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, online/GAME-SEED, history/GAME-SEED/best (or /last, or a snapshot,
+    /007), random/GAME or an agent's folder, whose results are called what the folder is.
 
     Killed or stopped, the same command goes on where it was, and from fewer episodes of the same agent, protocol and seeds
     to more. Where and how many play at once does not change the scores.
@@ -343,7 +356,7 @@ def evaluate(session: Session, /, device: str, agents: tuple[str, ...], **option
 def play(session: Session, /, device: str, agents: tuple[str, ...], **options: Any) -> None:
     """Watch AGENTs play an episode: what they see, what they think of each action, what they do.
 
-    It is the very episode that `evaluate` scored.
+    Unless --seed or --epsilon say otherwise it is the very episode that `evaluate` scored.
     """
     from stages import play as stage
 

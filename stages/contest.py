@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.agents.checkpoints import games_of, load_agent
+from pipeline.agents.checkpoints import CARD, games_of, load_agent
 from pipeline.agents.device import exact
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
@@ -30,8 +30,8 @@ from stages.runlog import show
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """Who plays what, in which world, how, and what its card says. `agent` is the name of its results: AGENT, AGENT/GAME of one
-    that plays several games, and @PROTOCOL behind it where that is not the params' own.
+    """Who plays what, in which world, how, and what its card says. `agent` is what its results are called: AGENT, or the name
+    of a folder that is no agent's, with /GAME where it plays several, and @PROTOCOL where that is not the params' own.
 
     `elsewhere` names what differs, there and here, between the world that it was made for and the one of the params.
     """
@@ -58,7 +58,7 @@ def find_contestant(
     *,
     elsewhere: bool = False,
 ) -> Contestant:
-    """The agent by name, under a protocol, by default that of the params.
+    """The agent by name or folder, under a protocol, by default that of the params.
 
     ValueError where it is unknown, or was made in another world than the params' (unless `elsewhere` allows it).
     """
@@ -73,12 +73,13 @@ def find_contestant(
         policy = new_policy(None, found, protocol, device)
         card = {"role": "random", "network": "none", "parameters": 0}
         return Contestant(agent + named, found, protocol.environment, policy, card)
-    if kind not in ("teachers", "students", "multitask", "online", "history") or not name:
+    folder = layout.agent(agent)
+    if folder == Path(agent) and not (folder / CARD).is_file():
         raise ValueError(
             f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, "
-            f"online/GAME-SEED, history/GAME-SEED/best (or /last) or random/GAME"
+            f"online/GAME-SEED, history/GAME-SEED/best (or /last), random/GAME or the folder of an agent"
         )
-    loaded = load_agent(layout.agent(agent), device)
+    loaded = load_agent(folder, device)
     game = chosen_game(agent, loaded, game)
     made, here = loaded.world(game), fingerprint(game, params.environment)
     differences = {key: (x, y) for key, x, y in differing(made if isinstance(made, dict) else {}, here)}
@@ -95,7 +96,7 @@ def find_contestant(
         )
     policy = new_policy(loaded.network, game, protocol, device)
     return Contestant(
-        scored_as(agent, list(games_of(loaded.card)), game) + named,
+        scored_as(layout.called(agent), list(games_of(loaded.card)), game) + named,
         game,
         protocol.environment,
         policy,

@@ -91,6 +91,9 @@ def run(
         )
         for agent in dict.fromkeys(agents)
     ]
+    names = [trial.contestant.agent for trial in trials]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"several of {', '.join(agents)} would have results called {twice[0]}: rename a folder")
     with ExitStack() as stack:
         for trial in trials:
             stack.enter_context(alone_in(trial.work))

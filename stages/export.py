@@ -92,10 +92,8 @@ def _table(target: Path, to: Form, found: Parity, taken: dict[str, float]) -> st
 
 
 def _target(layout: Layout, agent: str, loaded: Agent, game: str, to: Form) -> Path:
-    """data/exports/AGENT.onnx, or AGENT/GAME.onnx of an agent of several games; for AGENT the name of a folder that is none."""
-    folder = layout.agent(agent)
-    name = folder.resolve().name if folder == Path(agent) else agent
-    return layout.data / "exports" / f"{scored_as(name, list(games_of(loaded.card)), game)}{SUFFIXES[to]}"
+    """data/exports/AGENT.onnx, or AGENT/GAME.onnx of an agent of several games."""
+    return layout.data / "exports" / f"{scored_as(layout.called(agent), list(games_of(loaded.card)), game)}{SUFFIXES[to]}"
 
 
 def _record(loaded: Agent, game: str) -> dict[str, Any]:

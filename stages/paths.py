@@ -65,6 +65,11 @@ class Layout:
         }
         return folders[kind] if kind in folders and which else Path(name)
 
+    def called(self, agent: str) -> str:
+        """What its results are called: its name, of a folder that is none the folder's."""
+        folder = self.agent(agent)
+        return folder.resolve().name if folder == Path(agent) else agent
+
     def episodes(self, agent: str) -> Path:
         return self.data / "episodes" / f"{agent}.parquet"
 

@@ -251,6 +251,15 @@ def test_a_game_is_added_and_one_is_cut_out(travelled: Path) -> None:
     assert (alone.card["game"], alone.card["cut_from"]) == ("Breakout", after.digest)
     for name, weights in before.network.state_dict().items():
         assert torch.equal(weights, alone.network.state_dict()[name])
+    call(travelled, "evaluate", str(travelled / "cut"))
+    own, whole = (
+        json.loads((travelled / f"data/scores/{name}.json").read_text()) for name in ("cut", "students/second/more-0/Breakout")
+    )
+    assert (own["mean"], own["game"], own["role"]) == (whole["mean"], "Breakout", "student")
+    (travelled / "twin").mkdir()
+    shutil.copytree(travelled / "cut", travelled / "twin/cut")
+    told = fails(travelled, "evaluate", str(travelled / "cut"), str(travelled / "twin/cut"))
+    assert "would have results called cut" in told
     call(
         travelled, "cut", "students/second/more-0", "--game", "qbert", "--out", str(travelled / "cut")
     )  # a cut may be replaced
