@@ -30,7 +30,9 @@ def alone_in(work: Path) -> Iterator[None]:
 
 
 def replace_folder(finished: Path, target: Path) -> None:
-    """Move `finished` to `target`, replacing what is there by one rename; from another file system it is first copied."""
+    """Move `finished` to `target`, replacing what is there; from another file system it is first copied. A kill between
+    two renames leaves the old one beside it, as .NAME.old, which is not removed before a new one is there.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     moved = finished
     if finished.stat().st_dev != target.parent.stat().st_dev:
@@ -38,8 +40,8 @@ def replace_folder(finished: Path, target: Path) -> None:
         shutil.rmtree(moved, ignore_errors=True)
         shutil.copytree(finished, moved)
     retired = target.with_name(f".{target.name}.old")
-    shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
+        shutil.rmtree(retired, ignore_errors=True)
         target.rename(retired)
     try:
         moved.rename(target)

@@ -40,3 +40,27 @@ def test_a_second_process_is_kept_out_of_a_folder(tmp_path: Path) -> None:
     assert f"another process works in {tmp_path}" in second.stderr
     with alone_in(tmp_path):
         pass
+
+
+def test_killed_between_two_renames_the_old_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finished(text: str) -> Path:
+        (tmp_path / "finished").mkdir(exist_ok=True)
+        (tmp_path / "finished/file").write_text(text)
+        return tmp_path / "finished"
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "finished":
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    real, target = Path.rename, tmp_path / "target"
+    replace_folder(finished("old"), target)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                replace_folder(finished("new"), target)
+            assert (tmp_path / ".target.old/file").read_text() == "old"
+    replace_folder(finished("new"), target)
+    assert (target / "file").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
