@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ def find_contestant(
             raise ValueError(f"agent {agent} plays {found}, not {game}")
         policy = new_policy(None, found, protocol, device)
         card = {"role": "random", "network": "none", "parameters": 0}
-        return Contestant(agent + named, found, protocol.environment, policy, card)
+        return Contestant(f"random/{found}{named}", found, protocol.environment, policy, card)
     folder = layout.agent(agent)
     if folder == Path(agent) and not (folder / CARD).is_file():
         raise ValueError(
@@ -119,8 +120,9 @@ class Notes:
         self.path = path
         self.finished: list[Episode] = []
         if path.exists():
-            whole, newline, _ = path.read_text().rpartition("\n")  # a kill may tear the last line
-            path.write_text(whole + newline)
+            whole, newline, torn = path.read_text().rpartition("\n")
+            if torn:  # a kill did that
+                os.truncate(path, len(f"{whole}{newline}".encode()))
             lines = [json.loads(line) for line in whole.splitlines()]
             self.finished = [Episode(**line) for line in lines if "actions" not in line]  # a trace, of version 0.1
 

@@ -187,6 +187,25 @@ def test_notes_of_the_version_before_are_read(tmp_path: Path) -> None:
     assert contest.Notes(path).finished == [episode]
 
 
+def test_of_notes_only_a_torn_line_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "episodes.jsonl"
+    first, second = (Episode(seed=seed, episode_return=1.0, steps=5, stalled=False) for seed in (3, 4))
+    contest.Notes(path).add(first)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"seed": 4, "epi')
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", None)  # whole lines are never written again: a kill would lose them
+        notes = contest.Notes(path)
+    assert (notes.finished, path.read_bytes()) == ([first], whole)
+    notes.add(second)
+    assert contest.Notes(path).finished == [first, second]
+
+
+def test_results_are_called_as_the_game_is(breakout: Path) -> None:
+    assert call(breakout, "random/breakout").exit_code == 0
+    assert (breakout / "data/scores/random/Breakout.json").is_file()
+
+
 def test_a_worker_refuses_another_agent_or_world(breakout_teacher: Path) -> None:
     protocol = load(Path("params.yaml")).protocol()
     files = tuple(read_files(breakout_teacher).items())
