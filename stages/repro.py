@@ -65,13 +65,18 @@ def run(layout: Layout, params: settings.Params | None, targets: Sequence[str], 
             if params is not None and (cost := _cost(layout, params, work)):
                 say(f"{len(work)} stages, {cost}, one after another")
             failed: dict[str, Path] = {}
-            for _ in show(_run(repo, work, failed, jobs=jobs, commit=commit), "repro"):
+            uncommitted: list[Stage] = []
+            for _ in show(_run(repo, work, failed, uncommitted if commit else None, jobs=jobs), "repro"):
                 pass
+            uncommitted = [stage for stage in uncommitted if not _commit(repo, stage)]
     except DvcException as error:
         raise ValueError(str(error)) from None
     if failed:
         logs = "\n".join(f"  {name}: {log}" for name, log in failed.items())
         raise ValueError(f"{len(failed)} of {len(work)} stages failed; what they said is in\n{logs}")
+    if uncommitted:
+        names = ", ".join(stage.addressing for stage in uncommitted)
+        raise ValueError(f"what these stages made is not committed, as Git refused: {names}: commit what `git status` shows")
     return f"{len(work)} stages" if work else "nothing to run"
 
 
@@ -122,13 +127,13 @@ def _work(repo: Repo, targets: Sequence[str]) -> dict[str, Work]:
 
 
 def _run(
-    repo: Repo, work: dict[str, Work], failed: dict[str, Path], *, jobs: int, commit: bool
+    repo: Repo, work: dict[str, Work], failed: dict[str, Path], uncommitted: list[Stage] | None, *, jobs: int
 ) -> Generator[Progress, None, None]:
     """Run all of it, and tell how many have ended. Those that fail are put in `failed` with what they said, those that wait
-    for them are left out. Closed before its end, it interrupts what runs and waits: all of ours save what they have.
+    for them are left out. With `uncommitted` each is committed as it ends; there stand
+    those that Git refused. Closed before its end, it interrupts what runs and waits: all of ours save what they have.
     """
     waiting, running, ended = dict(work), dict[str, Running](), set[str]()
-    uncommitted: list[Stage] = []
     environment = {"OMP_NUM_THREADS": str(max(1, core_count() // jobs))} | os.environ
     try:
         while waiting or running:
@@ -149,8 +154,8 @@ def _run(
                     _leave_out(waiting, name)
                 else:
                     say(f"{name} in {took}")
-                    if commit:
-                        uncommitted = [stage for stage in [*uncommitted, work[name].stage] if not _commit(repo, stage)]
+                    if uncommitted is not None:
+                        uncommitted[:] = [stage for stage in [*uncommitted, work[name].stage] if not _commit(repo, stage)]
             yield Progress(done=len(ended), total=len(ended) + len(running) + len(waiting), unit="stages", metrics={})
             time.sleep(LOOK_EVERY_SECONDS)
     finally:
@@ -196,6 +201,6 @@ def _commit(repo: Repo, stage: Stage) -> bool:
                     ["git", "commit", "--quiet", "-m", f"Run {stage.addressing}", "--", *paths], cwd=root, check=True
                 )
         except subprocess.CalledProcessError as error:
-            say(f"{stage.addressing} is not committed, `{shlex.join(error.cmd)}` failed: tried again after the next stage")
+            say(f"{stage.addressing} is not committed, `{shlex.join(error.cmd)}` failed: tried again later")
             return False
     return True

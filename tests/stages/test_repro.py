@@ -157,3 +157,12 @@ run(Layout(pathlib.Path(sys.argv[1]), pathlib.Path('zoo')), None, [], jobs=2, co
     assert not (layout.root / "long").exists()
     assert repro(layout) == "1 stages"
     assert (layout.root / "long").exists()
+
+
+def test_what_git_refuses_to_the_end_is_an_error(tmp_path: Path) -> None:
+    layout = experiment(
+        tmp_path / "repo", {"one": makes("one"), "two": makes("two", "touch .git/index.lock; echo > two", "one")}
+    )
+    with pytest.raises(ValueError, match=r"not committed, as Git refused: two: commit what `git status` shows"):
+        repro(layout, commit=True)
+    assert (layout.root / "two").exists()
