@@ -215,9 +215,13 @@ class Student:
                 raise ValueError("the agent to begin with has another architecture: give the student its network")
             network.load_state_dict(start.state_dict(), strict=False)
         if self.frozen:
-            if not new or start is None:
+            if start is None or not new:
                 raise ValueError(
                     "a frozen student has nothing to learn: add a game that the agent it begins with does not play"
+                )
+            if old := sorted(heads.keys() & known.keys()):
+                raise ValueError(
+                    f"a frozen student learns nothing of {', '.join(old)}, which it plays: leave these out of its mix"
                 )
             for name, weights in network.named_parameters():
                 weights.requires_grad_(name not in start.state_dict())

@@ -9,6 +9,7 @@ import torch
 from pipeline.distill.losses import (
     LossName,
     Scale,
+    blind_loss,
     kl,
     loss_B,
     mse,
@@ -113,3 +114,20 @@ def test_regret_and_policy() -> None:
     assert torch.allclose(regret(student, Q), torch.tensor([0.01, 0.0]))
     assert torch.equal(policy_logits("mse", student, 0.5), student * 2)
     assert torch.equal(policy_logits("kl", student, 0.5), student)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_student_that_does_not_look_at_the_state_is_better_than_the_blind_one(name: LossName) -> None:
+    q_NA = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.1 + 2.0
+    unit = scale(q_NA)
+    constant_A = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([constant_A], max_iter=500, line_search_fn="strong_wolfe")
+
+    def mean_loss() -> torch.Tensor:
+        search.zero_grad()
+        loss = loss_B(name, constant_A.expand_as(q_NA), q_NA, 0.05, unit).mean()
+        torch.autograd.backward(loss)
+        return loss
+
+    search.step(mean_loss)  # type: ignore[no-untyped-call]
+    assert blind_loss(name, q_NA, 0.05, unit) == pytest.approx(mean_loss().item(), rel=1e-4)

@@ -17,7 +17,7 @@ from pipeline.agents.networks import NetworkSpec, QNetwork, new_network
 from pipeline.datasets import loader
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.distill.lesson import Turns
-from pipeline.distill.losses import LossName
+from pipeline.distill.losses import LossName, blind_loss
 from pipeline.distill.offline import Objective, Student, train
 from tests.distill.test_offline import CONFIG, CPU
 from tests.fakes import corridor_dataset, mirror_dataset
@@ -69,9 +69,9 @@ def test_raw_mse_belongs_to_the_game_of_large_values_and_balance_mends_it(pair: 
 def test_a_balanced_loss_is_in_units_of_the_blind_students(pair: list[Dataset]) -> None:
     raw, balanced = (student(pair, objective=Objective(loss="kl", temperature=0.05, balanced=b)) for b in (False, True))
     one, other = raw.validate(), balanced.validate()
-    for game in GAMES:
+    for game, lesson in balanced.lessons.items():
         unit = one[f"held_out_loss_{game}"] / other[f"held_out_loss_{game}"]
-        assert unit == pytest.approx(balanced._unit[game])
+        assert unit == pytest.approx(blind_loss("kl", lesson.train_q_NA, 0.05))
         assert one[f"kl_{game}"] == other[f"kl_{game}"]
 
 
@@ -169,6 +169,8 @@ def test_what_does_not_go_together(pair: list[Dataset]) -> None:
     for start_network in (new_network(SPEC, {"Corridor": 2, "Mirror": 3}, CPU.device, 0), None):
         with pytest.raises(ValueError, match="a frozen student has nothing to learn"):
             student(pair, start=start_network, frozen=True)
+    with pytest.raises(ValueError, match="a frozen student learns nothing of Corridor, which it plays: leave these out"):
+        student(pair, start=new_network(SPEC, {"Corridor": 2}, CPU.device, 0), frozen=True)
     with pytest.raises(ValueError, match="feature regression is for one game, not for Corridor, Mirror"):
         student(pair, objective=Objective(loss="kl", temperature=0.05, feature_weight=0.1))
     with pytest.raises(ValueError, match="temperatures name mirror: the mix has Corridor, Mirror"):

@@ -1,5 +1,6 @@
 """A student that was killed or interrupted is the one that nobody disturbed: weights, card and curve, to the byte."""
 
+import itertools
 import json
 import os
 import signal
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from pipeline.agents import device
-from pipeline.agents.checkpoints import load_card
+from pipeline.agents.checkpoints import load_agent, load_card
 from pipeline.datasets.mix import Ingredient, write_mix
 from pipeline.distill.offline import Student
 from stages import distill
@@ -238,3 +240,25 @@ def test_who_acted_goes_on_learning(tmp_path: Path, undisturbed: dict[str, bytes
     write_dataset(folder / "data/datasets/Corridor", [corridor_episode(1, rng) for _ in range(9)])
     assert "students/way/kl-0 learned from Corridor as it was, mix round has other episodes" in learned(variant="named")
     assert "students/way/kl-0 learned from Corridor as it was, mix round has other episodes" in learned()
+
+
+def test_the_weights_of_the_lowest_held_out_loss_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Student] = []
+    worse = itertools.count(1.0)
+
+    class Declining(Student):
+        """Its first validation is its best."""
+
+        def validate(self) -> dict[str, float]:
+            if self not in made:
+                made.append(self)
+            return super().validate() | {"held_out_loss": next(worse)}
+
+    monkeypatch.setattr(distill, "Student", Declining)
+    folder = project(tmp_path)
+    card = json.loads(distilled(folder)["card.json"])
+    published = load_agent(folder / "data/students/way/kl-0", torch.device("cpu")).network.state_dict()
+    (student,) = made
+    assert (card["best_updates"], student.updates) == (10, 40)
+    assert all(torch.equal(weights, student.best_weights[name]) for name, weights in published.items())
+    assert not all(torch.equal(weights, student.network.state_dict()[name]) for name, weights in published.items())
