@@ -152,7 +152,14 @@ class _Recording:
                 f"the history in {work} is at {steps:,} steps, beyond history.{game}.steps = {self._told.steps:,}: "
                 f"raise that, or remove the folder to start afresh"
             )
-        if not history.points or history.points[-1].steps < steps:
+        last = history.points[-1].steps if history.points else 0
+        due = -(-self._told.steps // self._told.every) - last // self._told.every if last < self._told.steps else 0
+        if len(history.points) + due > settings.MOST_POINTS:
+            raise ValueError(
+                f"the history in {work} has {len(history.points)} snapshots and {due} to come, {settings.MOST_POINTS} at most: "
+                f"raise history.{game}.every, or lower its steps"
+            )
+        if last < steps:
             self._seconds = state["seconds"]
         say(f"resuming {game} at {steps:,} steps from {work}")
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from distributed import Client
 
+from pipeline.agents.checkpoints import load_agent
 from pipeline.collect import Collection
 from pipeline.datasets.reader import open_dataset
+from pipeline.distill.offline import Student
 from pipeline.report.online import RETURNS
 from stages import collect, distill_online, history
 from stages.cli import main
@@ -132,6 +135,43 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     assert not (recorded / "data/versions/Breakout-0/.work").exists()
 
 
+def test_the_student_goes_on_from_point_to_point_and_learns_from_the_bests_last_versions(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched(Student):
+        """Remembers what it began with and learned from."""
+
+        def __init__(self, config: Any, objective: Any, spec: Any, sources: Any, *more: Any, start: Any, **others: Any) -> None:
+            self.began = start and {name: weights.clone() for name, weights in start.state_dict().items()}
+            self.learned = [part.manifest.digest for part in sources[0].parts]
+            self.optimizer_began: Any = None
+            super().__init__(config, objective, spec, sources, *more, start=start, **others)
+            seen.append(self)
+
+        def load_optimizer(self, state: Any) -> None:
+            self.optimizer_began = state
+            super().load_optimizer(state)
+
+    seen: list[Watched] = []
+    monkeypatch.setattr(distill_online, "Student", Watched)
+    shutil.rmtree(recorded / "data/online", ignore_errors=True)
+    call(recorded, "distill-online", "--game", "Breakout", "--replay")
+    with (recorded / "data/versions/Breakout-0/index.csv").open(newline="") as file:
+        index = list(csv.DictReader(file))
+    assert len(seen) == len(index) == 4
+    for number, student in enumerate(seen):
+        same = [row["dataset_digest"] for row in index[: number + 1] if row["snapshot"] == index[number]["snapshot"]]
+        assert student.learned == same[-2:]  # the window
+        before = seen[number - 1] if number else None
+        assert (student.began is None) == (student.optimizer_began is None) == (before is None)
+        if before is not None:
+            assert student.began.keys() == before.network.state_dict().keys()
+            assert all(torch.equal(weights, student.began[name]) for name, weights in before.network.state_dict().items())
+    assert max(len(student.learned) for student in seen) == 2
+    published = load_agent(recorded / "data/online/Breakout-0", torch.device("cpu")).network.state_dict()
+    assert all(torch.equal(weights, published[name]) for name, weights in seen[-1].network.state_dict().items())
+
+
 def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) -> None:
     assert "evaluate online/Breakout-0" in invoke(followed, "report").output
     assert "no student of the params' grid has been evaluated yet" in invoke(followed, "report", "--partial").output
@@ -144,8 +184,8 @@ def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) 
     scores = followed / "data/scores/history/Breakout-0/best.json"
     before = scores.read_text()
     scores.write_text(before.replace(json.loads(before)["agent_digest"], "0" * 64))
-    assert "history/Breakout-0/best has changed since it was evaluated: run" in invoke(followed, "report").output
-    told = "left out, Breakout-0: history/Breakout-0/best has changed since it was evaluated"
+    assert "history/Breakout-0/best was scored before it or the protocol changed: run" in invoke(followed, "report").output
+    told = "left out, Breakout-0: history/Breakout-0/best was scored before it or the protocol changed"
     assert told in invoke(followed, "report", "--partial").output
     for which in ("best", "last"):  # a history that was made anew or went on, and is scored: not who was followed
         scores.write_text(before)
@@ -288,7 +328,7 @@ def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_a_history_that_was_too_short_goes_on(tmp_path: Path) -> None:
+def test_a_history_that_was_too_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = project(tmp_path)
     with edited_params(folder, folder / "params.yaml") as raw:
         small = {key: value for key, value in asdict(replace(DQN, replay_start=64)).items() if value is not None}
@@ -309,6 +349,10 @@ def test_a_history_that_was_too_short_goes_on(tmp_path: Path) -> None:
     with edited_params(folder, folder / "params.yaml") as raw:
         raw["history"]["Breakout"]["steps"] = 192
     assert "beyond history.Breakout.steps = 192" in invoke(folder, "train-history", "--game", "breakout").output
+    monkeypatch.setattr("stages.params.MOST_POINTS", 4)
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["history"]["Breakout"]["steps"] = 512  # 128, 256, 384, 512, and 320
+    assert "has 3 snapshots and 2 to come, 4 at most" in invoke(folder, "train-history", "--game", "breakout").output
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
