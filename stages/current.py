@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+import pyarrow.parquet as pq
+
 from pipeline.agents.checkpoints import CARD, games_of, load_card
 from pipeline.datasets.mix import read_mix
 from pipeline.datasets.reader import read_manifest
-from pipeline.report.scores import learned_from
+from pipeline.report.scores import learned_from, read_curve
+from pipeline.seeding import episode_seeds
 from stages import params as settings
 from stages.grid import beginning, games_of_cell, games_of_mix, scored_as
 from stages.paths import Layout
@@ -69,6 +72,9 @@ def earlier_following(layout: Layout, params: settings.Params, game: str, seed: 
     if (told := card.get("following")) is None:
         return "how it followed is not recorded"
     different = _student_differences(params, variant, card | {"updates": told["updates"]})
+    steps = int(read_curve(folder / "curve.csv")[-1]["steps"])
+    if steps < settings.pick(params.history, game, "history").steps:
+        different["steps"] = steps
     return _told(different | _differing(followed(online, variant), told))
 
 
@@ -129,11 +135,23 @@ def _told(different: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in different.items())
 
 
-def scored_before(layout: Layout, agent: str, name: str) -> bool:
-    """Whether the scores of that name are of the agent as it was before it changed."""
-    if not layout.scores(name).is_file() or not (layout.agent(agent) / CARD).is_file():
+def scored_otherwise(layout: Layout, params: settings.Params, agent: str, name: str, game: str) -> bool:
+    """Whether the scores of that name are of the agent as it was before it changed, or of another protocol or other seeds than
+    the params' (as far as they tell).
+    """
+    if not layout.scores(name).is_file():
         return False
-    told = json.loads(layout.scores(name).read_text()).get("agent_digest")
+    scores = json.loads(layout.scores(name).read_text())
+    protocol = scores.get("protocol")
+    if isinstance(protocol, dict) and protocol.get("digest") != params.protocol().digest(game):
+        return True
+    if layout.episodes(name).is_file():
+        seeds = pq.read_table(layout.episodes(name), columns=["seed"])["seed"].to_numpy()
+        if len(seeds) and seeds.min() != episode_seeds("evaluate", params.evaluation.seed):
+            return True
+    if agent.startswith("random/") or not (layout.agent(agent) / CARD).is_file():
+        return False
+    told = scores.get("agent_digest")
     return told is not None and told != load_card(layout.agent(agent))["digest"]
 
 
@@ -153,7 +171,11 @@ def finished(
             return False
         games = games_of_cell(layout, params, cell)
         mixed = cell.kind == "multitask" or layout.mix(cell.mix).is_file()
-        measured = all(evaluated(f"{kind}/{game}") for game in games for kind in ("teachers", "random"))
+        measured = all(
+            evaluated(agent) and not scored_otherwise(layout, params, agent, agent, game)
+            for game in games
+            for agent in (f"teachers/{game}", f"random/{game}")
+        )
         return mixed and measured and all(evaluated(scored_as(cell.agent, games, game)) for game in games)
 
     found = [cell for cell in cells if whole(cell)]
@@ -161,18 +183,21 @@ def finished(
         say(f"left out, not evaluated yet{where}: {', '.join(missing)}")
     done = [cell for cell in found if not outdated(layout, params, cell)]
     if others_made := [cell.name for cell in found if cell not in done]:
-        say(f"left out, of other data than their mixes name now, or changed since evaluated{where}: {', '.join(others_made)}")
+        what = "of other data than their mixes name now, or scored before they or the protocol changed"
+        say(f"left out, {what}{where}: {', '.join(others_made)}")
     if not done and not others:
         raise ValueError("no student of the params' grid has been evaluated yet: run `dvc repro`")
     return done
 
 
 def outdated(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
-    """Whether there is a student that learned from other data than its mix names now, or that is not as it was when scored."""
+    """Whether there is a student that learned from other data than its mix names now, or whose scores are of something else
+    (`scored_otherwise`).
+    """
     if not (layout.agent(cell.agent) / CARD).is_file():
         return False
     games = games_of_cell(layout, params, cell)
-    if any(scored_before(layout, cell.agent, scored_as(cell.agent, games, game)) for game in games):
+    if any(scored_otherwise(layout, params, cell.agent, scored_as(cell.agent, games, game), game) for game in games):
         return True
     return other_collections(layout, params, cell) is None
 

@@ -21,9 +21,9 @@ from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
 from pipeline.datasets.schema import MANIFEST
 from stages import params as settings
-from stages.current import earlier_following, made, scored_before, too_few_states
+from stages.current import earlier_following, made, scored_otherwise, too_few_states
 from stages.grid import games_of_cell, games_of_mix, scored_as
-from stages.history import RECORD
+from stages.history import History
 from stages.paths import Layout
 from stages.runlog import duration
 
@@ -98,7 +98,7 @@ class Machine:
         else:
             assert preset.dqn is not None
             passes = 1 + (BACKWARD + 1) * preset.dqn.minibatch / preset.dqn.steps_per_update
-        return float(1 / self.emulate(game) + passes / self.forward(network, "bfloat16", 64))
+        return float(1 / self.emulate(game) + passes / self.forward(network, preset.precision or "bfloat16", 64))
 
     def episodes(self, layout: Layout, game: str, count: int, *networks: str) -> float:
         """Seconds of so many episodes."""
@@ -185,7 +185,7 @@ def _evaluation(
     name = name or agent
     wanted = params.evaluation.episodes_of("teacher" if agent.startswith("teachers/") else "student", game)
     played = 0
-    if layout.scores(name).is_file() and not anew and not scored_before(layout, agent, name):
+    if layout.scores(name).is_file() and not anew and not scored_otherwise(layout, params, agent, name, game):
         played = int(json.loads(layout.scores(name).read_text())["episodes"])
     left = max(0, wanted - played)
     return machine.job("evaluate", name, not left, lambda: machine.episodes(layout, game, left or wanted, *networks))
@@ -243,8 +243,12 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
         scores = points * online.score_episodes * steps
         return seconds + scores * (machine.play(game, told.network) + machine.play(game, variant.network))
 
-    yield machine.job("train-history", name, (layout.history(name) / RECORD).is_file(), learning)
     done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
+    recorded = History(layout.history(name)).points
+    enough = bool(recorded) and recorded[-1].steps >= told.steps
+    yield machine.job(
+        "train-history", name, done or enough, learning
+    )  # what only a finished student has read nobody needs again
     yield machine.job("distill-online", name, done, following)
     for which in ("best", "last"):
         yield _evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network)

@@ -35,11 +35,11 @@ from pipeline.report.scores import Baseline, Evaluated, learned_from, read_curve
 from pipeline.report.summary import Game, leads, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
-from stages.current import earlier_following, earlier_settings, finished, other_collections, outdated, scored_before
+from stages.current import earlier_following, earlier_settings, finished, other_collections, outdated, scored_otherwise
 from stages.disputes import disputes
 from stages.grid import games_of_cell, scored_as
 from stages.paths import Layout
-from stages.publish import replace_folder, replaced_file
+from stages.publish import alone_in, replace_folder, replaced_file
 from stages.runlog import say
 from stages.versions import code_version, processor
 
@@ -54,7 +54,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         raise ValueError("the params' grid names nothing to report on: add a mix with its students and seeds")
     cells = params.cells()
     runs = [(game, seed) for game, online in params.online.items() for seed in online.seeds]
-    online = _runs(layout, runs, partial=partial)
+    online = _runs(layout, params, runs, partial=partial)
     if partial:
         cells = finished(layout, params, cells, others=bool(online))
     earlier, apart = (_names_by(layout, params, cells, told) for told in (earlier_settings, _told_collections))
@@ -76,10 +76,6 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     sets = dict.fromkeys(names for names in plays if len(names) > 1)
     several = [_several({name: games[name] for name in names}) for names in sets]
     rows = [row for section in sections for row in section.rows]
-    folder = layout.work("report", "page", {})
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scores.json").write_text(json.dumps([asdict(row.score) for row in rows], indent=2) + "\n")
-    (folder / "table.md").write_text(tables.scores(rows).markdown())
     command = _command(layout.root.resolve(), partial=partial, paper=paper)
     facts = {
         "package": "{version}, revision {revision}".format(**code_version()),
@@ -110,15 +106,30 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         collections=apart,
         missing=[cell.name for cell in params.cells() if cell not in cells],
     )
-    page = render(sections, results, facts, datasets)
-    (folder / "index.html").write_text(page)
-    replace_folder(folder, layout.report)
+    _publish(
+        layout,
+        {
+            "index.html": render(sections, results, facts, datasets),
+            "scores.json": json.dumps([asdict(row.score) for row in rows], indent=2) + "\n",
+            "table.md": tables.scores(rows).markdown(),
+        },
+    )
     if paper is not None:
         with replaced_file(paper) as part:
             part.write_text(reproduction.markdown(results))
     written = layout.report / "index.html"
     say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     return written
+
+
+def _publish(layout: Layout, files: Mapping[str, str]) -> None:
+    work = layout.work("report", "page", {})
+    with alone_in(work):
+        folder = work / "page"
+        folder.mkdir(exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        replace_folder(folder, layout.report)
 
 
 def _command(root: Path, *, partial: bool, paper: Path | None) -> str:
@@ -197,12 +208,12 @@ def _beside(folder: Path, ours: Mapping[str, Game]) -> list[Beside]:
     return rows
 
 
-def _runs(layout: Layout, runs: Sequence[tuple[str, int]], *, partial: bool) -> list[Run]:
+def _runs(layout: Layout, params: settings.Params, runs: Sequence[tuple[str, int]], *, partial: bool) -> list[Run]:
     """All of these runs, or with `partial` those that are whole and scored; says what the others lack."""
     found = []
     for game, seed in runs:
         try:
-            found.append(_run(layout, game, seed))
+            found.append(_run(layout, params, game, seed))
         except ValueError as error:
             if not partial:
                 raise
@@ -229,7 +240,7 @@ def _ends(game: str, seed: int) -> dict[str, str]:
     }
 
 
-def _run(layout: Layout, game: str, seed: int) -> Run:
+def _run(layout: Layout, params: settings.Params, game: str, seed: int) -> Run:
     """How a student followed a teacher, and what became of both."""
     folder = layout.online(f"{game}-{seed}")
     for path in (folder / "curve.csv", folder / RETURNS):
@@ -249,8 +260,10 @@ def _run(layout: Layout, game: str, seed: int) -> Run:
         for path in (episodes, layout.scores(agent)):
             if not path.is_file():
                 raise ValueError(f"the report lacks {path}: run `pd-pipeline evaluate {agent}` or `dvc repro`")
-        if scored_before(layout, agent, agent):
-            raise ValueError(f"{agent} has changed since it was evaluated: run `pd-pipeline evaluate {agent}` or `dvc repro`")
+        if scored_otherwise(layout, params, agent, agent, game):
+            raise ValueError(
+                f"{agent} was scored before it or the protocol changed: run `pd-pipeline evaluate {agent}` or `dvc repro`"
+            )
         returns[who], _, _ = read_returns(episodes)
     if _followed_another(layout, game, seed):
         raise ValueError(
@@ -275,8 +288,8 @@ def _refuse_outdated(
     """ValueError if a student is not what the params would make."""
     if others := [cell.name for cell in cells if outdated(layout, params, cell)]:
         raise ValueError(
-            f"learned from other data than their mixes name now, or changed since they were evaluated: {', '.join(others)}: "
-            f"`dvc repro` makes them anew, --partial leaves them out"
+            f"learned from other data than their mixes name now, or scored before they or the protocol changed: "
+            f"{', '.join(others)}: `dvc repro` makes them anew, --partial leaves them out"
         )
     if earlier:
         told = "; ".join(f"{', '.join(names)} ({differences})" for differences, names in earlier.items())

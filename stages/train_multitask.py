@@ -169,10 +169,11 @@ def _shared(preset: settings.TeacherPreset) -> dict[str, Any]:
 
 
 def _reference(layout: Layout, game: str) -> tuple[float, float]:
-    """Mean returns of the random agent and of the teacher, to compare games by. ValueError without a teacher."""
+    """Mean returns of the random agent and of the teacher, to compare games by. ValueError without a teacher that has one."""
     reference = find_game(game).reference
-    best = float(load_card(layout.teacher(game))["evaluation"]["mean_return"])
-    return reference.random if reference else 0.0, best
+    if (evaluation := load_card(layout.teacher(game)).get("evaluation")) is None:
+        raise ValueError(f"{layout.teacher(game)} was never evaluated: train-teacher and import-teacher publish what was")
+    return reference.random if reference else 0.0, float(evaluation["mean_return"])
 
 
 class _Baseline(Training):

@@ -142,10 +142,32 @@ def test_a_student_of_other_data_or_of_other_scores_is_left_out(travelled: Path)
         path.write_text(before.replace(what, what.replace("Breakout", "Other") if path == mix else "0" * 64))
         refused = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), "report"])
         assert refused.exit_code == 1
-        assert f"changed since they were evaluated: {lost}: `dvc repro` makes them anew" in refused.stderr
+        assert f"scored before they or the protocol changed: {lost}: `dvc repro` makes them anew" in refused.stderr
         partial = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), "report", "--partial"])
-        assert f"changed since evaluated: {lost}\n" in partial.stderr
+        assert f"scored before they or the protocol changed: {lost}\n" in partial.stderr
         path.write_text(before)
+
+
+@pytest.mark.parametrize("changed", [{"epsilon": 0.4}, {"seed": 3}])
+def test_scores_under_another_protocol_are_neither_shown_nor_taken_for_done(travelled: Path, changed: dict[str, float]) -> None:
+    params = travelled / "params.yaml"
+    before = params.read_text()
+    with edited_params(travelled, params) as raw:
+        raw["evaluation"] |= changed
+    refused = CliRunner().invoke(main, ["--params", str(params), "report"])
+    assert "scored before they or the protocol changed: small/kl-0, small/mse-0" in refused.stderr
+    assert (
+        "no student of the params' grid has been evaluated yet"
+        in CliRunner().invoke(main, ["--params", str(params), "report", "--partial"]).stderr
+    )
+    jobs = json.loads(CliRunner().invoke(main, ["--params", str(params), "plan", "--json"]).stdout)["jobs"]
+    assert {job["name"] for job in jobs if not job["done"]} == {
+        "random/Breakout",
+        "teachers/Breakout",
+        "students/small/kl-0",
+        "students/small/mse-0",
+    }
+    params.write_text(before)
 
 
 def test_a_student_of_other_settings_is_told_of(travelled: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -233,8 +233,8 @@ def over_training(who: Evaluated, prefix: str, label: str) -> str:
     return svg(figure)
 
 
-def teacher_curve(teacher: Evaluated, evaluated: dict[str, Any]) -> str:
-    """Return in training and at the evaluations that chose the snapshot, against steps."""
+def teacher_curve(teacher: Evaluated, gate: Mapping[str, Any] | None) -> str:
+    """Return in training and at the evaluations that chose the snapshot, against steps, and what it reached at its gate."""
     assert teacher.curve is not None
     curve = read_curve(teacher.curve)
     figure, axes = plt.subplots(figsize=(7.5, 3.2))
@@ -244,7 +244,8 @@ def teacher_curve(teacher: Evaluated, evaluated: dict[str, Any]) -> str:
         label="last 100 training episodes",
     )
     axes.plot(*_points(curve, "steps", "eval_return"), "o-", color="#0b6e99", label="evaluations that choose the snapshot")
-    axes.axhline(evaluated["mean_return"], color="#444444", linewidth=1, label=f"gate: {evaluated['episodes']} fresh episodes")
+    if gate is not None:
+        axes.axhline(gate["mean_return"], color="#444444", linewidth=1, label=f"gate: {gate['episodes']} fresh episodes")
     axes.set_xlabel("steps (agent decisions)")
     axes.set_ylabel("return")
     axes.legend(fontsize=9, loc="lower right")

@@ -256,7 +256,7 @@ def _section(section: Section) -> str:
     ]
     curves = [figure(figures.student_curves(section.who.students, name, label), caption) for name, label, caption in held_out]
     if section.who.teacher.curve is not None:
-        curve = figures.teacher_curve(section.who.teacher, section.who.teacher.card["evaluation"])
+        curve = figures.teacher_curve(section.who.teacher, section.who.teacher.card.get("evaluation"))
         curves.append(figure(curve, "How the teacher learned."))
     return "".join(parts) + f"<h3>Learning curves</h3><div class='figures'>{''.join(curves)}</div></section>"
 

@@ -51,7 +51,7 @@ class Summary:
     `mean` is the geometric mean of the normalised per cents, None where it has not played every game; `floored` names the games
     in which it was taken to reach 1 %; `percent_mean` and `percent_floored` are so of the raw per cents, as the paper has them.
     A baseline has had so many `steps` of each game; `at_equal_steps` is its mean where the
-    teachers are taken as they were after these, None where their curves do not tell or one knew no more than chance then.
+    teachers are the best that they were until these, None where their curves do not tell or one knew no more than chance then.
     """
 
     variant: str
@@ -174,10 +174,12 @@ def _summary(variant: str, games: Mapping[str, Game], baselines: Mapping[str, Ba
 
 
 def _evaluated_at(teacher: Evaluated, steps: int) -> float | None:
-    """What a teacher scored when it was evaluated last while it learned, after so many steps, give or take a rollout."""
+    """The best that a teacher scored, until so many steps, give or take a rollout, when its snapshot was chosen; None without
+    one.
+    """
     rows = read_curve(teacher.curve) if teacher.curve else []
     told = [float(row["eval_return"]) for row in rows if row.get("eval_return") and float(row["steps"]) < steps + ROLLOUT]
-    return told[-1] if told else None
+    return max(told, default=None)
 
 
 def geometric_mean(percents: Sequence[npt.NDArray[np.float64]]) -> Values:

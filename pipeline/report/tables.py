@@ -223,7 +223,7 @@ def correlations(groups: Sequence[Group]) -> Table:
 def several(summaries: Sequence[Summary]) -> Table:
     """Agents of several games, a row each: every game's raw per cent of its teacher with its interval, the geometric means of
     these and of the normalised per cents, and the least of the latter; the paper's beside those of its three games. Of
-    baselines their steps of each game, too, and the mean of normalised per cents of the teachers as they were after as many.
+    baselines their steps of each game, too, and the mean of normalised per cents of the best that the teachers were until then.
     """
     games = sorted({game for s in summaries for game in s.games})
     known = tuple(games) == THREE_GAMES
@@ -257,7 +257,8 @@ def of_steps(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) ->
     own = ", ".join(f"{game} {steps:,}" for game in games if (steps := teachers[game].card.get("steps")))
     return (
         f" Steps a game: those that a baseline learned from. Its teachers were published after their own{own and f' ({own})'}, "
-        "so the mean at equal steps, where there is one, takes each as it was when last evaluated within the baseline's."
+        "so the mean at equal steps, where there is one, takes each at the best of the evaluations that chose "
+        "its snapshot within the baseline's, which are of few episodes and flatter it a little."
     )
 
 

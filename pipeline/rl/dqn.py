@@ -120,7 +120,8 @@ class DqnLearner(Learner):
     """A learning DQN agent: weights, replay, counters.
 
     The replay is not part of the checkpoint (7 GB at the published size): a resumed run first refills it, as far as it had
-    been, with its own policy, and counts none of those steps. Learning on from a few thousand steps instead would narrow what
+    been, with its own policy, and counts those episodes, whose seeds are used, but none of their steps. Learning on from a few
+    thousand steps instead would narrow what
     it knows to them.
     """
 

@@ -219,6 +219,10 @@ def test_a_baseline_is_also_measured_by_teachers_of_its_steps(tmp_path: Path) ->
     assert f"| pair/pqn | reward, pqn | 1,000,000 | 100 | 1 | {six} | {six} | {six} | {six} | 60.0 | 120.0 |" in page
     assert "published after their own (Freeway 1,502,208, Pong 1,502,208)" in page
     assert "Steps a game" not in tables.of_steps([kl], {})
+    curve.write_text(
+        "steps,train_return,eval_return\n500000,2,8\n1000000,2,5\n1502208,9,10\n"
+    )  # its selection had kept the first
+    assert summarise(games)[1].at_equal_steps == pytest.approx(75.0)
     curve.write_text("steps,train_return,eval_return\n1000000,2,0\n1502208,9,10\n")  # it knew no more than chance
     assert summarise(games)[1].at_equal_steps is None
 
