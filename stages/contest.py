@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.agents.checkpoints import CARD, games_of, load_agent
-from pipeline.agents.device import exact
+from pipeline.agents.device import Compute, exact
 from pipeline.agents.networks import QNetwork
 from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import EnvConfig, SlotWorld, action_meanings, fingerprint
@@ -155,6 +155,23 @@ def played(
         for _ in show(progress(), f"{purpose} {contestant.agent}", ("return",)):
             pass
     return sorted(finished)
+
+
+def tried(
+    network: QNetwork,
+    compute: Compute,
+    params: settings.Params,
+    game: str,
+    purpose: str,
+    seed: int,
+    episodes: int,
+    *,
+    name: str,
+    notes: Notes | None = None,
+) -> list[Episode]:
+    """As `played`, with the params' epsilon, by a network that is no agent of the layout yet; `name` is shown."""
+    policy = EpsilonGreedy(q_function(network, compute, game), params.evaluation.epsilon)
+    return played(Contestant(name, game, params.environment, policy), params, purpose, seed, episodes, notes)
 
 
 def record(returns: list[float], params: settings.Params) -> dict[str, Any]:

@@ -12,13 +12,12 @@ from typing import Any
 from pipeline.agents.checkpoints import CARD, Agent, games_of, load_agent, save_agent
 from pipeline.agents.device import Compute, keep_freed_memory, learning, name_of, pick_device
 from pipeline.agents.networks import QNetwork
-from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.datasets.mix import Ingredient, Joined, open_ingredients, read_mix
 from pipeline.distill.offline import MEASURES, Student, train
 from pipeline.rederive import driven
 from pipeline.report.scores import learned_from
 from stages import params as settings
-from stages.contest import Contestant, mean_return, played
+from stages.contest import mean_return, tried
 from stages.grid import beginning
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, resuming, save_state, write_csv
@@ -230,9 +229,8 @@ def _changing(student: Student) -> list[str]:
 def _play(params: settings.Params, student: Student, episodes: int, title: str) -> None:
     """Add to the curve's last point, and record, what the student reaches in each game by now. It chooses nothing."""
     for game in _changing(student):
-        policy = EpsilonGreedy(q_function(student.network, student.compute, game), params.evaluation.epsilon)
-        contestant = Contestant(f"student of {game}", game, params.environment, policy)
-        reached = mean_return(played(contestant, params, "select", student.seed, episodes))
+        network, compute, name = student.network, student.compute, f"student of {game}"
+        reached = mean_return(tried(network, compute, params, game, "select", student.seed, episodes, name=name))
         student.curve[-1][f"return_{game}"] = round(reached, 3)
         mark(title, student.updates, {f"return_{game}": reached})
 

@@ -15,7 +15,6 @@ from typing import Any, Final
 from pipeline.agents.checkpoints import CARD, load_agent, save_agent
 from pipeline.agents.device import exact, keep_freed_memory, learning, name_of, pick_device
 from pipeline.agents.networks import QNetwork, place
-from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.games import find_game
 from pipeline.cores import core_count
 from pipeline.datasets.mix import Joined
@@ -27,7 +26,7 @@ from pipeline.report.online import RETURNS
 from stages import collect
 from stages import params as settings
 from stages.cluster import cluster
-from stages.contest import Contestant, mean_return, played
+from stages.contest import mean_return, tried
 from stages.current import followed
 from stages.distill import RECIPE as DISTILL_RECIPE
 from stages.history import History, Point, live, work_folder
@@ -293,9 +292,8 @@ class Follower:
 
     def _score(self, who: str, network: QNetwork) -> list[Episode]:
         """Episodes on seeds that choose nobody."""
-        policy = EpsilonGreedy(q_function(network, exact(self._compute.device)), self._params.evaluation.epsilon)
-        contestant = Contestant(f"{self._game} {who}", self._game, self._params.environment, policy)
-        return played(contestant, self._params, "follow", self._seed, self._told.score_episodes)
+        compute, game, count = exact(self._compute.device), self._game, self._told.score_episodes
+        return tried(network, compute, self._params, game, "follow", self._seed, count, name=f"{game} {who}")
 
     def finish(self, folder: Path, scheduler: str) -> None:
         """Learn for the last time, and write student and curve into `folder`; the curve first, the card last."""

@@ -12,11 +12,10 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.agents.checkpoints import save_agent
 from pipeline.agents.device import exact, keep_freed_memory
-from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
 from stages import params as settings
-from stages.contest import Contestant, mean_return, played
+from stages.contest import mean_return, tried
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state
 from stages.runlog import mark, saved_when_stopped, say, show
@@ -203,10 +202,8 @@ class _Recording:
         began = time.monotonic()
         game, environment, epsilon = self._game, self._params.environment, self._params.evaluation.epsilon
         network, steps = self._learner.result, self._learner.tally.steps
-        policy = EpsilonGreedy(q_function(network, exact(self._learner.compute.device)), epsilon)
-        contestant = Contestant(f"{game} at {steps:,}", game, environment, policy)
-        episodes = self._told.select_episodes
-        selected = mean_return(played(contestant, self._params, "select", self._seed, episodes))
+        compute, episodes, name = exact(self._learner.compute.device), self._told.select_episodes, f"{game} at {steps:,}"
+        selected = mean_return(tried(network, compute, self._params, game, "select", self._seed, episodes, name=name))
         number = len(self._history.points)
         card: dict[str, Any] = {
             "role": "snapshot",

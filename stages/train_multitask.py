@@ -12,14 +12,13 @@ import torch
 from pipeline.agents.checkpoints import CARD, load_card, save_agent
 from pipeline.agents.device import Compute, keep_freed_memory
 from pipeline.agents.networks import QNetwork
-from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
 from pipeline.rl.dqn import DqnLearner, DqnWeights
 from pipeline.rl.multitask import MultitaskLearner, train
 from pipeline.rl.pqn import PqnLearner, PqnWeights
 from stages import params as settings
-from stages.contest import Contestant, mean_return, played
+from stages.contest import mean_return, tried
 from stages.grid import games_of_mix
 from stages.paths import Layout
 from stages.plan import Machine, multitask_seconds
@@ -202,9 +201,8 @@ class _Baseline(Training):
         returns = {}
         for game in self._references:
             compute = self.learner.learners[game].compute
-            policy = EpsilonGreedy(q_function(self.learner.result, compute, game), self._params.evaluation.epsilon)
-            contestant = Contestant(f"baseline of {game}", game, self._params.environment, policy)
-            returns[game] = mean_return(played(contestant, self._params, "select", self._seed, self._variant.select_episodes))
+            network, count, name = self.learner.result, self._variant.select_episodes, f"baseline of {game}"
+            returns[game] = mean_return(tried(network, compute, self._params, game, "select", self._seed, count, name=name))
         return returns
 
     def worth(self, returns: Mapping[str, float]) -> float:

@@ -13,13 +13,12 @@ import torch
 from pipeline.agents.checkpoints import CARD, digest, load_card, save_agent
 from pipeline.agents.device import exact, keep_freed_memory
 from pipeline.agents.networks import QNetwork, place
-from pipeline.agents.policies import EpsilonGreedy, q_function
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
 from pipeline.datasets.folders import Folder
 from pipeline.rl.learner import Learner
 from stages import params as settings
-from stages.contest import Contestant, Notes, mean_return, played, record
+from stages.contest import Notes, mean_return, record, tried
 from stages.paths import Layout
 from stages.publish import alone_in, check_target, replace_folder, write_csv
 from stages.runlog import duration, say
@@ -131,11 +130,10 @@ def _pass_gate(params: settings.Params, game: str, state: _Teaching, work: Path)
     best = QNetwork(state.learner.result.spec, state.learner.result.actions)
     best.load_state_dict(state.best_weights)
     best = place(best, device).eval()
-    policy = EpsilonGreedy(q_function(best, exact(device)), params.evaluation.epsilon)
     say(f"gate: {teacher.gate_episodes} fresh episodes of the best snapshot ({state.best_steps:,} steps)")
-    contestant = Contestant(f"teachers/{game}", game, params.environment, policy)
     notes = Notes(work / f"gate-{digest(best)[:12]}.jsonl")
-    episodes = played(contestant, params, "gate", teacher.seed, teacher.gate_episodes, notes)
+    name = f"teachers/{game}"
+    episodes = tried(best, exact(device), params, game, "gate", teacher.seed, teacher.gate_episodes, name=name, notes=notes)
     reached = mean_return(episodes)
     if reached < teacher.gate_return:
         budget = "--minutes" if state.learner.tally.steps < teacher.steps else f"teachers.{game}.steps"
@@ -167,10 +165,11 @@ class _Teaching(Training):
         self.teacher, self._params, self._game, self._time_budget = teacher, params, game, time_budget
 
     def evaluate(self) -> dict[str, float]:
-        policy = EpsilonGreedy(q_function(self.learner.result, self.learner.compute), self._params.evaluation.epsilon)
-        contestant = Contestant(f"teachers/{self._game}", self._game, self._params.environment, policy)
-        episodes = played(contestant, self._params, "select", self.teacher.seed, self.teacher.select_episodes)
-        return {self._game: mean_return(episodes)}
+        network, compute, told, game = self.learner.result, self.learner.compute, self.teacher, self._game
+        episodes = tried(
+            network, compute, self._params, game, "select", told.seed, told.select_episodes, name=f"teachers/{game}"
+        )
+        return {game: mean_return(episodes)}
 
     def worth(self, returns: Mapping[str, float]) -> float:
         return returns[self._game]
