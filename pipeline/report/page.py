@@ -134,11 +134,8 @@ def _over_games(results: Results) -> str:
         )
     if aggregates:
         table += tables.aggregates(aggregates).html(
-            "Students of every game by their single episodes, random-normalised per cents, games weighing alike (Agarwal et al. 2021). IQM: "
-            "mean of the middle half; median and mean of the games' means; optimality gap: how far episodes fall short of 100 %, their own "
-            "noise included; better than teacher: per cent of chances that an episode beats one of the teacher's, ties a half, 50 is equal. "
-            "Intervals: 95 % bootstrap over the runs of each game, where there are several, and over their episodes; what teacher and "
-            "random score is taken as it is, but for the last column, where the teacher's episodes are resampled, too.",
+            "Students of every game by their single episodes, random-normalised per cents, games weighing alike (Agarwal et al. 2021). "
+            + tables.TYPICAL,
         )
     return f"<section><h2>Over all games</h2>{table}</section>"
 
@@ -190,13 +187,7 @@ def _online(runs: Sequence[Run]) -> str:
         )
         for game in dict.fromkeys(run.game for run in runs)
     ]
-    table = tables.online(runs).html(
-        "Change: root mean square of the changes from point to point. Worst drop: below the best policy so far, which other seeds chose, "
-        "at the point that half of the episodes find the worst, measured on the other half; of the teachers', means over seeds, with its "
-        "95 % interval over episodes. Where there are several seeds, their mean, least and greatest. At the end: the teacher's last policy, its best, "
-        f"and the student after its last updates, {len(runs[0].student_N)} episodes each on seeds that nothing else has seen; kept: "
-        "(student - random) / (best - random), with the 95 % bootstrap interval of the seeds' mean over episodes, paired by seed.",
-    )
+    table = tables.online(runs).html(f"{tables.FOLLOWED} Those at the end: {len(runs[0].student_N)} episodes each.")
     return f"<section><h2>Following a teacher that is still learning</h2>{table}<div class='figures'>{''.join(drawn)}</div></section>"
 
 

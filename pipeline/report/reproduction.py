@@ -121,11 +121,8 @@ def _typical(results: Results) -> str:
     return f"""### Over all games, by episodes
 
 Students of every game by their single episodes, random-normalised per cents, games weighing alike
-([Agarwal et al. 2021](https://arxiv.org/abs/2108.13264)). IQM is the mean of the middle half, median and mean are of the games'
-means, the optimality gap is how far episodes fall short of 100 % on average, their own noise included, and the last column the
-chance in per cent that an episode beats one of the teacher's, ties counting a half: 50 is equal. Intervals: 95 % over the
-training runs of each game, where there are several, and their episodes; what teacher and random score is taken as it is,
-but for the last column, where the teacher's episodes are resampled, too.
+([Agarwal et al. 2021](https://arxiv.org/abs/2108.13264)).
+{tables.TYPICAL}
 
 {tables.aggregates(results.aggregates).markdown()}"""
 
@@ -157,11 +154,7 @@ def _following(results: Results) -> str:
 
 At each point of the teacher's learning the policy that did best on the seeds that choose labels a new version of the dataset,
 and the student goes on learning from what that policy has labelled; teacher, best so far and student are scored on other seeds.
-Change is the root mean square of the changes from point to point. The worst drop is below the best policy so far, at the point
-that half of the episodes find the worst, measured on the other half; of the students also as a share of their teachers', means
-over seeds, with its 95 % interval over episodes. Over several seeds: their mean, least and greatest. At the end: the
-teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is (student - random) /
-(best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, paired by seed.
+{tables.FOLLOWED}
 
 {tables.online(results.online).markdown()}{_asked(tables.bars_of_online(results.online))}"""
 

@@ -189,6 +189,21 @@ def facts(rows: Sequence[Mapping[str, str]]) -> Table:
     return Table(list(rows[0]), [list(row.values()) for row in rows])
 
 
+TYPICAL: Final = (
+    "IQM is the mean of the middle half, median and mean are of the games' means, the optimality gap is how far episodes "
+    "fall short of 100 % on average, their own noise included, and the last column the chance in per cent that an episode "
+    "beats one of the teacher's, ties counting a half: 50 is equal. Intervals: 95 % bootstrap over the training runs of "
+    "each game, where there are several, and their episodes; what teacher and random score is taken as it is, but for the "
+    "last column, where the teacher's episodes are resampled, too."
+)
+FOLLOWED: Final = (
+    "Change is the root mean square of the changes from point to point. The worst drop is below the best policy so far, "
+    "which other seeds chose, at the point that half of the episodes find the worst, measured on the other half; of the "
+    "students also as a share of their teachers', means over seeds, with its 95 % interval over episodes. Over several "
+    "seeds: their mean, least and greatest. At the end: the teacher's last policy, its best and the final student on seeds "
+    "that nothing else has seen. Kept is (student - random) / (best - random) of these, with the 95 % bootstrap interval of "
+    "the seeds' mean over episodes, paired by seed."
+)
 CORRELATED: Final = (
     "Kendall's rank correlation with the normalised score, over the pairs of students that were measured on the same held-out "
     "episodes, in brackets how many. Students are resampled for the 95 % intervals (none where the order is perfect: all "
