@@ -25,7 +25,7 @@ import torch
 from distributed import Client, Future
 
 from pipeline.agents.checkpoints import CARD, WEIGHTS, Agent, load_files, read_files
-from pipeline.agents.device import exact, take_one_core
+from pipeline.agents.device import exact, one_thread, take_one_core
 from pipeline.agents.policies import EpsilonGreedy, Labelled, q_function
 from pipeline.atari.envs import EnvConfig, SlotWorld, fingerprint
 from pipeline.atari.rollout import Policy, rollout
@@ -205,14 +205,13 @@ def play(task: Task) -> dict[int, list[EpisodeRow]]:
 @contextmanager
 def one_core() -> Iterator[None]:
     """Whatever begins in here shares one core, as a worker of a busy machine has it: emulators and matrix kernels too."""
-    before, threads = cores(), torch.get_num_threads()
+    before = cores()
     _keep_to(before[:1])
-    torch.set_num_threads(1)
     try:
-        yield
+        with one_thread():
+            yield
     finally:
         _keep_to(before)
-        torch.set_num_threads(threads)
 
 
 def _keep_to(numbers: Sequence[int]) -> None:
@@ -321,10 +320,11 @@ class Collection:
                 break
             self._pack(receipt)
             index += 1
-        if self._enough() and (self.writer.packed > self._states() or len(self._rows) > (self.config.episodes or math.inf)):
+        held = max(self.writer.packed, self._states())
+        most = self.config.states or self._states()
+        if self._enough() and (held > most or len(self._rows) > (self.config.episodes or math.inf)):
             raise ValueError(
-                f"the unfinished collection in {self.work} has {self.writer.packed:,} states already: "
-                f"ask for more, or remove that folder"
+                f"the unfinished collection in {self.work} has {held:,} states already: ask for more, or remove that folder"
             )
         yield self._progress(0)
 
@@ -408,7 +408,13 @@ class Collection:
             self._dropped += 1
 
     def _append(self, row: EpisodeRow, records: Records) -> None:
+        """The next episode, as far as it is wanted and not yet packed. ValueError if it is damaged, or not what is packed."""
         start = self._states()
+        if schema.episode_digest(records) != row.sha256:
+            raise ValueError(
+                f"block {self._next} in {self.blocks} is damaged, its episodes are not those of its digests: "
+                f"remove its two files, it is played again"
+            )
         if self.config.states is not None and start + row.length > self.config.states:
             records = records.cut(0, self.config.states - start)
             row = row._replace(
@@ -421,6 +427,12 @@ class Collection:
             )
         self._rows.append(row._replace(start=start))
         packed = max(0, min(row.length, self.writer.packed - start))
+        if packed and not self.writer.holds(start, records.cut(0, packed)):
+            raise ValueError(
+                f"the episode of seed {row.seed} comes out otherwise on {platform.node()} or its workers than where the "
+                f"{self.writer.packed:,} states that are there were played (another make of CPU or torch): go on there, or "
+                f"collect the rest with another --seed and --out and join both by `dataset merge`; then remove {self.work}"
+            )
         if start + row.length > self.writer.packed:
             self.writer.append(records.cut(packed, row.length))
 

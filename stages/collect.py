@@ -227,7 +227,7 @@ def _there(target: Folder, how: dict[str, Any], config: CollectConfig) -> Datase
     try:
         dataset = open_dataset(target, check_files=True)
     except ValueError as error:
-        if target.local is None:
+        if target.local is None or set(target.files()) - {*manifest.files, MANIFEST}:  # somebody's file would go with it
             raise
         say(f"{str(error).splitlines()[0]}; it is collected again")
         return None

@@ -22,11 +22,12 @@ from pipeline.atari.envs import VectorWorld, fingerprint
 from pipeline.atari.rollout import rollout
 from pipeline.collect import BLOCK_EPISODES, LONGEST_TASK, CollectConfig, Collection, Task
 from pipeline.cores import cores
-from pipeline.datasets import schema
+from pipeline.datasets import blocks, schema
 from pipeline.datasets.blocks import Recorder, stored_bytes
 from pipeline.datasets.describe import size
+from pipeline.datasets.folders import Folder
 from pipeline.datasets.reader import Dataset, open_dataset
-from pipeline.datasets.schema import EpisodeRow, Flag
+from pipeline.datasets.schema import EpisodeRow, Flag, Records
 from pipeline.datasets.verify import verify
 from pipeline.rederive import rederive
 from stages.cli import main
@@ -131,7 +132,8 @@ def test_abandoned_after_every_block_with_whole_shards_on_disk(
     while True:
         sittings += 1
         again = Collection(config(700), breakout_teacher, teacher, tmp_path / "again")
-        (tmp_path / "again/dataset/states.zarr/q/0.killed.partial").write_bytes(b"debris of a killed write")
+        for debris in ("q/0.killed.partial", "frame/.0.killed.part"):
+            (tmp_path / "again/dataset/states.zarr" / debris).write_bytes(b"debris of a killed write")
         begun = again.writer.packed
         start = None
         for p in again.run(one_worker):
@@ -245,6 +247,53 @@ def test_more_is_added_to_a_dataset_without_playing_its_whole_shards_again(
     assert not set(played) & set(whole)
     with pytest.raises(ValueError, match="768 states already: ask for more"):
         collect("extended", 600)
+
+
+def test_what_comes_out_otherwise_is_not_added_to_a_dataset(
+    breakout_teacher: Path,
+    teacher: Agent,
+    one_worker: Client,
+    small_blocks: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on another make of CPU, whose Q-values have other last bits."""
+    monkeypatch.setattr(collecting, "BLOCK_EPISODES", 2)
+    monkeypatch.setattr(schema, "SHARD", 256)
+    monkeypatch.setattr(schema, "SMALL_CHUNK", 128)
+    small = Collection(config(700), breakout_teacher, teacher, tmp_path / "small")
+    list(small.run(one_worker))
+    small.finish()
+    larger = Collection(config(900), breakout_teacher, teacher, tmp_path / "larger")
+    larger.extend(open_dataset(small.dataset))
+
+    def elsewhere(*of: Any) -> Any:
+        q_values = q_function(*of)
+        return lambda obs_BCHW: q_values(obs_BCHW) * np.float32(1 + 1e-6)
+
+    monkeypatch.setattr(collecting, "q_function", elsewhere)
+    with pytest.raises(ValueError, match=r"the episode of seed \d+ comes out otherwise on .* go on there, or collect the rest"):
+        list(larger.run(one_worker))
+
+
+def test_a_damaged_block_is_not_packed(
+    breakout_teacher: Path,
+    teacher: Agent,
+    one_worker: Client,
+    small_blocks: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read_block = blocks.read_block
+
+    def damaged(folder: Folder, block: int) -> Iterator[Records]:
+        for records in read_block(folder, block):
+            yield records._replace(reward_N=records.reward_N + 1)
+
+    monkeypatch.setattr(blocks, "read_block", damaged)
+    collection = Collection(config(700), breakout_teacher, teacher, tmp_path)
+    with pytest.raises(ValueError, match=r"block 0 in .* is damaged, .*: remove its two files, it is played again"):
+        list(collection.run(one_worker))
 
 
 def task_in(folder: Path, teacher: Agent) -> Task:

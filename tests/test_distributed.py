@@ -145,6 +145,11 @@ def test_what_is_there_is_not_played_again(
         assert refused.exit_code == 1
         assert told in refused.output
     assert json.loads(manifest.read_text())["states"] == 450
+    (manifest.parent / "notes.txt").write_text("somebody's")
+    refused = collect(tmp_path, "--states", "450", *on_one_worker)
+    assert refused.exit_code == 1
+    assert "notes.txt is not in the manifest: remove it" in refused.output
+    (manifest.parent / "notes.txt").unlink()
     (manifest.parent / "episodes.parquet").write_bytes(b"damage")
     anew = collect(tmp_path, "--states", "400", *on_one_worker)
     assert anew.exit_code == 0, anew.output

@@ -71,6 +71,12 @@ class Writer:
             self._pending = [rest.owned()]
             self._pending_steps = rest.steps
 
+    def holds(self, start: int, records: Records) -> bool:
+        """Whether these are the records of the steps on disk from `start` on."""
+        stop = start + records.steps
+        assert stop <= self.packed
+        return all(np.array_equal(self._array(name)[start:stop], values) for name, values in records.by_name().items())
+
     @property
     def steps(self) -> int:
         """Steps taken in so far."""
@@ -178,7 +184,7 @@ def write_episodes(path: Path, rows: Iterable[EpisodeRow]) -> None:
 
 
 def _open_or_create(path: Path, actions: int) -> zarr.Group:
-    for debris in [*path.rglob("*.partial"), *path.parent.glob(".*.part")]:  # of a writer that was killed
+    for debris in [*path.rglob("*.partial"), *path.parent.rglob(".*.part")]:  # of a writer that was killed
         debris.unlink()
     group = zarr.open_group(path, mode="a", zarr_format=3)
     for name, layout in schema.layouts(actions).items():
