@@ -6,13 +6,14 @@ Dimensions: B batch (slots), C stacked frames, H W pixels, A actions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.agents.device import Compute
+from pipeline.agents.device import Compute, one_thread
 from pipeline.agents.networks import QNetwork
 from pipeline.seeding import uniform
 
@@ -36,9 +37,10 @@ def q_function(network: QNetwork, compute: Compute, game: str | None = None) -> 
     """The network as a plain function from numpy states to numpy Q-values, without gradients.
 
     In float32, states go through in chunks of exactly 16, the last one padded: which matrix kernel runs, and so the last bit,
-    depends on the size of the batch, and a state's label must not depend on how many others were asked about at once. In
-    bfloat16, which serves learning alone, they go through together.
+    depends on the size of the batch, and a state's label must not depend on how many others were asked about at once; nor on
+    the number of threads, so a CPU takes one. In bfloat16, which serves learning alone, they go through together.
     """
+    alone = one_thread if compute.precision == "float32" and compute.device.type == "cpu" else nullcontext
 
     def q_values(obs_BCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         count = len(obs_BCHW)
@@ -46,7 +48,7 @@ def q_function(network: QNetwork, compute: Compute, game: str | None = None) -> 
         if count % size:
             padding = np.zeros((size - count % size, *obs_BCHW.shape[1:]), dtype=np.uint8)
             obs_BCHW = np.concatenate([obs_BCHW, padding])
-        with torch.inference_mode(), compute.autocast():
+        with alone(), torch.inference_mode(), compute.autocast():
             chunks = torch.split(torch.from_numpy(obs_BCHW).to(compute.device), size)
             q_BA = torch.cat([network(chunk, game) for chunk in chunks])
         return np.asarray(q_BA[:count].cpu().numpy(), dtype=np.float32)

@@ -45,6 +45,19 @@ def test_a_states_values_do_not_depend_on_its_batch(name: str) -> None:
     assert all(np.array_equal(q_values(obs[i : i + 1])[0], whole[i]) for i in range(21))
 
 
+@pytest.mark.parametrize("name", ["dqn", "pqn"])
+def test_a_states_values_do_not_depend_on_the_number_of_threads(name: str) -> None:
+    cpu, obs = torch.device("cpu"), states(32)
+    q_values = q_function(place(QNetwork(NETWORKS[name], {"any": 6}), cpu).eval(), exact(cpu))
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(q_values(obs))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
 def test_ez_greedy_holds_its_random_actions_for_a_zeta_time() -> None:
     width = 4000
     q_BA = np.zeros((width, 4), dtype=np.float32)
