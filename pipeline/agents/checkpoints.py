@@ -114,7 +114,12 @@ def load_agent(folder: Path, device: torch.device) -> Agent:
     """Read and verify an agent. ValueError names the file that is missing, damaged or does not match its card."""
     card = load_card(folder)
     try:
-        network = QNetwork(NetworkSpec.from_json(card["architecture"]), {str(k): int(v) for k, v in card["heads"].items()})
+        spec, heads = NetworkSpec.from_json(card["architecture"]), {str(k): int(v) for k, v in card["heads"].items()}
+        with torch.device("meta"):  # takes no memory, whatever the card claims
+            claimed = count_parameters(QNetwork(spec, heads))
+        if 4 * claimed > (folder / WEIGHTS).stat().st_size:
+            raise RuntimeError(f"{claimed:,} parameters are more than {WEIGHTS} has")
+        network = QNetwork(spec, heads)
         network.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError:
         raise ValueError(f"{folder / WEIGHTS} is missing: `dvc pull` or `git lfs pull` it, or run `dvc repro`") from None

@@ -129,6 +129,8 @@ def _layers(path: Path, source: Source, loaded: Mapping[str, Any]) -> dict[str, 
     for key, value in weights.items():
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() != (_dimensions(source, key)):
             raise ValueError(f"{key} in {path} is not the weight of that layer of the Nature network")
+        if 4 * value.numel() > LIMIT:  # of a few numbers that are repeated
+            raise ValueError(f"{key} in {path} has {value.numel():,} weights, more than a checkpoint may have")
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{key} in {path} holds values that are not finite: the checkpoint is damaged")
     return {key: value.float() for key, value in weights.items()}

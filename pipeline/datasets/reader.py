@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zarr
 from zarr.buffer.cpu import NDBuffer
@@ -221,23 +222,7 @@ def _open_arrays(folder: Folder, *, fast: bool) -> dict[str, zarr.Array[Any]]:
 
 def _read_episodes(folder: Folder, manifest: Manifest) -> tuple[EpisodeRow, ...]:
     """The episode table: whole, without gaps, and of as many steps as the manifest says."""
-    try:
-        with pq.ParquetFile(io.BytesIO(folder.read(schema.EPISODES))) as file:
-            if file.metadata.num_rows != manifest.episodes:
-                raise ValueError(
-                    f"dataset {folder}: {schema.EPISODES} has {file.metadata.num_rows:,} rows, the manifest says "
-                    f"{manifest.episodes:,}: restore it with `dvc pull`"
-                )
-            table = file.read()
-    except FileNotFoundError:
-        raise ValueError(
-            f"dataset {folder}: {schema.EPISODES} is missing: restore it with `dvc checkout` or `dvc pull`"
-        ) from None
-    except (pa.ArrowException, OSError) as error:
-        fault = str(error).splitlines()[0]
-        raise ValueError(f"dataset {folder}: {schema.EPISODES} is damaged ({fault}): restore it with `dvc pull`") from None
-    if not table.schema.equals(schema.EPISODE_SCHEMA) or any(column.null_count for column in table.columns):
-        raise ValueError(f"dataset {folder}: {schema.EPISODES} has other columns than format {schema.FORMAT_VERSION}")
+    table = _read_table(folder, manifest)
     rows = tuple(EpisodeRow(*values) for values in zip(*(column.to_pylist() for column in table.columns), strict=True))
     expected, longest = 0, _longest_episode(manifest)
     for index, row in enumerate(rows):
@@ -252,6 +237,35 @@ def _read_episodes(folder: Folder, manifest: Manifest) -> tuple[EpisodeRow, ...]
             f"the manifest says {manifest.states:,} in {manifest.episodes}"
         )
     return rows
+
+
+def _read_table(folder: Folder, manifest: Manifest) -> pa.Table:
+    """The episode table's rows, of the format's types and the manifest's number."""
+    try:
+        # As a dictionary a text that is repeated is kept once: else a few bytes could be unpacked to any number.
+        with pq.ParquetFile(io.BytesIO(folder.read(schema.EPISODES)), read_dictionary=["sha256"]) as file:
+            if not file.metadata.schema.to_arrow_schema().equals(schema.EPISODE_SCHEMA):
+                raise ValueError(f"dataset {folder}: {schema.EPISODES} has other columns than format {schema.FORMAT_VERSION}")
+            if file.metadata.num_rows != manifest.episodes:
+                raise ValueError(
+                    f"dataset {folder}: {schema.EPISODES} has {file.metadata.num_rows:,} rows, the manifest says "
+                    f"{manifest.episodes:,}: restore it with `dvc pull`"
+                )
+            table = file.read()
+    except FileNotFoundError:
+        raise ValueError(
+            f"dataset {folder}: {schema.EPISODES} is missing: restore it with `dvc checkout` or `dvc pull`"
+        ) from None
+    except (pa.ArrowException, OSError) as error:
+        fault = str(error).splitlines()[0]
+        raise ValueError(f"dataset {folder}: {schema.EPISODES} is damaged ({fault}): restore it with `dvc pull`") from None
+    if any(column.null_count for column in table.columns):
+        raise ValueError(f"dataset {folder}: {schema.EPISODES} has values missing: do not trust it")
+    chunks: list[Any] = table["sha256"].chunks
+    for chunk in chunks:
+        if not pc.all(pc.match_substring_regex(chunk.dictionary, "^[0-9a-f]{64}$"), min_count=0).as_py():
+            raise ValueError(f"dataset {folder}: {schema.EPISODES} has a sha256 that is none: do not trust it")
+    return table
 
 
 def _longest_episode(manifest: Manifest) -> int:

@@ -67,6 +67,14 @@ def test_another_architecture_in_the_card(folder: Path) -> None:
         load_agent(folder, CPU)
 
 
+def test_a_card_that_claims_more_than_its_weights_fills_no_memory(folder: Path) -> None:
+    card = json.loads((folder / CARD).read_text())
+    card["architecture"]["hidden"] = 10**12
+    (folder / CARD).write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"is damaged \([\d,]+ parameters are more than model.safetensors has"):
+        load_agent(folder, CPU)
+
+
 def test_a_future_format(folder: Path) -> None:
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps(card | {"format": 99}))

@@ -177,6 +177,16 @@ def test_a_deflated_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mon
         load_foreign(deflated, "cleanrl", "Pong", 6)
 
 
+def test_a_few_numbers_repeated_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = cleanrl(tmp_path / "dqn.pth")
+    weights = torch.load(path, weights_only=True)
+    weights["network.7.weight"] = torch.zeros(1, 1).expand(512, 3136)
+    torch.save(weights, path)
+    monkeypatch.setattr(imports, "LIMIT", 1_000_000)
+    with pytest.raises(ValueError, match=r"network.7.weight in \S+ has 1,605,632 weights, more than a checkpoint may have"):
+        load_foreign(path, "cleanrl", "Pong", 6)
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         load_foreign(tmp_path / "no.zip", "sb3", "Pong", 6)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
@@ -265,6 +267,20 @@ def test_more_episodes_than_the_manifest_says_are_not_read(tmp_path: Path) -> No
     (tmp_path / "more/episodes.parquet").replace(tmp_path / "set/episodes.parquet")
     with pytest.raises(ValueError, match=r"episodes.parquet has 6 rows, the manifest says 5"):
         open_dataset(tmp_path / "set")
+
+
+def test_digests_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "set", 300)
+    path = tmp_path / "set/episodes.parquet"
+    table = pq.read_table(path)
+    long = pa.array(["a" * 1_000_000] * 300).dictionary_encode()
+    column = table.schema.get_field_index("sha256")
+    pq.write_table(table.set_column(column, table.schema.field("sha256"), long.cast(pa.string())), path, compression="zstd")
+    assert path.stat().st_size < 20_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(ValueError, match="has a sha256 that is none: do not trust it"):
+        open_dataset(tmp_path / "set")
+    assert pa.total_allocated_bytes() - before < 10_000_000
 
 
 def test_a_chunk_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
