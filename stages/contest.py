@@ -123,8 +123,7 @@ class Notes:
             whole, newline, torn = path.read_text().rpartition("\n")
             if torn:  # a kill did that
                 os.truncate(path, len(f"{whole}{newline}".encode()))
-            lines = [json.loads(line) for line in whole.splitlines()]
-            self.finished = [Episode(**line) for line in lines if "actions" not in line]  # a trace, of version 0.1
+            self.finished = [Episode(**json.loads(line)) for line in whole.splitlines()]
 
     def add(self, episode: Episode) -> None:
         """Remember what has just been played."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import sys
 from collections.abc import Iterator
@@ -375,6 +376,9 @@ def subset(place: str, out: Path, licence: str | None, **bounds: Any) -> None:
     given = {name: value for name, value in bounds.items() if value is not None}
     if not given:
         raise ValueError("say which episodes: --min-return, --max-return, --min-length, --max-length or --episodes")
+    for name, value in given.items():
+        if not math.isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')} {value} is no bound: give a number, or leave it out")
     with _opened(place) as opened:
         _cut(out, [(opened, chosen(opened, **given))], {"operation": "subset", **given}, licence)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -98,7 +97,9 @@ def _cores() -> Finding:
 
 
 def _memory() -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    from distributed.system import memory_limit
+
+    total = memory_limit() / 1e9  # a container's, where it has one
     remedy = (
         ""
         if total >= MEMORY_GB

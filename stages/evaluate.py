@@ -225,7 +225,7 @@ def _submit(client: Client, trials: Sequence[Trial], ahead: Mapping[str, Sequenc
     for trial in trials:
         who = trial.contestant
         files: Files | None = tuple(read_files(trial.folder).items()) if trial.folder else None
-        sent = client.scatter([files], hash=False)[0] if files and ahead[who.agent] else None
+        sent = client.scatter([files], hash=False, broadcast=True)[0] if files and ahead[who.agent] else None
         digest = trial.protocol.digest(who.game)
         for start in range(0, len(ahead[who.agent]), size):
             part = Part(who.game, trial.protocol, digest, who.card.get("digest"), list(ahead[who.agent][start : start + size]))

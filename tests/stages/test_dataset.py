@@ -195,6 +195,7 @@ def test_all_parts_of_a_split_appear_or_none(tmp_path: Path, monkeypatch: pytest
     [
         (["subset", SAMPLE], "say which episodes"),
         (["subset", SAMPLE, "--min-return", "21"], "no episode of its 4 fits"),
+        (["subset", SAMPLE, "--max-return", "inf"], "--max-return inf is no bound: give a number"),
         (["subset", SAMPLE, "--episodes", "1", "--license", "a\nb: c"], "is not a licence's short name: write it as SPDX does"),
         (["split", SAMPLE, "--into", "train"], "--into train is not NAME=PERCENT"),
         (["split", SAMPLE, "--into", "../x=100"], "is not NAME=PERCENT"),

@@ -180,13 +180,6 @@ def test_of_several_agents_none_is_played_again(breakout: Path, monkeypatch: pyt
     assert not list((breakout / ".work/evaluate").iterdir())
 
 
-def test_notes_of_the_version_before_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "episodes.jsonl"
-    episode = Episode(seed=3, episode_return=1.0, steps=5, stalled=False)
-    path.write_text(f"{json.dumps({'seed': 3, 'actions': [0, 1]})}\n{json.dumps(episode._asdict())}\n")
-    assert contest.Notes(path).finished == [episode]
-
-
 def test_of_notes_only_a_torn_line_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "episodes.jsonl"
     first, second = (Episode(seed=seed, episode_return=1.0, steps=5, stalled=False) for seed in (3, 4))

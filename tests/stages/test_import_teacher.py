@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from pipeline.evaluate import Episode
-from stages import import_teacher
+from stages import contest, import_teacher
 from stages.cli import main
 from stages.contest import Contestant
 from tests.agents.test_imports import CleanRl, Screen
@@ -91,7 +91,8 @@ def test_without_a_gate_it_must_surely_beat_the_random_agent(
         drawn = by_chance if contestant.agent.startswith("random") else returns
         return [Episode(seed, episode_return, 10, True) for seed, episode_return in enumerate(drawn)]
 
-    monkeypatch.setattr(import_teacher, "played", play)
+    for module in (import_teacher, contest):
+        monkeypatch.setattr(module, "played", play)
     (project / "dvc.yaml").touch()
     result = call(project, "import-teacher", str(project / "dqn.pth"), "--from", "cleanrl", "--game", "Breakout")
     assert (result.exit_code == 0) is accepted
