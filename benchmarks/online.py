@@ -23,7 +23,7 @@ from stages.distill_online import Follower
 from stages.history import History, live
 from stages.paths import Layout
 
-STEPS, STATES, UPDATES, EPISODES, LENGTH = 2048, 4096, 40, 16, 300
+STEPS, STATES, UPDATES, EPISODES, LENGTH = 4096, 16_384, 150, 16, 300
 """A point's, and an episode's steps. Fewer episodes at once would take as long: states are valued 16 at a time."""
 POINTS = 3
 """The first is not counted."""
