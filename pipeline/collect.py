@@ -280,6 +280,7 @@ class Collection:
         self._next = 0  # the next block to pack
         self._ends: list[int] = []  # where each packed block ends
         self._dropped = 0  # blocks whose files are gone, being in whole shards
+        self._known: list[str] = []  # digests of the first episodes, in the dataset that is gone on from
 
     def _states(self) -> int:
         return self._rows[-1].start + self._rows[-1].length if self._rows else 0
@@ -299,6 +300,7 @@ class Collection:
             for shard in range(self.writer.packed // schema.SHARD, len(dataset) // schema.SHARD):
                 self.writer.adopt(dataset, shard)
         rows = [row._replace(start=0) for row in dataset.episodes if row.complete]
+        self._known = [row.sha256 for row in rows]
         there = set(self.blocks.files())
         for index in range(len(rows) // BLOCK_EPISODES):
             if not blocks.finished(there, index):
@@ -415,6 +417,16 @@ class Collection:
                 f"block {self._next} in {self.blocks} is damaged, its episodes are not those of its digests: "
                 f"remove its two files, it is played again"
             )
+        packed = max(0, min(row.length, self.writer.packed - start))
+        number = len(self._rows)
+        if (number < len(self._known) and row.sha256 != self._known[number]) or (
+            packed and not self.writer.holds(start, records.cut(0, packed))
+        ):
+            raise ValueError(
+                f"the episode of seed {row.seed} comes out otherwise on {platform.node()} or its workers than where the states "
+                f"that are there were played (another make of CPU or torch): go on there, or collect the rest with another "
+                f"--seed and --out and join both by `dataset merge`; then remove {self.work}"
+            )
         if self.config.states is not None and start + row.length > self.config.states:
             records = records.cut(0, self.config.states - start)
             row = row._replace(
@@ -426,13 +438,7 @@ class Collection:
                 sha256=schema.episode_digest(records),
             )
         self._rows.append(row._replace(start=start))
-        packed = max(0, min(row.length, self.writer.packed - start))
-        if packed and not self.writer.holds(start, records.cut(0, packed)):
-            raise ValueError(
-                f"the episode of seed {row.seed} comes out otherwise on {platform.node()} or its workers than where the "
-                f"{self.writer.packed:,} states that are there were played (another make of CPU or torch): go on there, or "
-                f"collect the rest with another --seed and --out and join both by `dataset merge`; then remove {self.work}"
-            )
+        packed = min(packed, row.length)
         if start + row.length > self.writer.packed:
             self.writer.append(records.cut(packed, row.length))
 

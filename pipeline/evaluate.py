@@ -29,7 +29,11 @@ class Protocol:
 
     def digest(self, game: str) -> str:
         """SHA-256, 12 digits, of everything but the seeds: equal digests are scores that may be compared."""
-        decides = json.dumps({"epsilon": self.epsilon, "environment": fingerprint(game, self.environment)}, sort_keys=True)
+        return self.digest_in(fingerprint(game, self.environment))
+
+    def digest_in(self, world: Mapping[str, Any]) -> str:
+        """The same in a world of other versions, by its fingerprint."""
+        decides = json.dumps({"epsilon": self.epsilon, "environment": world}, sort_keys=True)
         return hashlib.sha256(decides.encode()).hexdigest()[:12]
 
 

@@ -19,6 +19,7 @@ from stages.grid import beginning, games_of_cell, games_of_mix, scored_as
 from stages.paths import Layout
 from stages.runlog import say
 
+CURVE: Final = "curve.csv"
 WATCHING: Final = ("validate_every", "validation_states", "memory_gb")
 """Settings of a student's preset that another machine may want otherwise: when it is looked at, and so which of its weights are
 published, and in which order it sees its states. An agent is not made anew for them.
@@ -72,7 +73,9 @@ def earlier_following(layout: Layout, params: settings.Params, game: str, seed: 
     if (told := card.get("following")) is None:
         return "how it followed is not recorded"
     different = _student_differences(params, variant, card | {"updates": told["updates"]})
-    steps = int(read_curve(folder / "curve.csv")[-1]["steps"])
+    if not (folder / CURVE).is_file():
+        return f"{CURVE} is missing"
+    steps = int(read_curve(folder / CURVE)[-1]["steps"])
     if steps < settings.pick(params.history, game, "history").steps:
         different["steps"] = steps
     return _told(different | _differing(followed(online, variant), told))
@@ -137,22 +140,39 @@ def _told(different: Mapping[str, Any]) -> str:
 
 def scored_otherwise(layout: Layout, params: settings.Params, agent: str, name: str, game: str) -> bool:
     """Whether the scores of that name are of the agent as it was before it changed, or of another protocol or other seeds than
-    the params' (as far as they tell).
+    the params' (as far as they tell). The versions of ale-py may be those of today or those that the agent was made with.
     """
     if not layout.scores(name).is_file():
         return False
     scores = json.loads(layout.scores(name).read_text())
+    played = layout.teacher(game) if agent.startswith("random/") else layout.agent(agent)
+    card = load_card(played) if (played / CARD).is_file() else {}
     protocol = scores.get("protocol")
-    if isinstance(protocol, dict) and protocol.get("digest") != params.protocol().digest(game):
+    if isinstance(protocol, dict) and protocol.get("digest") not in _protocols(params, game, card):
         return True
     if layout.episodes(name).is_file():
         seeds = pq.read_table(layout.episodes(name), columns=["seed"])["seed"].to_numpy()
         if len(seeds) and seeds.min() != episode_seeds("evaluate", params.evaluation.seed):
             return True
-    if agent.startswith("random/") or not (layout.agent(agent) / CARD).is_file():
-        return False
     told = scores.get("agent_digest")
-    return told is not None and told != load_card(layout.agent(agent))["digest"]
+    return told is not None and bool(card) and told != card["digest"]
+
+
+def _protocols(params: settings.Params, game: str, card: Mapping[str, Any]) -> set[str]:
+    """Digests of the params' protocol: with what is installed, and with what the agent of this card was made with."""
+    rules, made = params.protocol(), games_of(card).get(game, {}).get("environment")
+    found = {rules.digest(game)}
+    if isinstance(made, dict) and made.get("config") == asdict(params.environment):
+        found.add(rules.digest_in(made))
+    return found
+
+
+def old_scores(layout: Layout, params: settings.Params, cell: settings.Cell) -> list[str]:
+    """Which scores that a cell is measured by, its own and its teachers' and the random agents', are `scored_otherwise`."""
+    games = games_of_cell(layout, params, cell)
+    theirs = [(cell.agent, scored_as(cell.agent, games, game), game) for game in games]
+    theirs += [(agent, agent, game) for game in games for agent in (f"teachers/{game}", f"random/{game}")]
+    return [name for agent, name, game in theirs if scored_otherwise(layout, params, agent, name, game)]
 
 
 def finished(
@@ -171,35 +191,38 @@ def finished(
             return False
         games = games_of_cell(layout, params, cell)
         mixed = cell.kind == "multitask" or layout.mix(cell.mix).is_file()
-        measured = all(
-            evaluated(agent) and not scored_otherwise(layout, params, agent, agent, game)
-            for game in games
-            for agent in (f"teachers/{game}", f"random/{game}")
-        )
+        measured = all(evaluated(f"{kind}/{game}") for game in games for kind in ("teachers", "random"))
         return mixed and measured and all(evaluated(scored_as(cell.agent, games, game)) for game in games)
 
     found = [cell for cell in cells if whole(cell)]
     if missing := [cell.name for cell in cells if cell not in found]:
         say(f"left out, not evaluated yet{where}: {', '.join(missing)}")
     done = [cell for cell in found if not outdated(layout, params, cell)]
-    if others_made := [cell.name for cell in found if cell not in done]:
-        what = "of other data than their mixes name now, or scored before they or the protocol changed"
-        say(f"left out, {what}{where}: {', '.join(others_made)}")
+    if len(done) < len(found):
+        say(f"left out, {told_outdated(layout, params, [cell for cell in found if cell not in done])}{where}")
     if not done and not others:
         raise ValueError("no student of the params' grid has been evaluated yet: run `dvc repro`")
     return done
 
 
 def outdated(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
-    """Whether there is a student that learned from other data than its mix names now, or whose scores are of something else
-    (`scored_otherwise`).
+    """Whether there is a student that learned from other data than its mix names now, or scores that it is measured by are old
+    (`old_scores`).
     """
     if not (layout.agent(cell.agent) / CARD).is_file():
         return False
-    games = games_of_cell(layout, params, cell)
-    if any(scored_otherwise(layout, params, cell.agent, scored_as(cell.agent, games, game), game) for game in games):
-        return True
-    return other_collections(layout, params, cell) is None
+    return bool(old_scores(layout, params, cell)) or other_collections(layout, params, cell) is None
+
+
+def told_outdated(layout: Layout, params: settings.Params, cells: Sequence[settings.Cell]) -> str:
+    """What is wrong with cells that are `outdated`."""
+    scores = sorted({name for cell in cells for name in old_scores(layout, params, cell)})
+    others = [cell.name for cell in cells if other_collections(layout, params, cell) is None]
+    told = [f"learned from other data than their mixes name now: {', '.join(others)}"] if others else []
+    if scores:
+        names = ", ".join(cell.name for cell in cells if cell.name not in others)
+        told.append(f"measured by scores of other agents, seeds or protocols than today's ({', '.join(scores)}): {names}")
+    return "; ".join(told)
 
 
 def other_collections(layout: Layout, params: settings.Params, cell: settings.Cell) -> list[str] | None:

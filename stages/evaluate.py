@@ -91,6 +91,7 @@ def run(
         )
         for agent in dict.fromkeys(agents)
     ]
+    trials = list({(trial.contestant.agent, trial.folder): trial for trial in trials}.values())
     names = [trial.contestant.agent for trial in trials]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"several of {', '.join(agents)} would have results called {twice[0]}: rename a folder")

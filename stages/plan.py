@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.agents.checkpoints import CARD, load_card
-from pipeline.agents.device import Precision, learning
+from pipeline.agents.device import Precision, exact, learning
 from pipeline.agents.muon import Muon
 from pipeline.agents.networks import new_network
-from pipeline.agents.policies import EpsilonGreedy, q_function, uniform_random
+from pipeline.agents.policies import CHUNK, EpsilonGreedy, q_function, uniform_random
 from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
 from pipeline.datasets.schema import MANIFEST
@@ -55,6 +55,7 @@ class Machine:
     def __init__(self, params: settings.Params, wanted: Collection[tuple[str, str]] | None = None) -> None:
         self._params, self._wanted = params, wanted
         self.forward = cache(self._forward)
+        self.judge = cache(self._judge)
         self.orthogonalise = cache(self._orthogonalise)
         self.emulate = cache(lambda game: _emulation(game, params.environment))
 
@@ -66,10 +67,22 @@ class Machine:
         return Job(stage, name, done and not wanted, cost() if wanted else 0.0)
 
     def _forward(self, network: str, precision: Precision, batch: int) -> float:
-        """States per second."""
-        net = new_network(settings.network(network), {"game": 18}, torch.device("cpu"), 0).eval()
-        values = q_function(net, learning(torch.device("cpu"), precision))
-        obs_BCHW = np.zeros((batch, 4, 84, 84), dtype=np.uint8)
+        """States per second of learning's forward pass, on all cores."""
+        compute = learning(torch.device("cpu"), precision)
+        net = new_network(settings.network(network), {"game": 18}, compute.device, 0).eval()
+        obs_BCHW = torch.zeros((batch, 4, 84, 84), dtype=torch.uint8)
+
+        def forward() -> int:
+            with torch.no_grad(), compute.autocast():
+                return len(net(obs_BCHW))
+
+        return _rate(forward)
+
+    def _judge(self, network: str) -> float:
+        """States per second of an agent that plays or labels."""
+        cpu = torch.device("cpu")
+        values = q_function(new_network(settings.network(network), {"game": 18}, cpu, 0).eval(), exact(cpu))
+        obs_BCHW = np.zeros((CHUNK, 4, 84, 84), dtype=np.uint8)
         return _rate(lambda: len(values(obs_BCHW)))
 
     def _orthogonalise(self, network: str, precision: Precision) -> float:
@@ -88,7 +101,7 @@ class Machine:
 
     def play(self, game: str, *networks: str) -> float:
         """Seconds per step."""
-        return float(1 / self.emulate(game) + sum(1 / self.forward(network, "float32", 16) for network in networks))
+        return float(1 / self.emulate(game) + sum(1 / self.judge(network) for network in networks))
 
     def learn(self, preset_name: str, network: str, game: str) -> float:
         """Seconds per step of learning from reward."""
@@ -246,12 +259,10 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
     done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
     recorded = History(layout.history(name)).points
     enough = bool(recorded) and recorded[-1].steps >= told.steps
-    yield machine.job(
-        "train-history", name, done or enough, learning
-    )  # what only a finished student has read nobody needs again
+    ends = [_evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network) for which in ("best", "last")]
+    yield machine.job("train-history", name, enough or (done and all(job.done for job in ends)), learning)  # who reads it
     yield machine.job("distill-online", name, done, following)
-    for which in ("best", "last"):
-        yield _evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network)
+    yield from ends
     yield _evaluation(layout, params, machine, f"online/{name}", game, variant.network, anew=not done)
 
 

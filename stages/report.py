@@ -35,7 +35,15 @@ from pipeline.report.scores import Baseline, Evaluated, learned_from, read_curve
 from pipeline.report.summary import Game, leads, summarise
 from pipeline.report.tables import Row
 from stages import params as settings
-from stages.current import earlier_following, earlier_settings, finished, other_collections, outdated, scored_otherwise
+from stages.current import (
+    earlier_following,
+    earlier_settings,
+    finished,
+    other_collections,
+    outdated,
+    scored_otherwise,
+    told_outdated,
+)
 from stages.disputes import disputes
 from stages.grid import games_of_cell, scored_as
 from stages.paths import Layout
@@ -262,7 +270,8 @@ def _run(layout: Layout, params: settings.Params, game: str, seed: int) -> Run:
                 raise ValueError(f"the report lacks {path}: run `pd-pipeline evaluate {agent}` or `dvc repro`")
         if scored_otherwise(layout, params, agent, agent, game):
             raise ValueError(
-                f"{agent} was scored before it or the protocol changed: run `pd-pipeline evaluate {agent}` or `dvc repro`"
+                f"{agent} was scored before it, the seeds or the protocol changed: "
+                f"run `pd-pipeline evaluate {agent}` or `dvc repro`"
             )
         returns[who], _, _ = read_returns(episodes)
     if _followed_another(layout, game, seed):
@@ -286,11 +295,9 @@ def _refuse_outdated(
     layout: Layout, params: settings.Params, cells: Sequence[settings.Cell], earlier: Mapping[str, Sequence[str]]
 ) -> None:
     """ValueError if a student is not what the params would make."""
-    if others := [cell.name for cell in cells if outdated(layout, params, cell)]:
-        raise ValueError(
-            f"learned from other data than their mixes name now, or scored before they or the protocol changed: "
-            f"{', '.join(others)}: `dvc repro` makes them anew, --partial leaves them out"
-        )
+    if others := [cell for cell in cells if outdated(layout, params, cell)]:
+        told = told_outdated(layout, params, others)
+        raise ValueError(f"{told}: `pd-pipeline evaluate` or `dvc repro` makes them anew, --partial leaves them out")
     if earlier:
         told = "; ".join(f"{', '.join(names)} ({differences})" for differences, names in earlier.items())
         raise ValueError(

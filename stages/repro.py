@@ -71,12 +71,15 @@ def run(layout: Layout, params: settings.Params | None, targets: Sequence[str], 
             uncommitted = [stage for stage in uncommitted if not _commit(repo, stage)]
     except DvcException as error:
         raise ValueError(str(error)) from None
+    names = ", ".join(stage.addressing for stage in uncommitted)
+    refused = (
+        f"what these stages made is not committed, as Git refused: {names}: commit what `git status` shows\n" if names else ""
+    )
     if failed:
         logs = "\n".join(f"  {name}: {log}" for name, log in failed.items())
-        raise ValueError(f"{len(failed)} of {len(work)} stages failed; what they said is in\n{logs}")
-    if uncommitted:
-        names = ", ".join(stage.addressing for stage in uncommitted)
-        raise ValueError(f"what these stages made is not committed, as Git refused: {names}: commit what `git status` shows")
+        raise ValueError(f"{refused}{len(failed)} of {len(work)} stages failed; what they said is in\n{logs}")
+    if refused:
+        raise ValueError(refused.strip())
     return f"{len(work)} stages" if work else "nothing to run"
 
 
@@ -201,6 +204,6 @@ def _commit(repo: Repo, stage: Stage) -> bool:
                     ["git", "commit", "--quiet", "-m", f"Run {stage.addressing}", "--", *paths], cwd=root, check=True
                 )
         except subprocess.CalledProcessError as error:
-            say(f"{stage.addressing} is not committed, `{shlex.join(error.cmd)}` failed: tried again later")
+            say(f"{stage.addressing} is not committed, `{shlex.join(error.cmd)}` failed")
             return False
     return True

@@ -184,8 +184,11 @@ def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) 
     scores = followed / "data/scores/history/Breakout-0/best.json"
     before = scores.read_text()
     scores.write_text(before.replace(json.loads(before)["agent_digest"], "0" * 64))
-    assert "history/Breakout-0/best was scored before it or the protocol changed: run" in invoke(followed, "report").output
-    told = "left out, Breakout-0: history/Breakout-0/best was scored before it or the protocol changed"
+    assert (
+        "history/Breakout-0/best was scored before it, the seeds or the protocol changed: run"
+        in invoke(followed, "report").output
+    )
+    told = "left out, Breakout-0: history/Breakout-0/best was scored before it, the seeds or the protocol changed"
     assert told in invoke(followed, "report", "--partial").output
     for which in ("best", "last"):  # a history that was made anew or went on, and is scored: not who was followed
         scores.write_text(before)

@@ -343,6 +343,15 @@ def test_what_is_refused(travelled: Path) -> None:
         travelled, "train-multitask", "--baseline", "pair/unlike"
     )
     assert "baseline 'pqn' names no mix" in fails(travelled, "train-multitask", "--baseline", "pqn")
+    card = travelled / "data/teachers/Qbert/card.json"
+    whole = card.read_text()
+    card.write_text(
+        json.dumps({key: value for key, value in json.loads(whole).items() if key != "evaluation"})
+    )  # as of a snapshot
+    assert "data/teachers/Qbert was never evaluated" in fails(
+        travelled, "train-multitask", "--baseline", "pair/pqn", "--seed", "7"
+    )
+    card.write_text(whole)
     gone = travelled / "data/datasets/Qbert"
     gone.rename(travelled / "away")
     assert "Qbert" in (told := fails(travelled, "distill", "--student", "pair/alone"))

@@ -47,7 +47,7 @@ teacher and students. The paper starts episodes from human play, which is not pu
         head += "\nLeft out, as they are not made or not evaluated yet, or learned from other data than their mixes name now: "
         head += f"{', '.join(results.missing)}.\n"
     if results.collections:
-        head += "\nLearned from another collection by the same recipe (another make of CPU plays other episodes): "
+        head += "\nLearned from another collection with the same settings (another make of CPU plays other episodes): "
         head += "; ".join(f"{', '.join(names)} from {datasets}" for datasets, names in results.collections.items()) + ".\n"
     return head
 

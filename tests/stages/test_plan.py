@@ -21,6 +21,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose rates are known."""
     monkeypatch.setattr(plan, "_emulation", lambda game, environment: 100.0)
     monkeypatch.setattr(plan.Machine, "_forward", lambda self, network, precision, batch: 1000.0)
+    monkeypatch.setattr(plan.Machine, "_judge", lambda self, network: 1000.0)
     monkeypatch.setattr(plan.Machine, "_orthogonalise", lambda self, network, precision: 0.02)
 
 
