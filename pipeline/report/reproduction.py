@@ -44,7 +44,9 @@ teacher and students. The paper starts episodes from human play, which is not pu
     for differences, names in results.earlier.items():
         head += f"\nLearned by earlier settings ({differences}) and not made anew yet: {', '.join(names)}.\n"
     if results.missing:
-        head += "\nLeft out, as they are not made or not evaluated yet, or learned from other data than their mixes name now: "
+        head += (
+            "\nLeft out, as they are not made or evaluated yet, or learned from other data or were scored otherwise than now: "
+        )
         head += f"{', '.join(results.missing)}.\n"
     if results.collections:
         head += "\nLearned from another collection with the same settings (another make of CPU plays other episodes): "
