@@ -295,7 +295,7 @@ def test_the_report_names_a_missing_cell(travelled: Path) -> None:
     scores.unlink()
     told = call(travelled, "report", "--partial", "--paper", str(travelled / "paper.md"))
     assert "left out, not evaluated yet: small/kl-0\n" in told
-    assert "than their mixes name now: small/kl-0.\n" in (travelled / "paper.md").read_text()
+    assert "or were scored otherwise than now: small/kl-0.\n" in (travelled / "paper.md").read_text()
     rows = json.loads((travelled / "data/report/scores.json").read_text())
     assert [row["agent"] for row in rows] == ["teachers/Breakout", "random/Breakout", "students/small/mse-0"]
     scores.write_bytes(score)
@@ -304,7 +304,7 @@ def test_the_report_names_a_missing_cell(travelled: Path) -> None:
     card.rename(travelled / "aside")
     told = call(travelled, "report", "--partial", "--paper", str(travelled / "paper.md"))
     assert "left out, not evaluated yet: small/kl-0\n" in told
-    assert "than their mixes name now: small/kl-0.\n" in (travelled / "paper.md").read_text()
+    assert "or were scored otherwise than now: small/kl-0.\n" in (travelled / "paper.md").read_text()
     (travelled / "aside").rename(card)
 
 
