@@ -120,8 +120,7 @@ class DqnLearner(Learner):
     """A learning DQN agent: weights, replay, counters.
 
     The replay is not part of the checkpoint (7 GB at the published size): a resumed run first refills it, as far as it had
-    been, with its own policy, and counts those episodes, whose seeds are used, but none of their steps. Learning on from a few
-    thousand steps instead would narrow what
+    been, with its own policy, and counts none of that. Learning on from a few thousand steps instead would narrow what
     it knows to them.
     """
 
@@ -229,13 +228,16 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
     spent = {"update": 0.0}
     began = time.perf_counter()
     refilled = min(tally.steps, learner.replay.length * c.envs)  # a resumed run refills before it goes on
-    first = episode_seeds("train", learner.seed) + tally.episodes
+    first = episode_seeds("train", learner.seed) + tally.episodes + tally.refills
     for turn, step in enumerate(rollout(world, policy, itertools.count(first)), start=1):
+        ended = tally.episodes
         tally.add(step)
         reward_B, done_B = learning_signal(step, clip_rewards=c.clip_rewards, life_loss_ends=c.life_loss_ends)
         learner.replay.add(step, reward_B, done_B)
         filling = len(learner.replay) < refilled
-        if not filling and len(learner.replay) >= c.replay_start:
+        if filling:
+            tally.refills, tally.episodes = tally.refills + tally.episodes - ended, ended
+        elif len(learner.replay) >= c.replay_start:
             start = time.perf_counter()
             for _ in range(c.envs // c.steps_per_update):
                 losses.append(learner.update(learner.replay.sample(c.minibatch, rng)))

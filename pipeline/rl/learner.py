@@ -21,12 +21,15 @@ from pipeline.progress import Progress
 
 
 class Tally:
-    """How far a run is: steps (agent decisions over all environments), updates, full episodes, and their latest raw returns."""
+    """How far a run is: steps (agent decisions over all environments), updates, full episodes, and their latest raw returns.
+    `refills` are episodes that were only played to fill a replay again: their seeds are used, and they count for nothing else.
+    """
 
     def __init__(self) -> None:
         self.steps = 0
         self.updates = 0
         self.episodes = 0
+        self.refills = 0
         self.recent_returns: deque[float] = deque(maxlen=100)
         self._return_B = np.zeros(0)
         self._whole_B = np.zeros(0, dtype=np.bool_)
@@ -57,11 +60,13 @@ class Tally:
             "steps": self.steps,
             "updates": self.updates,
             "episodes": self.episodes,
+            "refills": self.refills,
             "recent_returns": list(self.recent_returns),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.updates, self.episodes = state["steps"], state["updates"], state["episodes"]
+        self.refills = state.get("refills", 0)
         self.recent_returns.extend(state["recent_returns"])
 
 

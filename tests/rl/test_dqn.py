@@ -92,13 +92,16 @@ def test_a_resumed_run_refills_its_replay_without_counting() -> None:
     for replay, refilled in ((4000, 1200), (404, 400)):  # as far as it had been, or all there is room for
         again = learner(4000, minibatch=2, replay=replay)
         again.load_state_dict(agent.state_dict())
-        before = (again.tally.steps, again.tally.updates)
+        before = (again.tally.steps, again.tally.updates, again.tally.episodes)
         assert before[0] == 1200
         first = next(train(again, Corridor(8)))  # 2,048 steps
         assert "return" in first.metrics
         assert len(again.replay) == min(2048, refilled if replay < 2048 else 2048)
         assert again.tally.steps - before[0] == pytest.approx(2048 - refilled, abs=CONFIG.envs)
         assert again.tally.updates - before[1] == (again.tally.steps - before[0]) // CONFIG.steps_per_update
+        episodes = again.tally.episodes - before[2]
+        assert again.tally.refills > 0
+        assert episodes / (episodes + again.tally.refills) == pytest.approx((2048 - refilled) / 2048, abs=0.1)
 
 
 def test_a_run_that_refills_tells_how_far_it_is() -> None:
