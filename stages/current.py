@@ -18,8 +18,8 @@ from stages import params as settings
 from stages.grid import beginning, games_of_cell, games_of_mix, scored_as
 from stages.paths import Layout
 from stages.runlog import say
+from stages.training import CURVE
 
-CURVE: Final = "curve.csv"
 WATCHING: Final = ("validate_every", "validation_states", "memory_gb")
 """Settings of a student's preset that another machine may want otherwise: when it is looked at, and so which of its weights are
 published, and in which order it sees its states. An agent is not made anew for them.

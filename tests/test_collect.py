@@ -111,19 +111,24 @@ def test_an_abandoned_collection_goes_on(
     assert third.finish() == collected.manifest
 
 
+@pytest.fixture
+def small_shards(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that blocks are packed, dropped and half packed again within a few hundred states."""
+    monkeypatch.setattr(collecting, "BLOCK_EPISODES", 2)
+    monkeypatch.setattr(schema, "SHARD", 256)
+    monkeypatch.setattr(schema, "SMALL_CHUNK", 128)
+
+
 @pytest.mark.slow
 def test_abandoned_after_every_block_with_whole_shards_on_disk(
     breakout_teacher: Path,
     teacher: Agent,
     one_worker: Client,
-    small_blocks: None,
+    small_shards: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Small shards: blocks are packed, dropped and half packed again, and the bytes are those of one undisturbed run."""
-    monkeypatch.setattr(collecting, "BLOCK_EPISODES", 2)
-    monkeypatch.setattr(schema, "SHARD", 256)
-    monkeypatch.setattr(schema, "SMALL_CHUNK", 128)
     whole = Collection(config(700), breakout_teacher, teacher, tmp_path / "whole")
     list(whole.run(one_worker))
     manifest = whole.finish()
@@ -214,13 +219,10 @@ def test_more_is_added_to_a_dataset_without_playing_its_whole_shards_again(
     breakout_teacher: Path,
     teacher: Agent,
     one_worker: Client,
-    small_blocks: None,
+    small_shards: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(collecting, "BLOCK_EPISODES", 2)
-    monkeypatch.setattr(schema, "SHARD", 256)
-    monkeypatch.setattr(schema, "SMALL_CHUNK", 128)
 
     def collect(name: str, states: int, *, begin_with: Dataset | None = None) -> Dataset:
         collection = Collection(config(states), breakout_teacher, teacher, tmp_path / name)
@@ -253,14 +255,11 @@ def test_what_comes_out_otherwise_is_not_added_to_a_dataset(
     breakout_teacher: Path,
     teacher: Agent,
     one_worker: Client,
-    small_blocks: None,
+    small_shards: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As on another make of CPU, whose Q-values have other last bits."""
-    monkeypatch.setattr(collecting, "BLOCK_EPISODES", 2)
-    monkeypatch.setattr(schema, "SHARD", 256)
-    monkeypatch.setattr(schema, "SMALL_CHUNK", 128)
     small = Collection(config(700), breakout_teacher, teacher, tmp_path / "small")
     list(small.run(one_worker))
     small.finish()
