@@ -16,9 +16,8 @@ from pipeline.report.scores import learned_from, read_curve
 from pipeline.seeding import episode_seeds
 from stages import params as settings
 from stages.grid import beginning, games_of_cell, games_of_mix, scored_as
-from stages.paths import Layout
+from stages.paths import CURVE, Layout
 from stages.runlog import say
-from stages.training import CURVE
 
 WATCHING: Final = ("validate_every", "validation_states", "memory_gb")
 """Settings of a student's preset that another machine may want otherwise: when it is looked at, and so which of its weights are

@@ -19,7 +19,7 @@ from pipeline.report.scores import learned_from
 from stages import params as settings
 from stages.contest import mean_return, tried
 from stages.grid import beginning
-from stages.paths import Layout
+from stages.paths import CURVE, Layout
 from stages.publish import alone_in, load_state, replace_folder, resuming, save_state, write_csv
 from stages.runlog import mark, saved_when_stopped, say, show
 
@@ -128,7 +128,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 "recipe": variant.recipe,
             },
         )
-        write_csv(folder / "curve.csv", student.curve)
+        write_csv(folder / CURVE, student.curve)
         target = layout.student(agent)
         replace_folder(folder, target)
         checkpoint.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from stages.contest import mean_return, tried
 from stages.current import followed
 from stages.distill import RECIPE as DISTILL_RECIPE
 from stages.history import History, Point, live, work_folder
-from stages.paths import Layout
+from stages.paths import CURVE, Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state, write_csv
 from stages.runlog import mark, say, show
 
@@ -304,7 +304,7 @@ class Follower:
         shutil.rmtree(self._work / "versions/.work", ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(self._work / "versions/index.csv", self._index(version.manifest.digest))
-        write_csv(folder / "curve.csv", self.rows)
+        write_csv(folder / CURVE, self.rows)
         write_csv(folder / RETURNS, self._returns)
         save_agent(
             folder,

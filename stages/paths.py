@@ -7,7 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+CURVE: Final = "curve.csv"
+"""What an agent's training looked like, beside its weights."""
 
 
 @dataclass(frozen=True, slots=True)

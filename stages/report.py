@@ -46,7 +46,7 @@ from stages.current import (
 )
 from stages.disputes import disputes
 from stages.grid import games_of_cell, scored_as
-from stages.paths import Layout
+from stages.paths import CURVE, Layout
 from stages.publish import alone_in, replace_folder, replaced_file
 from stages.runlog import say
 from stages.versions import code_version, processor
@@ -233,7 +233,7 @@ def _followed_another(layout: Layout, game: str, seed: int) -> bool:
     """Whether a student followed another history than the one whose best and last were scored."""
     name = f"{game}-{seed}"
     scored = [json.loads(layout.scores(f"history/{name}/{which}").read_text())["agent_digest"] for which in ("best", "last")]
-    rows = read_curve(layout.online(name) / "curve.csv")
+    rows = read_curve(layout.online(name) / CURVE)
     return scored != [load_card(layout.online(name))["teacher"]["digest"], rows[-1]["snapshot"]]
 
 
@@ -251,14 +251,14 @@ def _ends(game: str, seed: int) -> dict[str, str]:
 def _run(layout: Layout, params: settings.Params, game: str, seed: int) -> Run:
     """How a student followed a teacher, and what became of both."""
     folder = layout.online(f"{game}-{seed}")
-    for path in (folder / "curve.csv", folder / RETURNS):
+    for path in (folder / CURVE, folder / RETURNS):
         if not path.is_file():
             raise ValueError(
                 f"the report lacks {path}: run `pd-pipeline distill-online --game {game} --seed {seed}` or `dvc repro`"
             )
     if (following := load_card(folder).get("following")) is None:
         raise ValueError(f"{folder} does not tell how it followed: `dvc repro` makes it anew")
-    rows, points = read_curve(folder / "curve.csv"), read_curve(folder / RETURNS)
+    rows, points = read_curve(folder / CURVE), read_curve(folder / RETURNS)
     teacher_PN, student_PN = (
         np.array([float(row[who]) for row in points]).reshape(len(rows), -1) for who in ("teacher", "student")
     )
@@ -449,7 +449,7 @@ def _evaluated(layout: Layout, agent: str, folder: Path | None) -> Evaluated:
         episodes=episodes,
         card=card,
         clip=clip if facts["role"] != "random" else None,
-        curve=curve if folder is not None and (curve := folder / "curve.csv").is_file() else None,
+        curve=curve if folder is not None and (curve := folder / CURVE).is_file() else None,
         variant=f"{card['mix']}/{variant}" if variant and "games" in card else variant,
         loss=card.get("objective", {}).get("loss"),
         algorithm=card.get("algorithm"),

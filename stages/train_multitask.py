@@ -20,11 +20,11 @@ from pipeline.rl.pqn import PqnLearner, PqnWeights
 from stages import params as settings
 from stages.contest import mean_return, tried
 from stages.grid import games_of_mix
-from stages.paths import Layout
+from stages.paths import CURVE, Layout
 from stages.plan import Machine, multitask_seconds
 from stages.publish import alone_in, replace_folder, write_csv
 from stages.runlog import duration, say
-from stages.training import CURVE, Training, run_kind
+from stages.training import Training, run_kind
 
 EXPLORATION: Final = ("epsilon_low", "epsilon_high", "exploration_fraction", "hold_exponent", "hold_until", "stagger")
 """What the games of one baseline may differ in: how each is explored."""

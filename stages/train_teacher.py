@@ -19,10 +19,10 @@ from pipeline.datasets.folders import Folder
 from pipeline.rl.learner import Learner
 from stages import params as settings
 from stages.contest import Notes, mean_return, record, tried
-from stages.paths import Layout
+from stages.paths import CURVE, Layout
 from stages.publish import alone_in, check_target, replace_folder, write_csv
 from stages.runlog import duration, say
-from stages.training import CURVE, Training, run_kind
+from stages.training import Training, run_kind
 
 SHOWN = (
     "refilled",

@@ -17,11 +17,11 @@ from pipeline.agents.checkpoints import CARD, load_agent, load_card, save_agent
 from pipeline.progress import Progress
 from pipeline.rl.learner import Learner
 from pipeline.rl.multitask import MultitaskLearner
+from stages.paths import CURVE
 from stages.publish import load_state, replace_folder, resuming, save_state, write_csv
 from stages.runlog import mark, saved_when_stopped, say, show
 from stages.versions import code_version
 
-CURVE: Final = "curve.csv"
 CHECKPOINT_EVERY_SECONDS: Final = 120.0
 CURVE_POINTS: Final = 100
 
