@@ -406,7 +406,10 @@ def export(session: Session, /, agent: str, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def plan(session: Session, as_json: bool) -> None:
-    """Tell what of params.yaml's grid is done, what is left, and about how long that takes on this machine."""
+    """Tell what of params.yaml's grid is done, what is left, and about how long that takes on this machine.
+
+    Speeds are measured, a second or two each. A stage that was stopped half way counts as a whole, though it resumes.
+    """
     import json
 
     from stages.plan import jobs, told
