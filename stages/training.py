@@ -161,7 +161,8 @@ class Training(ABC):
         self._seconds = float(latest.get("seconds", 0.0))
 
     def begin_sitting(self, chosen: dict[str, Any]) -> None:
-        """Remember from which step on the budget or the settings are these, or another's weights were begun with."""
+        """Remember from which step on the budget, the settings or the code are these, or another's weights were begun with."""
+        chosen = {**chosen, "code": code_version()}
         before = {k: v for k, v in self.history[-1].items() if k in chosen} if self.history else None
         if before != chosen or self._origin:
             self.history.append({"from": self.learner.steps, **self._origin, **chosen})

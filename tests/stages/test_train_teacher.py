@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from stages import train_teacher
+from stages import train_teacher, training
 from stages.cli import main
 from tests import processes
 from tests.fakes import edited_params
@@ -98,6 +98,16 @@ def test_other_settings_are_another_run_that_may_begin_from_this_one(failed: Pat
     assert [h["from"] for h in history] == [0, 128]
     assert [h["settings"]["epsilon_low"] for h in history] == [0.5, 0.25]
     assert checkpoint.exists()
+
+
+def test_the_card_tells_of_every_code_that_a_run_learned_by(failed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(failed, steps=128, gate=-1.0)
+    newer = {"version": "9.9", "revision": "0123456789ab"}
+    monkeypatch.setattr(training, "code_version", lambda: newer)
+    assert call(failed).exit_code == 0
+    earlier, latest = card(failed)["history"]
+    assert latest == {**earlier, "from": 128, "code": newer}
+    assert earlier["code"] != newer
 
 
 def test_what_was_learned_is_saved_before_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
