@@ -119,9 +119,9 @@ class DqnWeights(Weights):
 class DqnLearner(Learner):
     """A learning DQN agent: weights, replay, counters.
 
-    The replay is not part of the checkpoint (7 GB at the published size): a resumed run first refills it, as far as it had
-    been, with its own policy, and counts none of that. Learning on from a few thousand steps instead would narrow what
-    it knows to them.
+    A run that begins from another's weights, without their replay, first fills it as far as it had been, with its own policy,
+    and counts none of that: learning on from a few thousand steps would narrow what it knows to them. What one policy
+    fills it with is narrow, too, so a resumed run has the replay that it had.
     """
 
     weights: DqnWeights
@@ -142,6 +142,14 @@ class DqnLearner(Learner):
         super().__init__(config.envs, config.envs, budget, compute, seed, weights, game)
         self.config = config
         self.replay = Replay(config.replay, config.envs, spec.stack)
+
+    def own_state(self) -> dict[str, Any]:
+        return {**super().own_state(), "replay": self.replay.state_dict()}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        super().load_own_state(state)
+        if "replay" in state:  # of the newer checkpoints
+            self.replay.load_state_dict(state["replay"])
 
     def train(self, world: World) -> Iterator[Progress]:
         """`train` of this module, on this learner."""
@@ -214,8 +222,8 @@ class DqnLearner(Learner):
 
 
 def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
-    """Learn until the step budget is spent, yielding about every 2,000 steps. Metrics as `pqn.train`'s; while a resumed run
-    refills its replay, `refilled` alone, the part that is done.
+    """Learn until the step budget is spent, yielding about every 2,000 steps. Metrics as `pqn.train`'s; while a run that
+    began without its replay fills it again, `refilled` alone, the part that is done.
     """
     c = learner.config
     assert world.width == c.envs
@@ -227,7 +235,7 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
     losses: list[Tensor] = []
     spent = {"update": 0.0}
     began = time.perf_counter()
-    refilled = min(tally.steps, learner.replay.length * c.envs)  # a resumed run refills before it goes on
+    refilled = min(tally.steps, learner.replay.length * c.envs)  # as far as it had been, by so many steps
     first = episode_seeds("train", learner.seed) + tally.episodes + tally.refills
     for turn, step in enumerate(rollout(world, policy, itertools.count(first)), start=1):
         ended = tally.episodes

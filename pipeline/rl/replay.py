@@ -5,12 +5,19 @@ Dimensions: T steps kept per slot, B slots, M minibatch, C stacked frames, H W p
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from numcodecs import Zstd
 
 from pipeline.atari.rollout import Step
+
+_CODEC: Final = Zstd(level=1)
+_ENCODED: Final = 32
+"""Steps of all slots that a checkpoint compresses at once."""
 
 
 class Transitions(NamedTuple):
@@ -42,10 +49,10 @@ class Replay:
         self._reward_TB = np.zeros((self.length, width), dtype=np.float32)
         self._done_TB = np.zeros((self.length, width), dtype=np.float32)
         self._age_TB = np.zeros((self.length, width), dtype=np.int64)  # step within its episode
-        self._added = 0
+        self._oldest = self._added = 0  # step t of every slot is row t % length, from the oldest that is kept
 
     def __len__(self) -> int:
-        return min(self._added, self.length) * self.width
+        return (self._added - self._oldest) * self.width
 
     def add(self, step: Step, reward_B: npt.NDArray[np.float32], done_B: npt.NDArray[np.bool_]) -> None:
         """Keep one step of every slot; `reward_B` and `done_B` are the learner's (clipped, life loss) or the world's."""
@@ -54,13 +61,12 @@ class Replay:
         self._action_TB[at], self._reward_TB[at], self._done_TB[at] = step.action_B, reward_B, done_B
         self._age_TB[at] = step.step_B
         self._added += 1
+        self._oldest = max(self._oldest, self._added - self.length)
 
     def sample(self, count: int, rng: np.random.Generator) -> Transitions:
         """`count` uniform transitions."""
-        kept = min(self._added, self.length)
-        oldest = self._added - kept
-        skip = self.depth - 1 if oldest else 0
-        at_M = rng.integers(oldest + skip, self._added - 1, count)
+        skip = self.depth - 1 if self._oldest else 0
+        at_M = rng.integers(self._oldest + skip, self._added - 1, count)
         slot_M = rng.integers(self.width, size=count)
         row_M = at_M % self.length
         return Transitions(
@@ -70,6 +76,40 @@ class Replay:
             done_M=self._done_TB[row_M, slot_M],
             next_obs_MCHW=self._stack(at_M + 1, slot_M),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept, oldest first. Frames are compressed to a hundredth or so, two gigabytes in a second."""
+        row_T = np.arange(self._oldest, self._added) % self.length
+        encoded = (_CODEC.encode(self._frame_TBHW[row_T[k : k + _ENCODED]]) for k in range(0, len(row_T), _ENCODED))
+        return {
+            "added": self._added,
+            "width": self.width,
+            "frame": [torch.from_numpy(np.frombuffer(chunk, dtype=np.uint8).copy()) for chunk in encoded],
+            **{name: torch.from_numpy(array_TB[row_T]) for name, array_TB in self._small().items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the newest of what another replay kept, as far as it fits; nothing where that had another number of slots.
+
+        The worlds begin anew: what comes next follows on nothing here, which ends as at a time limit.
+        """
+        kept = len(state["action"])
+        if state["width"] != self.width or not kept:
+            return
+        self._added = state["added"]
+        self._oldest = self._added - min(kept, self.length)
+        row_T = np.arange(self._added - kept, self._added) % self.length
+        fitting = slice(max(0, kept - self.length), kept)
+        for name, array_TB in self._small().items():
+            array_TB[row_T[fitting]] = state[name].numpy()[fitting]
+        for k, chunk in enumerate(state["frame"]):  # those that do not fit are overwritten by those that do
+            row_K = row_T[k * _ENCODED : (k + 1) * _ENCODED]
+            frames = np.frombuffer(_CODEC.decode(chunk.numpy()), dtype=np.uint8)
+            self._frame_TBHW[row_K] = frames.reshape(len(row_K), self.width, 84, 84)
+        self._done_TB[row_T[-1]] = 1.0
+
+    def _small(self) -> dict[str, npt.NDArray[Any]]:
+        return {"action": self._action_TB, "reward": self._reward_TB, "done": self._done_TB, "age": self._age_TB}
 
     def _stack(self, at_M: npt.NDArray[np.int64], slot_M: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """The states at these steps; frames before their episode began are black."""

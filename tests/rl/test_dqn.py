@@ -85,13 +85,24 @@ def test_updates_keep_their_ratio_to_steps() -> None:
     assert agent.tally.updates == (2000 - CONFIG.replay_start + CONFIG.envs) // CONFIG.steps_per_update
 
 
-def test_a_resumed_run_refills_its_replay_without_counting() -> None:
+def test_a_resumed_run_learns_on_from_the_replay_that_it_had() -> None:
     agent = learner(1200, minibatch=2)
-    for _ in train(agent, Corridor(8)):
-        pass
+    list(train(agent, Corridor(8)))
+    again = learner(4000, minibatch=2)
+    again.load_state_dict(agent.state_dict())
+    assert len(again.replay) == len(agent.replay) == 1200
+    first = next(train(again, Corridor(8)))
+    assert "loss" in first.metrics
+    assert (again.tally.steps, len(again.replay), again.tally.refills) == (1200 + 2048, 1200 + 2048, 0)
+
+
+def test_a_run_without_its_replay_fills_it_again_without_counting() -> None:
+    agent = learner(1200, minibatch=2)
+    list(train(agent, Corridor(8)))
+    state = {key: value for key, value in agent.state_dict().items() if key != "replay"}
     for replay, refilled in ((4000, 1200), (404, 400)):  # as far as it had been, or all there is room for
         again = learner(4000, minibatch=2, replay=replay)
-        again.load_state_dict(agent.state_dict())
+        again.load_state_dict(state)
         before = (again.tally.steps, again.tally.updates, again.tally.episodes)
         assert before[0] == 1200
         first = next(train(again, Corridor(8)))  # 2,048 steps

@@ -77,12 +77,16 @@ def test_it_goes_on_where_it_was(algorithm: str) -> None:
     again = learner(algorithm, 10**6, minibatch=2)
     again.load_state_dict(agent.state_dict())
     assert again.steps == agent.steps > 0
-    for one, other in zip(flat(agent.state_dict()), flat(again.state_dict()), strict=True):
+    before, after = agent.state_dict(), again.state_dict()
+    for game in before["games"]:
+        replays = [state["games"][game].pop("replay", {"added": 0}) for state in (before, after)]
+        assert replays[0]["added"] == replays[1]["added"]  # what it holds: test_replay.py
+    for one, other in zip(flat(before), flat(after), strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
     turns = train(again, worlds())
-    before, again.learners["Mirror"].tally.steps = again.steps, again.steps - 64  # as if it had been killed before its turn
+    steps, again.learners["Mirror"].tally.steps = again.steps, again.steps - 64  # as if it had been killed before its turn
     p = next(turns)
-    while p.done <= before:
+    while p.done <= steps:
         p = next(turns)
     assert again.learners["Corridor"].tally.steps - p.done < 2048  # it waited for the other
 
