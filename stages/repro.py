@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import signal
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pipeline.cores import core_count
 from pipeline.progress import Progress
@@ -46,8 +47,8 @@ class Running(NamedTuple):
 
 
 def run(layout: Layout, params: settings.Params | None, targets: Sequence[str], *, jobs: int, commit: bool, dry: bool) -> str:
-    """Run whatever is missing of `targets` (stages or dvc.yaml files, by default the folder's dvc.yaml), `jobs` at a time. Data
-    that only finished stages read are not asked for; what a stage to run needs is made again where it is not.
+    """Run what of `targets` (stages or dvc.yaml files, by default the folder's dvc.yaml) has changed or was never made, `jobs`
+    at a time. What is merely not here is made again where a stage to run reads it.
 
     Says first about how long what `params` ask for takes. What a stage prints goes to .work/repro/ beside its dvc.yaml.
     ValueError if stages failed: those that do not wait for them have run.
@@ -62,6 +63,8 @@ def run(layout: Layout, params: settings.Params | None, targets: Sequence[str], 
                 work = _work(repo, [_absolute(root, target) for target in targets or ["dvc.yaml"]])
             if dry:
                 return "\n".join(work) or "nothing to run"
+            for it in work.values():
+                _open_log(it.stage).close()
             if params is not None and (cost := _cost(layout, params, work)):
                 say(f"{len(work)} stages, {cost}, one after another")
             failed: dict[str, Path] = {}
@@ -171,15 +174,32 @@ def _run(
 def _start(stage: Stage, environment: Mapping[str, str]) -> Running:
     """Its processes are a group of their own: an interrupt reaches them once, from us."""
     file = Path(stage.path)
-    log = file.parent / ".work/repro" / f"{stage.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     address = f"{file.name}:{stage.name}"
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", "--single-item", address]
-    with log.open("wb") as out:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
+    with _open_log(stage) as out:
+        out.truncate(0)
         process = subprocess.Popen(
             command, cwd=file.parent, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
-    return Running(process, log, time.monotonic())
+    return Running(process, Path(out.name), time.monotonic())
+
+
+def _open_log(stage: Stage) -> BinaryIO:
+    """Where a stage says how far it is, locked for as long as one of its processes has it. ValueError where one has: a `repro`
+    that is killed leaves them running.
+    """
+    log = Path(stage.path).parent / ".work/repro" / f"{stage.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    out = log.open("ab")
+    try:
+        fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        out.close()
+        raise ValueError(
+            f"{stage.addressing} is running, begun by another `repro` or one that was killed: wait until it has ended "
+            f"(it tells how far it is in {log}), or stop it"
+        ) from None
+    return out
 
 
 def _leave_out(waiting: dict[str, Work], failed: str) -> None:

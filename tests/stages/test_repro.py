@@ -133,6 +133,17 @@ def test_an_unknown_stage_is_one_line(tmp_path: Path) -> None:
         repro(layout, "two")
 
 
+def begun(layout: Layout) -> subprocess.Popen[str]:
+    """`repro` in a process of its own, of which a stage has touched the file `begun`."""
+    code = "import sys, pathlib; from stages.paths import Layout; from stages.repro import run; \
+run(Layout(pathlib.Path(sys.argv[1]), pathlib.Path('zoo')), None, [], jobs=2, commit=False, dry=False)"
+    running = subprocess.Popen([sys.executable, "-c", code, str(layout.root)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (layout.root / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return running
+
+
 def test_stopped_it_lets_its_stages_save_and_goes_on_later(tmp_path: Path) -> None:
     """SIGINT reaches each of them once."""
     script = (
@@ -144,12 +155,7 @@ def test_stopped_it_lets_its_stages_save_and_goes_on_later(tmp_path: Path) -> No
     )
     layout = experiment(tmp_path / "repo", {"long": makes("long", f"{sys.executable} work.py")})
     (layout.root / "work.py").write_text(script)
-    code = "import sys, pathlib; from stages.paths import Layout; from stages.repro import run; \
-run(Layout(pathlib.Path(sys.argv[1]), pathlib.Path('zoo')), None, [], jobs=2, commit=False, dry=False)"
-    running = subprocess.Popen([sys.executable, "-c", code, str(layout.root)], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (layout.root / "begun").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    running = begun(layout)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert "Stopped" in said
@@ -157,6 +163,33 @@ run(Layout(pathlib.Path(sys.argv[1]), pathlib.Path('zoo')), None, [], jobs=2, co
     assert not (layout.root / "long").exists()
     assert repro(layout) == "1 stages"
     assert (layout.root / "long").exists()
+
+
+def test_a_stage_that_outlives_a_killed_repro_is_not_begun_beside_itself(tmp_path: Path) -> None:
+    layout = experiment(
+        tmp_path / "repo", {"long": makes("long", f"touch begun; {UNTIL.format('go', 'echo > long && exit 0')}")}
+    )
+    with contextlib.chdir(layout.root):
+        running = begun(layout)
+    running.kill()
+    running.communicate(timeout=60)
+    with pytest.raises(ValueError, match="long is running, begun by another `repro` or one that was killed: wait"):
+        repro(layout)
+    (layout.root / "go").touch()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ValueError):
+            assert repro(layout) == "nothing to run"
+            return
+        time.sleep(0.2)
+    pytest.fail("it never ended")
+
+
+def test_what_dvc_says_of_a_stage_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = experiment(tmp_path / "repo", {"idle": makes("idle", "true")})
+    with pytest.raises(ValueError, match="1 of 1 stages failed"):
+        repro(layout)
+    assert "output 'idle' does not exist" in capsys.readouterr().err
 
 
 def test_what_git_refuses_to_the_end_is_an_error(tmp_path: Path) -> None:
