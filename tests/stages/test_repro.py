@@ -1,6 +1,7 @@
 """repro: stages of a real DVC repository, several at a time."""
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,7 +108,31 @@ def test_data_are_made_again_for_who_reads_them_alone(tmp_path: Path) -> None:
     (layout.root / "data").unlink()
     assert repro(layout, "distill-old", dry=True) == "nothing to run"
     assert repro(layout, "evaluate", "report", dry=True).split() == ["evaluate", "report"]
-    assert repro(layout, "dvc.yaml", dry=True).split() == ["collect", "distill-new", "evaluate", "report"]
+    assert repro(layout, "dvc.yaml", dry=True).split() == ["collect", "mix", "distill-new", "evaluate", "report"]
+
+
+def test_students_are_not_made_anew_because_their_data_came_out_otherwise(tmp_path: Path) -> None:
+    """As where they were collected on another make of CPU: the mix names other digests, and the same recipes."""
+    collect = makes("data", "cat shade > data", "recipe", cached=True)  # the shade is what nobody records
+    mix = makes("mix", "pd-pipeline mix --help > /dev/null; cp data mix; cp recipe recipes", "data", "recipe")
+    mix["outs"].append({"recipes": {"cache": False}})
+    old, new = (makes(name, f"pd-pipeline distill --help > /dev/null; date +%N > {name}", "recipes") for name in ("old", "new"))
+    layout = experiment(tmp_path / "repo", {"collect": collect, "mix": mix, "distill-old": old})
+    (layout.root / "recipe").write_text("as asked")
+    (layout.root / "shade").write_text("light")
+    assert repro(layout) == "3 stages"
+    learned = (layout.root / "old").read_bytes()
+    (layout.root / "data").unlink()
+    shutil.rmtree(layout.root / ".dvc/cache")
+    (layout.root / "shade").write_text("dark")
+    assert repro(layout, dry=True) == "nothing to run"
+    YAML().dump({"stages": {"collect": collect, "mix": mix, "distill-old": old, "distill-new": new}}, layout.root / "dvc.yaml")
+    assert repro(layout) == "3 stages"
+    assert (layout.root / "mix").read_text().startswith("dark")
+    assert (layout.root / "old").read_bytes() == learned
+    assert repro(layout, dry=True) == "nothing to run"
+    (layout.root / "recipe").write_text("otherwise")
+    assert repro(layout, dry=True).split() == ["collect", "mix", "distill-old", "distill-new"]
 
 
 def test_it_says_first_what_it_takes(
