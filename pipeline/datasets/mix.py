@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets.compare import differing
+from pipeline.datasets.edit import beginnings
 from pipeline.datasets.loader import Split, split_episodes
 from pipeline.datasets.reader import Dataset, open_dataset, read_manifest
 from pipeline.datasets.schema import EpisodeRow, Manifest
@@ -182,7 +183,7 @@ def open_ingredients(folders: Mapping[str, Path], ingredients: Sequence[Ingredie
     """
     joined = Joined([_open(folders[ingredient.dataset], ingredient, mix) for ingredient in ingredients])
     played = Counter((row.seed, row.sha256) for row in joined.episodes)
-    if (common := sum(count > 1 for count in played.values())) and len(ingredients) > 1:
+    if (common := sum(count > 1 for count in played.values()) + len(beginnings(joined.parts))) and len(ingredients) > 1:
         names = ", ".join(ingredient.dataset for ingredient in ingredients)
         raise ValueError(f"datasets {names} of mix {mix} have {common:,} episodes in common: join them with `dataset merge`")
     return joined

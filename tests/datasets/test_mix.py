@@ -18,7 +18,7 @@ from pipeline.datasets.mix import (
     write_recipes,
 )
 from pipeline.datasets.reader import open_dataset
-from tests.fakes import corridor_dataset, corridor_episode, write_dataset
+from tests.fakes import corridor_dataset, corridor_episode, cut_short, write_dataset
 
 
 def nobody(game: str) -> None:
@@ -102,6 +102,14 @@ def test_several_datasets_of_a_game_are_read_as_one(tmp_path: Path) -> None:
     assert np.array_equal(split.held_out_N, [*alone.held_out_N, *(split_episodes(b, 0.1, 4).held_out_N + len(a))])
     assert np.array_equal(split.train_N[: len(alone.train_N)], alone.train_N)
     assert sorted([*split.train_N, *split.held_out_N]) == list(range(len(joined)))
+
+
+def test_nor_can_the_beginning_of_one(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "a", 7)
+    cut_short(open_dataset(tmp_path / "a"), tmp_path / "b", episodes=1)
+    folders = {name: tmp_path / name for name in ("a", "b")}
+    with pytest.raises(ValueError, match="datasets a, b of mix m have 1 episodes in common"):
+        open_ingredients(folders, make_mix(folders, nobody)["Corridor"], "m")
 
 
 def test_an_episode_cannot_be_in_two_datasets_of_a_mix(tmp_path: Path) -> None:
