@@ -49,7 +49,8 @@ bench: $(SETUP)  ## ratios against bounds and peers, each measured in one run; w
 	python -m benchmarks.networks
 
 sample: $(SETUP)  ## the small real dataset in git, from the committed teacher
-	pd-pipeline collect --game Pong --episodes 4 --seed 99 --out data/samples/Pong
+	rm -rf data/samples/Pong
+	pd-pipeline collect --game Pong --episodes 4 --seed 99 --license apache-2.0 --out data/samples/Pong
 
 clean:  ## forget resumable work, keep data and environment
 	rm -rf .work experiments/*/.work

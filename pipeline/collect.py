@@ -321,6 +321,7 @@ class Collection:
             if receipt is None or not (blocks.has_data(self.blocks, index) or self._covered(receipt)):
                 break
             self._pack(receipt)
+            yield self._progress(0)
             index += 1
         held = max(self.writer.packed, self._states())
         most = self.config.states or self._states()
@@ -346,10 +347,7 @@ class Collection:
                 if self._next not in receipts:
                     landed.wait(LOOK_SECONDS)
                     landed.clear()
-                found: dict[int, list[EpisodeRow]] = {}
-                for future in [future for future in flying if future.done()]:
-                    found |= future.result()
-                    del flying[future]
+                found = self._landed(flying)
                 wanted = [i for task in flying.values() for i in task.blocks if i >= self._next and i not in receipts]
                 found |= blocks.receipts(self.blocks, wanted)
                 receipts.update({i: receipt for i, receipt in found.items() if i >= self._next})
@@ -358,6 +356,16 @@ class Collection:
                 yield self._progress(sum(row.length for rows in receipts.values() for row in rows))
         finally:
             client.cancel(list(flying))
+
+    def _landed(self, flying: dict[Future[dict[int, list[EpisodeRow]]], Task]) -> dict[int, list[EpisodeRow]]:
+        """The receipts of the tasks that have ended, which are taken out."""
+        found: dict[int, list[EpisodeRow]] = {}
+        for future in [future for future in flying if future.done()]:
+            played, task = future.result(), flying.pop(future)
+            if any(index not in played for index in task.blocks):
+                raise ValueError(f"{self.blocks} was emptied while blocks were played into it: run this again")
+            found |= played
+        return found
 
     def _task(self, first: int, count: int) -> Task:
         """The task of the next `count` blocks, none of which has a receipt without data."""
@@ -396,6 +404,10 @@ class Collection:
         if self._covered(receipt):
             for row in receipt:
                 self._rows.append(row._replace(start=self._states()))
+                if not self.writer.holds_episode(self._rows[-1]):
+                    raise ValueError(
+                        f"the episode of seed {row.seed} in {self.dataset} is damaged: remove {self.work}, it is collected anew"
+                    )
         else:
             if not blocks.has_data(self.blocks, self._next):
                 raise ValueError(f"a worker has played block {self._next}, but it is not in {self.blocks}: {_SHARE}")

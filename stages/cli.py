@@ -434,14 +434,20 @@ def plan(session: Session, as_json: bool) -> None:
 @click.option("--dry", is_flag=True, help="Only list the stages that would run.")
 @click.pass_obj
 def repro(session: Session, /, **options: Any) -> None:
-    """Run whatever is missing of TARGETs (stages, or dvc.yaml files; by default that beside params.yaml) as `dvc repro` would,
-    but several stages at a time, which share the cores.
+    """Run what of TARGETs has changed or was never made, as `dvc repro --allow-missing` would, but several stages at a time,
+    which share the cores.
 
-    It says first about how long they take. Datasets that only finished stages have read are not made again. Where a stage
-    fails, those that wait for it are left out and the others run. Killed or stopped, the same command goes on where it was.
+    TARGETs are stages, or dvc.yaml files, of the folder of params.yaml; by default its dvc.yaml. It says first about how long
+    they take. What is merely not here, as a dataset in a fresh clone, is made again only where a stage to run reads it: `dvc
+    pull` or `dvc repro` brings the rest. Where a stage fails, those that wait for it are left out and the others run. Stopped
+    or killed, the same command goes on where it was.
     """
     from stages import repro as stage
 
+    if session.params_path.name != "params.yaml":
+        raise ValueError(
+            f"stages read params.yaml, not {session.params_path.name}: give the one beside the dvc.yaml, or change that"
+        )
     click.echo(stage.run(*session.load(), **options))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from pipeline.agents.checkpoints import CARD, games_of, load_card
-from pipeline.datasets.mix import read_mix
+from pipeline.datasets.mix import read_mix, read_recipes
 from pipeline.datasets.reader import read_manifest
 from pipeline.report.scores import learned_from, read_curve
 from pipeline.seeding import episode_seeds
@@ -42,7 +42,19 @@ def made(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
     if cell.kind == "students" and learned.keys() != set(settings.pick(params.mixes, cell.mix, "mix")):
         return False
     recipes = {name: settings.recipe_of(layout, params, name) for name in learned}
-    return all(recipe is None or recipe.states == learned[name] for name, recipe in recipes.items())
+    if any(recipe is not None and recipe.states != learned[name] for name, recipe in recipes.items()):
+        return False
+    return cell.kind != "students" or not collected_otherwise(layout, params, cell.mix)
+
+
+def collected_otherwise(layout: Layout, params: settings.Params, mix: str) -> list[str]:
+    """The datasets of a mix that were collected by another recipe than params.yaml has now, but for how many states."""
+    found = []
+    for name, told in read_recipes(layout.recipes(mix)).items():
+        recipe, then = settings.recipe_of(layout, params, name), told.get("collection", {})
+        if recipe is not None and any(getattr(recipe, key) != then.get(key) for key in ("epsilon", "seed", "actor", "recipe")):
+            found.append(name)
+    return found
 
 
 def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cell) -> str:
@@ -236,7 +248,7 @@ def other_collections(layout: Layout, params: settings.Params, cell: settings.Ce
     teachers = {told["teacher"]["digest"] for told in taught}
     named = {i.dataset: i for of in read_mix(layout.mix(cell.mix)).values() for i in of}
     learned = {told["name"]: told for told in learned_from(card)}
-    if named.keys() != learned.keys():
+    if named.keys() != learned.keys() or collected_otherwise(layout, params, cell.mix):
         return None
     others = [name for name, told in learned.items() if told["digest"] != named[name].digest]
     for name in others:

@@ -36,6 +36,9 @@ class Layout:
     def mix(self, name: str) -> Path:
         return self.data / "mixes" / f"{name}.json"
 
+    def recipes(self, mix: str) -> Path:
+        return self.data / "mixes" / f"{mix}.recipes.json"
+
     def student(self, name: str) -> Path:
         return self.data / "students" / name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,13 +65,24 @@ def check_target(target: Folder, mark: str, what: str) -> None:
 
 
 def upload_folder(finished: Path, target: Folder, mark: str) -> Iterator[Progress]:
-    """Copy `finished` to `target`, replacing what is there. `mark` comes last: without it readers take it for unfinished."""
+    """Make `target` what `finished` is. `mark`, which tells the SHA-256 of every file, comes last: without it readers take it
+    for unfinished. What is there already, by its own mark, is not sent again; what is new there, before the old mark goes.
+    """
     source = Folder(finished)
-    names = sorted(source.files(), key=lambda name: (name == mark, name))
-    target.remove(mark)
-    for foreign in set(target.files()) - set(names):
-        target.remove(foreign)
+    wanted: dict[str, str] = json.loads(source.read(mark))["files"]
+    try:
+        there: dict[str, str] = json.loads(target.read(mark))["files"]
+    except (FileNotFoundError, ValueError, KeyError):
+        there = {}
+    others = [name for name, sha256 in wanted.items() if there.get(name) != sha256]
+    new = sorted(name for name in others if name not in there)
+    changed = sorted(name for name in others if name in there)
+    names = [*new, *changed, mark]
     for done, name in enumerate(names, start=1):
+        if name == (changed or [mark])[0]:
+            target.remove(mark)
+            for foreign in set(target.files()) - wanted.keys():
+                target.remove(foreign)
         target.write(name, source.read(name))
         yield Progress(done=done, total=len(names), unit="files", metrics={})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import signal
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pipeline.cores import core_count
 from pipeline.progress import Progress
@@ -46,8 +47,8 @@ class Running(NamedTuple):
 
 
 def run(layout: Layout, params: settings.Params | None, targets: Sequence[str], *, jobs: int, commit: bool, dry: bool) -> str:
-    """Run whatever is missing of `targets` (stages or dvc.yaml files, by default the folder's dvc.yaml), `jobs` at a time. Data
-    that only finished stages read are not asked for; what a stage to run needs is made again where it is not.
+    """Run what of `targets` (stages or dvc.yaml files, by default the folder's dvc.yaml) has changed or was never made, `jobs`
+    at a time. What is merely not here is made again where a stage to run reads it.
 
     Says first about how long what `params` ask for takes. What a stage prints goes to .work/repro/ beside its dvc.yaml.
     ValueError if stages failed: those that do not wait for them have run.
@@ -62,6 +63,8 @@ def run(layout: Layout, params: settings.Params | None, targets: Sequence[str], 
                 work = _work(repo, [_absolute(root, target) for target in targets or ["dvc.yaml"]])
             if dry:
                 return "\n".join(work) or "nothing to run"
+            for it in work.values():
+                _open_log(it.stage).close()
             if params is not None and (cost := _cost(layout, params, work)):
                 say(f"{len(work)} stages, {cost}, one after another")
             failed: dict[str, Path] = {}
@@ -111,10 +114,20 @@ def _work(repo: Repo, targets: Sequence[str]) -> dict[str, Work]:
     graph = get_active_graph(repo.index.graph)
     order: list[Stage] = plan_repro(graph, collect_stages(repo, targets))
     wanted: set[Stage] = set()
+
+    def changed(stage: Stage, upstream: list[Stage]) -> bool:
+        """Whether it was made of something else. Students depend on how the datasets of their mix were collected, not on what
+        came out: where that is all that differs, nobody needs them collected.
+        """
+        if not str(stage.cmd).startswith(MIX):
+            return bool(stage.changed(allow_missing=True, upstream=upstream))
+        made = {out.fs_path for s in upstream for out in s.outs}
+        return any(dep.status() for dep in stage.deps if dep.fs_path not in made)
+
     for stage in order:
         upstream = list(graph.successors(stage))
         never_run = not all(out.hash_info for out in stage.outs)  # DVC takes that for data that are merely missing
-        if not wanted.isdisjoint(upstream) or never_run or stage.changed(allow_missing=True, upstream=upstream):
+        if never_run or not wanted.isdisjoint(upstream) or changed(stage, upstream):
             wanted.add(stage)
 
     def read_by(stage: Stage) -> set[Stage]:
@@ -125,7 +138,12 @@ def _work(repo: Repo, targets: Sequence[str]) -> dict[str, Work]:
 
     for stage in reversed(order):
         if stage in wanted:
-            wanted |= {s for s in read_by(stage) if not all(out.exists for out in s.outs)}
+            absent = {s for s in read_by(stage) if not all(out.exists for out in s.outs)}
+            wanted |= absent
+            # What is made again may come out otherwise, and the mix names it by its digest.
+            wanted |= {
+                s for s in graph.successors(stage) if str(s.cmd).startswith(MIX) and absent.intersection(graph.successors(s))
+            }
     return {s.addressing: Work(s, frozenset(x.addressing for x in read_by(s) & wanted)) for s in order if s in wanted}
 
 
@@ -171,15 +189,32 @@ def _run(
 def _start(stage: Stage, environment: Mapping[str, str]) -> Running:
     """Its processes are a group of their own: an interrupt reaches them once, from us."""
     file = Path(stage.path)
-    log = file.parent / ".work/repro" / f"{stage.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     address = f"{file.name}:{stage.name}"
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", "--single-item", address]
-    with log.open("wb") as out:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
+    with _open_log(stage) as out:
+        out.truncate(0)
         process = subprocess.Popen(
             command, cwd=file.parent, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
-    return Running(process, log, time.monotonic())
+    return Running(process, Path(out.name), time.monotonic())
+
+
+def _open_log(stage: Stage) -> BinaryIO:
+    """Where a stage says how far it is, locked for as long as one of its processes has it. ValueError where one has: a `repro`
+    that is killed leaves them running.
+    """
+    log = Path(stage.path).parent / ".work/repro" / f"{stage.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    out = log.open("ab")
+    try:
+        fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        out.close()
+        raise ValueError(
+            f"{stage.addressing} is running, begun by another `repro` or one that was killed: wait until it has ended "
+            f"(it tells how far it is in {log}), or stop it"
+        ) from None
+    return out
 
 
 def _leave_out(waiting: dict[str, Work], failed: str) -> None:

@@ -88,7 +88,9 @@ def saved_when_stopped(save: Callable[[], None], reached: Callable[[], str]) -> 
 
 @contextmanager
 def stop_at_next_yield() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM wait for the next yield, where state is consistent and can be saved; a second Ctrl-C does not wait."""
+    """Ctrl-C, SIGTERM and a closed terminal wait for the next yield, where state is consistent and can be saved; a second
+    Ctrl-C does not wait.
+    """
     asked = False
 
     def ask(number: int, frame: object) -> None:
@@ -102,7 +104,10 @@ def stop_at_next_yield() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    asking = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it goes on
+        asking.append(signal.SIGHUP)
+    before = {number: signal.signal(number, ask) for number in asking}
     try:
         yield lambda: asked
     finally:

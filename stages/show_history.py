@@ -34,7 +34,7 @@ def run(layout: Layout, game: str, seed: int, dataset: str | None, states: int, 
     if opened.game != find_game(game).name:
         raise ValueError(f"dataset {opened.folder} is of {opened.game}, not of {find_game(game).name}")
     chosen = decisive(opened, states)
-    state_SCHW = np.concatenate([opened.stacks([step], 4) for step in chosen])
+    state_SCHW = opened.stacks(chosen)
     q_P = []
     for point in history.points:
         agent = load_agent(history.agent(point), torch.device("cpu"))

@@ -194,6 +194,20 @@ def rewritten(source: Dataset, folder: Path, edit: Callable[[int, Records], Reco
     return open_dataset(folder, check_files=True)
 
 
+def cut_short(source: Dataset, folder: Path, *, episodes: int) -> Dataset:
+    """Its first episodes, the last without its last step: a collection of an exact number of states."""
+    rows = list(source.episodes[:episodes])
+    records = [source.episode(index) for index in range(episodes)]
+    records[-1] = records[-1].cut(0, records[-1].steps - 1)
+    digest = schema.episode_digest(records[-1])
+    rows[-1] = rows[-1]._replace(length=records[-1].steps, terminated=False, complete=False, sha256=digest)
+    told, writer = source.manifest, Writer(folder, source.actions)
+    for part in records:
+        writer.append(part)
+    writer.finish(rows, game=told.game, teacher=told.teacher, environment=told.environment, collection=told.collection)
+    return open_dataset(folder)
+
+
 def corridor_dataset(folder: Path, episodes: int = 40) -> Manifest:
     """A dataset of the corridor."""
     rng = np.random.default_rng(0)

@@ -21,7 +21,7 @@ OWNERS = {
     "ale_py": {"pipeline.atari"},
     "zarr": {"pipeline.datasets"},
     "zarrs": {"pipeline.datasets"},
-    "numcodecs": {"pipeline.datasets"},
+    "numcodecs": {"pipeline.datasets", "pipeline.rl"},
     "fsspec": {"pipeline.datasets"},
     "distributed": {"pipeline.collect", "stages"},
     "dask": {"pipeline.collect", "pipeline.cores", "stages"},

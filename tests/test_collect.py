@@ -157,6 +157,25 @@ def test_abandoned_after_every_block_with_whole_shards_on_disk(
     assert _tree(again.dataset) == _tree(whole.dataset)
 
 
+def test_what_was_damaged_between_two_sittings_gets_no_digest(
+    breakout_teacher: Path,
+    teacher: Agent,
+    one_worker: Client,
+    small_shards: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Collection, "_share", lambda *_: 1)
+    begun = Collection(config(700), breakout_teacher, teacher, tmp_path)
+    for _ in begun.run(one_worker):
+        if begun.writer.packed and not blocks.has_data(begun.blocks, 0):  # it lies in whole shards
+            break
+    shard = begun.dataset / "states.zarr/frame/c/0/0/0"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(ValueError, match=r"the episode of seed \d+ in .* is damaged: remove .*, it is collected anew"):
+        list(Collection(config(700), breakout_teacher, teacher, tmp_path).run(one_worker))
+
+
 def _tree(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -193,6 +212,14 @@ def test_blocks_that_a_worker_wrote_elsewhere_are_missed(
     row = EpisodeRow(0, 0, 10, 0.0, terminated=True, truncated=False, complete=True, sha256="")
     monkeypatch.setattr(collecting, "play", lambda task: {i: [row] for i in task.blocks})  # on a disk of its own
     with pytest.raises(ValueError, match=r"has played block 0.*every worker shares"):
+        list(Collection(config(), breakout_teacher, teacher, tmp_path).run(one_worker))
+
+
+def test_a_folder_of_blocks_that_is_removed_meanwhile_ends_it(
+    breakout_teacher: Path, teacher: Agent, one_worker: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "play", lambda task: {})  # it has seen that there is nothing to write beside any more
+    with pytest.raises(ValueError, match=r"blocks was emptied while blocks were played into it: run this again"):
         list(Collection(config(), breakout_teacher, teacher, tmp_path).run(one_worker))
 
 

@@ -58,7 +58,7 @@ license: {licence}
 from pipeline.datasets.reader import open_dataset
 data = open_dataset("{manifest.game}")
 states = data.stacks(range(64))      # (64, 4, 84, 84) uint8
-q = data.arrays["q"][:64]            # (64, {manifest.actions}) float32
+q = data.read("q", 0, 64)            # (64, {manifest.actions}) float32
 print(data.manifest.digest)
 ```
 

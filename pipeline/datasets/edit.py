@@ -70,17 +70,42 @@ def split(dataset: Dataset, shares: Mapping[str, float], seed: int) -> dict[str,
 
 
 def merged(datasets: Sequence[Dataset], *, any_teacher: bool = False, any_environment: bool = False) -> list[Part]:
-    """All their episodes; one that several hold (same seed and records) once. ValueError names what they do not share."""
+    """All their episodes; one that several hold (same seed and records) once, as long as any holds it.
+
+    ValueError names what they do not share.
+    """
     first = datasets[0]
     for other in datasets[1:]:
         _check_alike(first, other, any_teacher=any_teacher, any_environment=any_environment)
     seen: set[tuple[int, str]] = set()
     parts: list[Part] = []
-    for dataset in datasets:
-        indices = [i for i, row in enumerate(dataset.episodes) if (row.seed, row.sha256) not in seen]
+    begun = beginnings(datasets)
+    for number, dataset in enumerate(datasets):
+        rows = enumerate(dataset.episodes)
+        indices = [i for i, row in rows if (row.seed, row.sha256) not in seen and (number, i) not in begun]
         seen |= {(dataset.episodes[i].seed, dataset.episodes[i].sha256) for i in indices}
         parts.append((dataset, indices))
     return parts
+
+
+def beginnings(datasets: Sequence[Dataset]) -> set[tuple[int, int]]:
+    """Episodes that were cut short and of which another dataset holds more: the datasets' numbers and theirs there."""
+    by_seed: dict[int, list[tuple[Dataset, int]]] = {}
+    for dataset in datasets:
+        for index, row in enumerate(dataset.episodes):
+            by_seed.setdefault(row.seed, []).append((dataset, index))
+    found = set()
+    for number, dataset in enumerate(datasets):
+        for index, row in enumerate(dataset.episodes):
+            if not row.complete and row.seed >= 0 and any(_goes_on(row, *other) for other in by_seed[row.seed]):
+                found.add((number, index))
+    return found
+
+
+def _goes_on(row: EpisodeRow, other: Dataset, index: int) -> bool:
+    """Whether the episode of another dataset begins with the records of this one and has more."""
+    more = other.episodes[index]
+    return more.length > row.length and row.sha256 == schema.episode_digest(other.records(more.start, more.start + row.length))
 
 
 def _check_alike(a: Dataset, b: Dataset, *, any_teacher: bool, any_environment: bool) -> None:

@@ -57,6 +57,10 @@ class Folder:
     def __str__(self) -> str:
         return self.url
 
+    def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
+        """Another process, as a Dask worker, opens it for itself."""
+        return Folder, (self.url,)
+
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.url.rstrip('/')}/{name}")
 
@@ -137,17 +141,22 @@ class Folder:
             raise ValueError(f"{self.url} is a revision of a repository, to be read only: write to a path or a bucket")
 
     def exists(self, name: str) -> bool:
+        """Whether there is such a file. ValueError where nobody can tell, which is not the same as that there is none."""
         if self.local is not None:
             return (self.local / name).is_file()
-        return bool(self._ask(lambda fs, path: fs.isfile(path), name))
+        return self._kind(name) == "file"
+
+    def _kind(self, name: str) -> str | None:
+        """ "file" or "directory", or None where there is nothing. fsspec's own `isfile` says False of whatever fails."""
+        with contextlib.suppress(FileNotFoundError):
+            return str(self._ask(lambda fs, path: fs.info(path)["type"], name))
+        return None
 
     def is_folder(self) -> bool:
         """Whether there is a folder with anything in it."""
         if self.local is not None:
             return self.local.is_dir()
-        with contextlib.suppress(FileNotFoundError):
-            return bool(self._ask(lambda fs, path: fs.isdir(path), ""))
-        return False
+        return self._kind("") == "directory"
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""

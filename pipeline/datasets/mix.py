@@ -1,5 +1,8 @@
 """A mix: exactly which datasets a student learns from, by game and digest. DVC has no list in `deps`; a mix file has.
 
+Beside it lies how they were collected. That is what a student depends on: on another make of CPU the same collection comes to
+other records, and the student of the ones is not made anew because of the others.
+
 A game may have several datasets, as where students played rounds that the teacher labelled; they are read as one.
 
 Dimensions: N steps.
@@ -18,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets.compare import differing
+from pipeline.datasets.edit import beginnings
 from pipeline.datasets.loader import Split, split_episodes
 from pipeline.datasets.reader import Dataset, open_dataset, read_manifest
-from pipeline.datasets.schema import EpisodeRow
+from pipeline.datasets.schema import EpisodeRow, Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +86,38 @@ def write_mix(path: Path, mix: Mapping[str, Sequence[Ingredient]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     short = {game: several[0] if len(several) == 1 else several for game, several in fields.items()}
     path.write_text(json.dumps(short, indent=2, sort_keys=True) + "\n")
+
+
+def write_recipes(path: Path, recipes: Mapping[str, Mapping[str, Any]]) -> None:
+    """What was asked for of each dataset (`recipe_of`)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(recipes, indent=2, sort_keys=True) + "\n")
+
+
+def recipe_of(manifest: Manifest, actor: str | None) -> dict[str, Any]:
+    """How a dataset was collected, and nothing of what came out: the same wherever it is collected so again, as `actor`, the
+    agent that acted, is named and not told by its weights. Of a dataset that was not collected, its digest.
+    """
+    collection = dict(manifest.collection)
+    if "recipe" not in collection:
+        return {"digest": manifest.digest}
+    if actor is not None:
+        collection["actor"] = actor
+    told = {"game": manifest.game, "states": manifest.states, "teacher": manifest.teacher["digest"]}
+    return told | {"environment": manifest.environment, "collection": collection}
+
+
+def read_recipes(path: Path) -> dict[str, dict[str, Any]]:
+    """What `write_recipes` wrote; nothing where there is none. ValueError where it is something else."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} has no recipes ({error}): make the mix again") from None
+    if not isinstance(found, dict) or not all(isinstance(told, dict) for told in found.values()):
+        raise ValueError(f"{path} has no recipes: make the mix again")
+    return found
 
 
 def read_mix(path: Path) -> Mix:
@@ -147,7 +183,7 @@ def open_ingredients(folders: Mapping[str, Path], ingredients: Sequence[Ingredie
     """
     joined = Joined([_open(folders[ingredient.dataset], ingredient, mix) for ingredient in ingredients])
     played = Counter((row.seed, row.sha256) for row in joined.episodes)
-    if (common := sum(count > 1 for count in played.values())) and len(ingredients) > 1:
+    if (common := sum(count > 1 for count in played.values()) + len(beginnings(joined.parts))) and len(ingredients) > 1:
         names = ", ".join(ingredient.dataset for ingredient in ingredients)
         raise ValueError(f"datasets {names} of mix {mix} have {common:,} episodes in common: join them with `dataset merge`")
     return joined

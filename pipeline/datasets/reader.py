@@ -140,7 +140,7 @@ class Dataset:
         return np.concatenate([self.read("frame", run[0], run[-1] + 1)[run - run[0]] for run in runs])
 
     def stacks(self, steps: Sequence[int], depth: int = 4) -> npt.NDArray[np.uint8]:
-        """The states (n, depth, 84, 84) at these steps, as the agent saw them."""
+        """The states (n, depth, 84, 84) at these steps, as the agent saw them; chunks that hold none of them are not read."""
         wanted = np.asarray(steps, dtype=np.int64)
         if len(wanted) == 0:
             return np.zeros((0, depth, 84, 84), dtype=np.uint8)
@@ -148,10 +148,11 @@ class Dataset:
             raise ValueError(
                 f"dataset {self.folder} has steps 0 to {len(self) - 1:,}: {wanted.min():,} to {wanted.max():,} were asked for"
             )
-        _, start_N = episode_of(self.episodes, wanted)
-        first = int(max(wanted.min() - depth + 1, 0))
-        frame_NHW = self.read("frame", first, int(wanted.max()) + 1)
-        return stack(frame_NHW, wanted - first, start_N - first, depth)
+        since_N = wanted - episode_of(self.episodes, wanted).start_N
+        back_C = np.arange(depth)
+        needed = np.unique((wanted[:, None] - back_C)[back_C <= since_N[:, None]])
+        at_N = np.searchsorted(needed, wanted)  # the frames of a state are all there, one after another
+        return stack(self.frames(needed), at_N, at_N - since_N, depth)
 
 
 class Place(NamedTuple):

@@ -46,10 +46,10 @@ class Layout(NamedTuple):
 
 
 def layouts(actions: int) -> dict[str, Layout]:
-    """The layout of each array, in `ARRAYS` order."""
+    """The layout of each array, in `ARRAYS` order. No dimension is called as an array is: xarray takes that for its labels."""
     return {
         "frame": Layout((84, 84), "uint8", ("step", "height", "width"), FRAME_CHUNK),
-        "q": Layout((actions,), "float32", ("step", "action"), SMALL_CHUNK),
+        "q": Layout((actions,), "float32", ("step", "choice"), SMALL_CHUNK),
         "action": Layout((), "uint8", ("step",), SMALL_CHUNK),
         "reward": Layout((), "float32", ("step",), SMALL_CHUNK),
         "flags": Layout((), "uint8", ("step",), SMALL_CHUNK),

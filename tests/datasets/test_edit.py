@@ -13,7 +13,7 @@ from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import Records
 from pipeline.datasets.verify import verify
 from tests.datasets.test_format import noise, small_shards, tree
-from tests.fakes import write_dataset
+from tests.fakes import cut_short, rewritten, write_dataset
 
 __all__ = ["small_shards"]
 
@@ -104,6 +104,15 @@ def test_an_episode_that_two_hold_is_taken_once(source: Dataset) -> None:
     (_, first), (_, second) = edit.merged([source, source])
     assert list(first) == list(range(9))
     assert list(second) == []
+
+
+def test_an_episode_that_was_cut_is_taken_from_who_holds_more_of_it(source: Dataset, tmp_path: Path) -> None:
+    begun = cut_short(source, tmp_path / "begun", episodes=4)
+    for datasets, kept in (([begun, source], [range(3), range(3, 9)]), ([source, begun], [range(9), []])):
+        assert [list(indices) for _, indices in edit.merged(datasets)] == [list(indices) for indices in kept]
+    other = rewritten(source, tmp_path / "other", lambda index, records: records._replace(q_NA=records.q_NA + 1))
+    (_, first), (_, second) = edit.merged([begun, other])  # of the same seeds, and another play
+    assert (len(first), len(second)) == (4, 9)
 
 
 @pytest.mark.parametrize(

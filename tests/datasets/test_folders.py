@@ -1,6 +1,7 @@
 """Datasets elsewhere: a bucket of a real S3 server on loopback, a tag of a real DVC repository; only what is needed is read."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def test_a_bucket(tmp_path: Path, bucket: str) -> None:
         assert describe.size(open_dataset(there)) == size - here.sizes()["manifest.json"]
         assert asked.count("") == 1  # one listing, beside the files that were opened
         assert len(asked) <= 1 + 2 + 2 * len(schema.ARRAYS) + 1
+    elsewhere = pickle.loads(pickle.dumps(open_dataset(there)))  # noqa: S301 as to a Dask worker
+    assert np.array_equal(elsewhere.read("q", 40, 104), open_dataset(here).read("q", 40, 104))
     there.remove("manifest.json")
     there.remove("manifest.json")
     with pytest.raises(ValueError, match="never finished"):
@@ -61,6 +64,23 @@ def test_a_bucket(tmp_path: Path, bucket: str) -> None:
     there.clear()
     assert there.files() == []
     assert not there.is_folder()
+
+
+def test_a_request_that_fails_is_not_a_no(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(f"{bucket}/denied")
+    folder.write("file", b"")
+    assert folder.exists("file")
+    assert folder.is_folder()
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError("the token has expired")
+
+    monkeypatch.setattr(folder._where()[0], "info", denied)
+    told = r"cannot be reached \(the token has expired\): check the address"
+    with pytest.raises(ValueError, match=told):
+        folder.exists("file")
+    with pytest.raises(ValueError, match=told):
+        folder.is_folder()
 
 
 @pytest.fixture(scope="module")

@@ -245,6 +245,21 @@ def test_frames_of_some_steps_leave_the_chunks_between_unread(small_shards: None
     assert part.folder.bytes_read < whole.folder.bytes_read / 2
 
 
+def test_states_far_apart_leave_the_chunks_between_unread(small_shards: None, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", [noise(29, 0), noise(31, 1)])
+    whole, part = (open_dataset(tmp_path / "set", count_bytes=True) for _ in range(2))
+    steps = [58, 1, 30, 29, 58]  # in any order, one twice, across a boundary of episodes
+    every = whole.stacks(range(60))
+    assert np.array_equal(part.stacks(steps), every[steps])
+    assert part.folder.bytes_read < 0.7 * whole.folder.bytes_read
+
+
+def test_no_dimension_is_called_as_an_array() -> None:
+    """xarray would take the executed actions for the labels of the Q-values' columns."""
+    named = {dimension for layout in schema.layouts(3).values() for dimension in layout.dimensions}
+    assert named.isdisjoint(schema.ARRAYS)
+
+
 def test_an_episode_is_no_longer_than_its_environment_lets_it_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = {"config": {"max_episode_frames": 38, "frame_skip": 4}}
     write_dataset(tmp_path / "set", [noise(10, 0)], environment=world)

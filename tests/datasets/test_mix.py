@@ -1,14 +1,24 @@
 """A mix names exact bytes, and notices others."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.datasets.loader import split_episodes
-from pipeline.datasets.mix import make_mix, open_ingredients, read_mix, write_mix
-from tests.fakes import corridor_dataset, corridor_episode, write_dataset
+from pipeline.datasets.mix import (
+    make_mix,
+    open_ingredients,
+    read_mix,
+    read_recipes,
+    recipe_of,
+    write_mix,
+    write_recipes,
+)
+from pipeline.datasets.reader import open_dataset
+from tests.fakes import corridor_dataset, corridor_episode, cut_short, write_dataset
 
 
 def nobody(game: str) -> None:
@@ -23,6 +33,31 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (
         open_ingredients({"Corridor": tmp_path / "Corridor"}, mix["Corridor"], "m").parts[0].manifest.digest == manifest.digest
     )
+
+
+def test_recipes_tell_how_a_dataset_was_collected_and_not_what_came_out(tmp_path: Path) -> None:
+    collected = open_dataset("data/samples/Pong").manifest
+    told = recipe_of(collected, None)
+    assert recipe_of(replace(collected, digest="d" * 64, files={}), None) == told
+    assert recipe_of(replace(collected, states=1), None) != told
+    acted = replace(collected, collection=collected.collection | {"actor": {"digest": "a" * 64}})
+    assert (
+        recipe_of(acted, None)
+        != recipe_of(acted, "students/m/v-0")
+        == {
+            **told,
+            "collection": told["collection"] | {"actor": "students/m/v-0"},
+        }
+    )
+    joined = replace(collected, collection={"made_by": {"operation": "merge"}})
+    assert recipe_of(joined, None) == {"digest": collected.digest}
+    write_recipes(tmp_path / "m.json", {"Pong": told})
+    assert read_recipes(tmp_path / "m.json") == {"Pong": told}
+    assert read_recipes(tmp_path / "none.json") == {}
+    for wrong in ("[]", '{"Pong": 1}', "no"):
+        (tmp_path / "m.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"m.json has no recipes.*: make the mix again"):
+            read_recipes(tmp_path / "m.json")
 
 
 def test_another_teacher_is_refused(tmp_path: Path) -> None:
@@ -67,6 +102,14 @@ def test_several_datasets_of_a_game_are_read_as_one(tmp_path: Path) -> None:
     assert np.array_equal(split.held_out_N, [*alone.held_out_N, *(split_episodes(b, 0.1, 4).held_out_N + len(a))])
     assert np.array_equal(split.train_N[: len(alone.train_N)], alone.train_N)
     assert sorted([*split.train_N, *split.held_out_N]) == list(range(len(joined)))
+
+
+def test_nor_can_the_beginning_of_one(tmp_path: Path) -> None:
+    corridor_dataset(tmp_path / "a", 7)
+    cut_short(open_dataset(tmp_path / "a"), tmp_path / "b", episodes=1)
+    folders = {name: tmp_path / name for name in ("a", "b")}
+    with pytest.raises(ValueError, match="datasets a, b of mix m have 1 episodes in common"):
+        open_ingredients(folders, make_mix(folders, nobody)["Corridor"], "m")
 
 
 def test_an_episode_cannot_be_in_two_datasets_of_a_mix(tmp_path: Path) -> None:

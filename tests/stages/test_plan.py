@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages import params, plan
+from stages.current import made, outdated
 from stages.paths import Layout
 from tests.fakes import corridor_episode, edited_params, write_dataset
 
@@ -80,3 +81,15 @@ def test_episodes_are_as_long_as_the_teachers_or_else_the_random_agents_were(tmp
         pq.write_table(pa.table({"steps": [steps - 100, steps + 100]}), path)
         took.append(machine.episodes(layout, "Pong", 10))
     assert took == pytest.approx([10 * steps / 100 for steps in (plan.UNKNOWN_STEPS, 800, 1600)])
+
+
+def test_a_student_whose_data_would_be_collected_otherwise_is_not_made() -> None:
+    layout, told = params.load_project(ROOT / "experiments/same-network/params.yaml")
+    cells = told.cells()
+    assert all(made(layout, told, cell) for cell in cells)
+    for change in ({"epsilon": 0.1}, {"seed": 2}, {"actor": "students/pong/kl-dqn-0"}, {"states": 1}):
+        datasets = {"Pong": told.datasets["Pong"].model_copy(update=change)}
+        other = told.model_copy(update={"datasets": datasets})
+        assert not any(made(layout, other, cell) for cell in cells)
+        if "states" not in change:
+            assert all(outdated(layout, other, cell) for cell in cells)

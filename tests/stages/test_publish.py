@@ -1,5 +1,6 @@
 """Files appear whole or not at all, whatever disk they come from; two processes never work in one folder."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.publish import alone_in, replace_folder
+from pipeline.datasets.folders import Folder
+from stages.publish import alone_in, replace_folder, upload_folder
 
 
 @pytest.fixture
@@ -64,3 +66,35 @@ def test_killed_between_two_renames_the_old_folder_stays(tmp_path: Path, monkeyp
     replace_folder(finished("new"), target)
     assert (target / "file").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_an_upload_sends_what_is_new_first_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finished(**files: str) -> Path:
+        folder = tmp_path / "finished"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        digests = {name: Folder(folder).digest(name) for name in files}
+        (folder / "mark").write_text(json.dumps({"files": digests}))
+        return folder
+
+    sent: list[tuple[str, bool]] = []
+
+    def write(folder: Folder, name: str, data: bytes) -> None:
+        sent.append((name, folder.exists("mark")))
+        real(folder, name, data)
+
+    real, target = Folder.write, Folder(tmp_path / "target")
+    monkeypatch.setattr(Folder, "write", write)
+    list(upload_folder(finished(same="1", gone="2", other="3"), target, "mark"))
+    assert [name for name, _ in sent] == ["gone", "other", "same", "mark"]
+    sent.clear()
+    later = finished(same="1", other="4", new="5")
+    list(upload_folder(later, target, "mark"))
+    assert sent == [("new", True), ("other", False), ("mark", False)]
+    assert {name: target.read(name) for name in target.files()} == {p.name: p.read_bytes() for p in later.iterdir()}
+    sent.clear()
+    target.remove("mark")  # as where it was killed: nobody knows what is there
+    list(upload_folder(later, target, "mark"))
+    assert len(sent) == 4

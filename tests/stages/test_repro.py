@@ -1,6 +1,7 @@
 """repro: stages of a real DVC repository, several at a time."""
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,7 +108,31 @@ def test_data_are_made_again_for_who_reads_them_alone(tmp_path: Path) -> None:
     (layout.root / "data").unlink()
     assert repro(layout, "distill-old", dry=True) == "nothing to run"
     assert repro(layout, "evaluate", "report", dry=True).split() == ["evaluate", "report"]
-    assert repro(layout, "dvc.yaml", dry=True).split() == ["collect", "distill-new", "evaluate", "report"]
+    assert repro(layout, "dvc.yaml", dry=True).split() == ["collect", "mix", "distill-new", "evaluate", "report"]
+
+
+def test_students_are_not_made_anew_because_their_data_came_out_otherwise(tmp_path: Path) -> None:
+    """As where they were collected on another make of CPU: the mix names other digests, and the same recipes."""
+    collect = makes("data", "cat shade > data", "recipe", cached=True)  # the shade is what nobody records
+    mix = makes("mix", "pd-pipeline mix --help > /dev/null; cp data mix; cp recipe recipes", "data", "recipe")
+    mix["outs"].append({"recipes": {"cache": False}})
+    old, new = (makes(name, f"pd-pipeline distill --help > /dev/null; date +%N > {name}", "recipes") for name in ("old", "new"))
+    layout = experiment(tmp_path / "repo", {"collect": collect, "mix": mix, "distill-old": old})
+    (layout.root / "recipe").write_text("as asked")
+    (layout.root / "shade").write_text("light")
+    assert repro(layout) == "3 stages"
+    learned = (layout.root / "old").read_bytes()
+    (layout.root / "data").unlink()
+    shutil.rmtree(layout.root / ".dvc/cache")
+    (layout.root / "shade").write_text("dark")
+    assert repro(layout, dry=True) == "nothing to run"
+    YAML().dump({"stages": {"collect": collect, "mix": mix, "distill-old": old, "distill-new": new}}, layout.root / "dvc.yaml")
+    assert repro(layout) == "3 stages"
+    assert (layout.root / "mix").read_text().startswith("dark")
+    assert (layout.root / "old").read_bytes() == learned
+    assert repro(layout, dry=True) == "nothing to run"
+    (layout.root / "recipe").write_text("otherwise")
+    assert repro(layout, dry=True).split() == ["collect", "mix", "distill-old", "distill-new"]
 
 
 def test_it_says_first_what_it_takes(
@@ -133,6 +158,17 @@ def test_an_unknown_stage_is_one_line(tmp_path: Path) -> None:
         repro(layout, "two")
 
 
+def begun(layout: Layout) -> subprocess.Popen[str]:
+    """`repro` in a process of its own, of which a stage has touched the file `begun`."""
+    code = "import sys, pathlib; from stages.paths import Layout; from stages.repro import run; \
+run(Layout(pathlib.Path(sys.argv[1]), pathlib.Path('zoo')), None, [], jobs=2, commit=False, dry=False)"
+    running = subprocess.Popen([sys.executable, "-c", code, str(layout.root)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (layout.root / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return running
+
+
 def test_stopped_it_lets_its_stages_save_and_goes_on_later(tmp_path: Path) -> None:
     """SIGINT reaches each of them once."""
     script = (
@@ -144,12 +180,7 @@ def test_stopped_it_lets_its_stages_save_and_goes_on_later(tmp_path: Path) -> No
     )
     layout = experiment(tmp_path / "repo", {"long": makes("long", f"{sys.executable} work.py")})
     (layout.root / "work.py").write_text(script)
-    code = "import sys, pathlib; from stages.paths import Layout; from stages.repro import run; \
-run(Layout(pathlib.Path(sys.argv[1]), pathlib.Path('zoo')), None, [], jobs=2, commit=False, dry=False)"
-    running = subprocess.Popen([sys.executable, "-c", code, str(layout.root)], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (layout.root / "begun").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    running = begun(layout)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert "Stopped" in said
@@ -157,6 +188,33 @@ run(Layout(pathlib.Path(sys.argv[1]), pathlib.Path('zoo')), None, [], jobs=2, co
     assert not (layout.root / "long").exists()
     assert repro(layout) == "1 stages"
     assert (layout.root / "long").exists()
+
+
+def test_a_stage_that_outlives_a_killed_repro_is_not_begun_beside_itself(tmp_path: Path) -> None:
+    layout = experiment(
+        tmp_path / "repo", {"long": makes("long", f"touch begun; {UNTIL.format('go', 'echo > long && exit 0')}")}
+    )
+    with contextlib.chdir(layout.root):
+        running = begun(layout)
+    running.kill()
+    running.communicate(timeout=60)
+    with pytest.raises(ValueError, match="long is running, begun by another `repro` or one that was killed: wait"):
+        repro(layout)
+    (layout.root / "go").touch()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ValueError):
+            assert repro(layout) == "nothing to run"
+            return
+        time.sleep(0.2)
+    pytest.fail("it never ended")
+
+
+def test_what_dvc_says_of_a_stage_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = experiment(tmp_path / "repo", {"idle": makes("idle", "true")})
+    with pytest.raises(ValueError, match="1 of 1 stages failed"):
+        repro(layout)
+    assert "output 'idle' does not exist" in capsys.readouterr().err
 
 
 def test_what_git_refuses_to_the_end_is_an_error(tmp_path: Path) -> None:
