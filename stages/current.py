@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.agents.checkpoints import CARD, games_of, load_card
 from pipeline.datasets.mix import read_mix, read_recipes
 from pipeline.datasets.reader import read_manifest
+from pipeline.report.online import RETURNS
 from pipeline.report.scores import learned_from, read_curve
 from pipeline.seeding import episode_seeds
 from stages import params as settings
@@ -51,8 +54,12 @@ def collected_otherwise(layout: Layout, params: settings.Params, mix: str) -> li
     """The datasets of a mix that were collected by another recipe than params.yaml has now, but for how many states."""
     found = []
     for name, told in read_recipes(layout.recipes(mix)).items():
-        recipe, then = settings.recipe_of(layout, params, name), told.get("collection", {})
-        if recipe is not None and any(getattr(recipe, key) != then.get(key) for key in ("epsilon", "seed", "actor", "recipe")):
+        recipe, then = settings.recipe_of(layout, params, name), told.get("collection")
+        if (
+            recipe is not None
+            and then is not None
+            and any(getattr(recipe, key) != then.get(key) for key in ("epsilon", "seed", "actor", "recipe"))
+        ):
             found.append(name)
     return found
 
@@ -74,8 +81,8 @@ def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cel
     return _told(different)
 
 
-def earlier_following(layout: Layout, params: settings.Params, game: str, seed: int) -> str:
-    """How a student followed its learning teacher, as `earlier_settings`."""
+def earlier_following(layout: Layout, params: settings.Params, game: str, seed: int, *, scored: bool = True) -> str:
+    """How a student followed its learning teacher, as `earlier_settings`; if `scored` also by how few episodes."""
     folder = layout.online(f"{game}-{seed}")
     if not (folder / CARD).is_file():
         return ""
@@ -89,12 +96,24 @@ def earlier_following(layout: Layout, params: settings.Params, game: str, seed: 
     steps = int(read_curve(folder / CURVE)[-1]["steps"])
     if steps < settings.pick(params.history, game, "history").steps:
         different["steps"] = steps
-    return _told(different | _differing(followed(online, variant), told))
+    different |= _differing(followed(online, variant), {k: v for k, v in told.items() if k != "score_episodes"})
+    if scored and (episodes := episodes_at_points(folder)) < online.score_episodes:
+        different["score_episodes"] = episodes
+    return _told(different)
+
+
+def episodes_at_points(folder: Path) -> int:
+    """How many episodes the scores of a follower and its teacher are of, at each point; 0 where nothing tells."""
+    if not (folder / RETURNS).is_file():
+        return 0
+    return min(Counter(row["point"] for row in read_curve(folder / RETURNS)).values(), default=0)
 
 
 def followed(online: settings.OnlineParams, variant: settings.StudentParams) -> dict[str, Any]:
-    """What a card records of how a student followed: all but who is shown, and the updates at each point."""
-    return online.model_dump(exclude={"seeds", "recipe"}) | {"updates": variant.updates}
+    """What a card records of how a student followed: all but which seeds there are and by how many episodes they are judged,
+    and the updates at each point.
+    """
+    return online.model_dump(exclude={"seeds", "recipe", "score_episodes"}) | {"updates": variant.updates}
 
 
 def _student_differences(params: settings.Params, variant: settings.StudentParams, card: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.agents.checkpoints import CARD, load_agent, save_agent
-from pipeline.agents.device import exact, keep_freed_memory, learning, name_of, pick_device
+from pipeline.agents.checkpoints import CARD, save_agent
+from pipeline.agents.device import keep_freed_memory, learning, name_of, pick_device
 from pipeline.agents.networks import QNetwork, place
 from pipeline.atari.games import find_game
 from pipeline.cores import core_count
@@ -21,18 +21,17 @@ from pipeline.datasets.mix import Joined
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
 from pipeline.distill.offline import MEASURES, DistillConfig, Student, train
-from pipeline.evaluate import Episode
 from pipeline.report.online import RETURNS
 from stages import collect
 from stages import params as settings
 from stages.cluster import cluster
-from stages.contest import mean_return, tried
 from stages.current import followed
 from stages.distill import RECIPE as DISTILL_RECIPE
 from stages.history import History, Point, live, work_folder
 from stages.paths import CURVE, Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state, write_csv
 from stages.runlog import mark, say, show
+from stages.score_online import episodes, is_there, mean_returns, score_more
 
 DROPPED: Final = "dropped"
 """Where a folder goes before it is removed."""
@@ -43,7 +42,8 @@ RECIPE = 1
 def run(layout: Layout, params: settings.Params, game: str, seed: int, device_name: str, *, replay: bool) -> Path:
     """Follow the teacher of `game` as it learns, or with `replay` its recorded history; returns data/online/GAME-SEED.
 
-    Versions of the dataset, each labelled by the best policy at its time, become data/versions/GAME-SEED, with an index.csv.
+    Versions of the dataset, each labelled by the best policy at its time, become data/versions/GAME-SEED, with an index.csv;
+    the student as it was at each point data/followers/GAME-SEED/NNN. What is there plays the episodes that its scores lack.
     """
     game = find_game(game).name
     told: settings.OnlineParams = settings.pick(params.online, game, "online")
@@ -55,10 +55,12 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     recorded = History(layout.history(name))
     making = work_folder(layout, params, game, seed)
     epsilon = params.evaluation.epsilon
+    if is_there(layout, params, recorded, game, seed):
+        return score_more(layout, params, recorded, game, seed, device_name)
     if replay:
         _check_recorded(recorded, epsilon, f"train-history --game {game} --seed {seed}")
     decides = {
-        "online": told.model_dump(exclude={"seeds"}),
+        "online": told.model_dump(exclude={"seeds", "score_episodes"}),
         "variant": variant.model_dump(),
         "preset": config.settings(),
         "seed": seed,
@@ -94,7 +96,8 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
 def _publish(layout: Layout, name: str, work: Path) -> None:
     """Move what is made to where it belongs, the student last: while it is in `work`, the versions may have gone already."""
     (work / "checkpoint.pt").unlink(missing_ok=True)
-    for made, target in {work / "versions": layout.versions(name), work / "publish": layout.online(name)}.items():
+    moves = {"versions": layout.versions(name), "followers": layout.followers(name), "publish": layout.online(name)}
+    for made, target in ((work / folder, target) for folder, target in moves.items()):
         if made.exists():
             replace_folder(made, target)
         elif not target.exists():
@@ -144,6 +147,7 @@ class Follower:
         self._told: settings.OnlineParams = params.online[game]
         self._variant: settings.StudentParams = params.students[self._told.student]
         self._config: DistillConfig = params.presets[self._variant.preset]
+        self._device = device_name
         self._compute = learning(pick_device(device_name), self._config.precision)
         self._network: QNetwork | None = None
         self._optimizer: dict[str, Any] | None = None
@@ -163,26 +167,19 @@ class Follower:
         if point.number < len(self.rows):
             if self.rows[point.number]["snapshot"] != point.digest:
                 raise ValueError(f"{self._work} follows another history: remove it to start afresh")
+            if sum(row["point"] == point.number for row in self._returns) < self._told.score_episodes:
+                self.rows[point.number] |= self._score(point, self.rows[point.number]["best_point"])
+                self._save()
             return
         best = self._history.best(point.number)
         moments = [time.monotonic()]
         version = self._collect(point.number, best, self._told.states, scheduler)
         moments.append(time.monotonic())
         measured = self._learn(self._labelled_by(best, point.number), self._variant.updates)
+        self._keep(point, version)
         moments.append(time.monotonic())
-        assert self._network is not None
-        student = self._score("student", self._network)
-        teacher = self._score(f"{point.steps:,}", load_agent(self._history.agent(point), self._compute.device).network)
+        returns = self._score(point, best.number)
         moments.append(time.monotonic())
-        self._returns += [
-            {"point": point.number, "seed": t.seed, "teacher": t.episode_return, "student": s.episode_return}
-            for t, s in zip(teacher, student, strict=True)
-        ]
-        returns = {
-            "teacher_return": mean_return(teacher),
-            "best_return": mean_return(teacher) if best == point else self.rows[best.number]["teacher_return"],
-            "student_return": mean_return(student),
-        }
         mark(f"follow {self._game}-{self._seed}", point.steps, returns)
         took = [round(after - before, 1) for before, after in pairwise(moments)]
         self.rows.append(
@@ -201,6 +198,12 @@ class Follower:
                 **dict(zip(("seconds_collecting", "seconds_distilling", "seconds_scoring"), took, strict=True)),
             }
         )
+        self._save()
+        told = ", ".join(f"{who.removesuffix('_return')} {value:.2f}" for who, value in returns.items())
+        say(f"{self._game} at {point.steps:,} steps: {told}")
+
+    def _save(self) -> None:
+        assert self._network is not None
         state = {
             "rows": self.rows,
             "returns": self._returns,
@@ -209,8 +212,16 @@ class Follower:
             "optimizer": self._optimizer,
         }
         save_state(self._work / "checkpoint.pt", state)
-        told = ", ".join(f"{who.removesuffix('_return')} {value:.2f}" for who, value in returns.items())
-        say(f"{self._game} at {point.steps:,} steps: {told}")
+
+    def _follower(self, point: Point) -> Path:
+        return self._work / "followers" / f"{point.number:03}"
+
+    def _keep(self, point: Point, version: Dataset) -> None:
+        """The student as it is at a point: whoever wants more episodes of it need not make it again."""
+        assert self._network is not None
+        manifest = version.manifest
+        card = {"role": "snapshot", "game": self._game, "environment": manifest.environment, "teacher": manifest.teacher}
+        save_agent(self._follower(point), self._network, {**card, "steps": point.steps, "seed": self._seed})
 
     def _version(self, number: int) -> Path:
         return self._work / "versions" / f"{number:03}"
@@ -290,10 +301,13 @@ class Follower:
         self._network, self._optimizer = student.network, student.optimizer.state_dict()
         return student.curve[-1]
 
-    def _score(self, who: str, network: QNetwork) -> list[Episode]:
-        """Episodes on seeds that choose nobody."""
-        compute, game, count = exact(self._compute.device), self._game, self._told.score_episodes
-        return tried(network, compute, self._params, game, "follow", self._seed, count, name=f"{game} {who}")
+    def _score(self, point: Point, best: int) -> dict[str, float]:
+        """Play what a point lacks of episodes: the mean returns there, and of the teacher that was the `best`."""
+        agents = self._history.agent(point), self._follower(point)
+        here = episodes(self._params, self._game, self._seed, point, *agents, self._returns, self._work, self._device)
+        others = [row for row in self._returns if row["point"] != point.number]
+        self._returns = sorted([*others, *here], key=lambda row: int(row["point"]))
+        return mean_returns(here, point.number) | {"best_return": mean_returns(self._returns, best)["teacher_return"]}
 
     def finish(self, folder: Path, scheduler: str) -> None:
         """Learn for the last time, and write student and curve into `folder`; the curve first, the card last."""
@@ -302,6 +316,7 @@ class Follower:
         measured = self._learn(self._labelled_by(best, number), self._told.final_updates)
         assert self._network is not None
         shutil.rmtree(self._work / "versions/.work", ignore_errors=True)
+        shutil.rmtree(self._work / "notes", ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(self._work / "versions/index.csv", self._index(version.manifest.digest))
         write_csv(folder / CURVE, self.rows)

@@ -57,9 +57,14 @@ class Layout:
         """What that student learned from: a dataset a point of the history."""
         return self.data / "versions" / name
 
+    def followers(self, name: str) -> Path:
+        """That student as it was at each point."""
+        return self.data / "followers" / name
+
     def agent(self, name: str) -> Path:
-        """The folder of `teachers/GAME`, `students/MIX/VARIANT-SEED`, `multitask/MIX/VARIANT-SEED`, `online/GAME-SEED` or
-        `history/GAME-SEED/best` (or `last`, or a snapshot, `007`), or a folder that is no agent's name.
+        """The folder of `teachers/GAME`, `students/MIX/VARIANT-SEED`, `multitask/MIX/VARIANT-SEED`, `online/GAME-SEED`, at a
+        point `followers/GAME-SEED/007`, `history/GAME-SEED/best` (or `last`, or a snapshot, `007`), or a folder that is none
+        of these.
         """
         kind, _, which = name.partition("/")
         folders = {
@@ -67,6 +72,7 @@ class Layout:
             "students": self.student(which),
             "multitask": self.multitask(which),
             "online": self.online(which),
+            "followers": self.followers(which),
             "history": self.history(which),
         }
         return folders[kind] if kind in folders and which else Path(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Final, NamedTuple
 
@@ -20,6 +21,8 @@ from pipeline.agents.policies import CHUNK, EpsilonGreedy, q_function, uniform_r
 from pipeline.atari.envs import EnvConfig, SlotWorld
 from pipeline.atari.rollout import rollout
 from pipeline.datasets.schema import MANIFEST
+from pipeline.rl.dqn import DqnLearner
+from pipeline.rl.replay import Transitions
 from stages import params as settings
 from stages.current import earlier_following, made, scored_otherwise, too_few_states
 from stages.grid import games_of_cell, games_of_mix, scored_as
@@ -58,6 +61,7 @@ class Machine:
         self.forward = cache(self._forward)
         self.judge = cache(self._judge)
         self.orthogonalise = cache(self._orthogonalise)
+        self.update = cache(self._update)
         self.emulate = cache(lambda game: _emulation(game, params.environment))
 
     def job(self, stage: str, name: str, done: bool, cost: Callable[[], float | None]) -> Job:
@@ -100,6 +104,23 @@ class Machine:
 
         return 1 / _rate(step)
 
+    def _update(self, preset_name: str, network: str) -> float:
+        """Seconds of a DQN's update: what its optimiser and its small minibatches take, no forward pass tells."""
+        preset: settings.TeacherPreset = self._params.teacher_presets[preset_name]
+        assert preset.dqn is not None
+        small = replace(preset.dqn, replay=8 * preset.dqn.envs, replay_start=2 * preset.dqn.envs)
+        spec = settings.network(network)
+        learner = DqnLearner(small, 1, spec, {"game": 18}, learning(torch.device("cpu"), preset.precision or "bfloat16"), 0)
+        obs_MCHW = np.zeros((small.minibatch, spec.stack, 84, 84), dtype=np.uint8)
+        zero_M = np.zeros(small.minibatch, dtype=np.float32)
+        batch = Transitions(obs_MCHW, zero_M.astype(np.int64), zero_M, zero_M, obs_MCHW.copy())
+
+        def update() -> int:
+            learner.update(batch)
+            return 1
+
+        return 1 / _rate(update)
+
     def play(self, game: str, *networks: str) -> float:
         """Seconds per step."""
         return float(1 / self.emulate(game) + sum(1 / self.judge(network) for network in networks))
@@ -107,12 +128,9 @@ class Machine:
     def learn(self, preset_name: str, network: str, game: str) -> float:
         """Seconds per step of learning from reward."""
         preset: settings.TeacherPreset = settings.pick(self._params.teacher_presets, preset_name, "teacher preset")
-        if preset.pqn is not None:
-            passes = 1 + BACKWARD * preset.pqn.epochs
-        else:
-            assert preset.dqn is not None
-            passes = 1 + (BACKWARD + 1) * preset.dqn.minibatch / preset.dqn.steps_per_update
-        return float(1 / self.emulate(game) + passes / self.forward(network, preset.precision or "bfloat16", 64))
+        passes = 1 + BACKWARD * preset.pqn.epochs if preset.pqn is not None else 1
+        updates = self.update(preset_name, network) / preset.dqn.steps_per_update if preset.dqn is not None else 0.0
+        return float(1 / self.emulate(game) + passes / self.forward(network, preset.precision or "bfloat16", 64) + updates)
 
     def episodes(self, layout: Layout, game: str, count: int, *networks: str) -> float:
         """Seconds of so many episodes."""

@@ -25,7 +25,7 @@ from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.schema import MANIFEST
 from pipeline.evaluate import PROTOCOLS
 from pipeline.report import reproduction, tables
-from pipeline.report.aggregate import aggregates
+from pipeline.report.aggregate import aggregates, par
 from pipeline.report.online import RETURNS, Run
 from pipeline.report.page import Section, render
 from pipeline.report.paper import LOSSES
@@ -78,7 +78,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     games = {s.game: s.who for s in sections}
     alone = _only(games, lambda who: len(games_of(who.card)) == 1)
     summaries = summarise(alone)
-    typical = aggregates(alone) if len(alone) > 1 else []
+    typical = [par(alone), *found] if len(alone) > 1 and (found := aggregates(alone)) else []
     ahead = leads(alone, "dqn", LOSSES)
     plays = (tuple(sorted(games_of_cell(layout, params, cell))) for cell in cells)
     sets = dict.fromkeys(names for names in plays if len(names) > 1)

@@ -20,7 +20,7 @@ from pipeline.collect import Collection
 from pipeline.datasets.reader import open_dataset
 from pipeline.distill.offline import Student
 from pipeline.report.online import RETURNS
-from stages import collect, distill_online, history
+from stages import collect, distill_online, history, score_online
 from stages.cli import main
 from stages.current import earlier_following
 from stages.params import load_project
@@ -267,14 +267,44 @@ def test_any_other_setting_of_a_follower_is_noticed(followed: Path) -> None:
 def interrupt(monkeypatch: pytest.MonkeyPatch, *at: int) -> None:
     """Ctrl-C in these evaluations, counted over everybody's."""
     calls = itertools.count()
-    for module in (history, distill_online):
+    for module in (history, score_online):
 
-        def played(*arguments: Any, real: Any = module.played) -> Any:
+        def tried(*arguments: Any, real: Any = module.tried, **named: Any) -> Any:
             if next(calls) in at:
                 raise KeyboardInterrupt
-            return real(*arguments)
+            return real(*arguments, **named)
 
-        monkeypatch.setattr(module, "played", played)
+        monkeypatch.setattr(module, "tried", tried)
+
+
+def test_more_episodes_at_each_point_are_played_without_learning_anew(followed: Path, tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    for made in ("history", "online", "followers"):
+        shutil.copytree(followed / "data" / made, folder / "data" / made)
+    before, card = rows(folder), (folder / "data/online/Breakout-0/card.json").read_bytes()
+    assert "is there already, with 2 episodes a point" in call(folder, "distill-online", "--game", "Breakout", "--replay")
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["online"]["Breakout"]["score_episodes"] = 3
+    project_of = load_project(folder / "params.yaml")
+    assert earlier_following(*project_of, "Breakout", 0).endswith("score_episodes 2")
+    told = call(folder, "distill-online", "--game", "Breakout", "--replay")
+    assert "3 episodes a point" in told
+    assert "distill Breakout" not in told
+    assert (folder / "data/online/Breakout-0/card.json").read_bytes() == card
+    assert earlier_following(*project_of, "Breakout", 0) == ""
+    with (folder / "data/online/Breakout-0" / RETURNS).open(newline="") as file:
+        returns = list(csv.DictReader(file))
+    assert [int(row["point"]) for row in returns] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for old, new in zip(before, rows(folder), strict=True):
+        for who in ("teacher", "student"):
+            here = [float(row[who]) for row in returns if row["point"] == new["point"]]
+            assert float(new[f"{who}_return"]) == pytest.approx(sum(here) / 3)
+            assert float(old[f"{who}_return"]) == pytest.approx(sum(here[:2]) / 2)
+        assert new["best_return"] == rows(folder)[int(new["best_point"])]["teacher_return"]
+
+
+def test_the_student_of_a_point_may_be_evaluated(followed: Path) -> None:
+    assert "followers/Breakout-0/001: mean return" in call(followed, "evaluate", "followers/Breakout-0/001")
 
 
 @pytest.mark.slow

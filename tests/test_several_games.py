@@ -288,14 +288,14 @@ def test_an_evaluation_that_was_interrupted_is_made(
     travelled: Path, monkeypatch: pytest.MonkeyPatch, stage: str, command: tuple[str, ...]
 ) -> None:
     module = importlib.import_module(f"stages.{stage}")
-    real, calls = module.played, itertools.count()
+    real, calls = module.tried, itertools.count()
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **named: Any) -> Any:
         if next(calls) == 3:  # the second game of the last evaluation
             raise Stopped
-        return real(*arguments)
+        return real(*arguments, **named)
 
-    monkeypatch.setattr(module, "played", interrupted)
+    monkeypatch.setattr(module, "tried", interrupted)
     result = CliRunner().invoke(main, ["--params", str(travelled / "params.yaml"), *command, "--seed", "1"])
     assert result.exit_code == 130, result.output
     call(travelled, *command, "--seed", "1")
@@ -309,14 +309,14 @@ def test_an_evaluation_that_was_interrupted_is_made(
 
 @pytest.mark.slow
 def test_a_baseline_goes_on_elsewhere_from_a_snapshot(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*arguments: Any) -> Any:
+    def stopped(*_: object, **__: object) -> Any:
         raise Stopped
 
     baseline = ("train-multitask", "--baseline", "pair/pqn", "--seed", "2")
     snapshot = tmp_path / "unfinished"
     assert "there is no unfinished run in" in fails(project, *baseline, "--snapshot", str(snapshot))
     with monkeypatch.context() as patched:
-        patched.setattr("stages.train_multitask.played", stopped)
+        patched.setattr("stages.train_multitask.tried", stopped)
         assert CliRunner().invoke(main, ["--params", str(project / "params.yaml"), *baseline]).exit_code == 130
     assert "a snapshot at 32 steps a game" in call(project, *baseline, "--snapshot", str(snapshot))
     card = json.loads((snapshot / "card.json").read_text())

@@ -109,6 +109,24 @@ def aggregates(games: Mapping[str, Game]) -> list[Aggregate]:
     return found
 
 
+def par(games: Mapping[str, Game]) -> Aggregate:
+    """The teachers as measured by themselves, on all their seeds: what a student that plays as they do comes to. Of single
+    episodes, whose distribution is skewed, that is not 100 in the middle half, nor is their gap 0.
+    """
+    runs = {}
+    for name, game in games.items():
+        own_N, seeds_N, _ = read_returns(game.teacher.episodes)
+        baseline = Baseline(game.teacher, game.chance)
+        runs[name] = _Run(own_N, baseline.best_N(seeds_N), baseline.zero)
+    own = {name: [run.own_N] for name, run in runs.items()}
+    return Aggregate(
+        variant="the teachers themselves",
+        episodes=sum(len(run.own_N) for run in runs.values()),
+        scores=estimates({name: [run.score_N] for name, run in runs.items()}),
+        improvement=improvement(own, own),
+    )
+
+
 def _runs(games: Mapping[str, Game]) -> dict[str, dict[str, list[_Run]]]:
     """Every variant's, by game."""
     found: dict[str, dict[str, list[_Run]]] = {}

@@ -136,6 +136,18 @@ def share_within(runs: Sequence[Run]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def teachers_drop(runs: Sequence[Run]) -> bool:
+    """Whether the teachers dropped at all, surely: of nothing there is no share, and who never rises keeps everything."""
+    low, _ = percentiles(np.sum([run.drop_R("teacher") for run in runs], axis=0))
+    return low > 0
+
+
+def kept_within(runs: Sequence[Run]) -> tuple[float, float]:
+    """The 95 % interval over episodes of the mean of `Run.kept` over those runs that have one; (0, 0) where none has."""
+    drawn = [kept_R for run in runs if (kept_R := run.kept_R) is not None]
+    return percentiles(np.mean(drawn, axis=0)) if drawn else (0.0, 0.0)
+
+
 def spread(values: Sequence[float | None], digits: int = 2) -> str:
     """Mean, and over several seeds their least and greatest, and of how many of them where some have none; empty where all."""
     there = [value for value in values if value is not None]
@@ -166,13 +178,12 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
     cells = []
     for game in dict.fromkeys(run.game for run in runs):
         of_game = [run for run in runs if run.game == game]
-        drawn = [kept_R for run in of_game if (kept_R := run.kept_R) is not None]
-        low, high = percentiles(np.mean(drawn, axis=0)) if drawn else (0.0, 0.0)
+        low, high = kept_within(of_game)
         least, most = share_within(of_game)
         student = [
             f"{share_of_drop(of_game):.2f} [{least:.2f}, {most:.2f}]",
             spread([run.kept for run in of_game]),
-            f"{low:.1f} to {high:.1f}" if drawn else "",
+            f"{low:.1f} to {high:.1f}" if high else "",
         ]
         for who, name, ends, (share, kept, within) in (
             ("teacher", "teacher", [run.last_N.mean() for run in of_game], ["", "", ""]),

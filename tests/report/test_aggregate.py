@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.report import aggregate, reproduction, tables
-from pipeline.report.aggregate import aggregates
+from pipeline.report.aggregate import aggregates, par
 from pipeline.report.bootstrap import Values, interval
 from pipeline.report.page import render
 from pipeline.report.summary import Game
@@ -174,6 +174,16 @@ def test_a_student_beats_its_teacher_as_often_whichever_seeds_it_is_measured_by(
     (found,) = aggregates({"Pong": Game(teacher, chance, [student])})
     assert found.scores.mean.value == pytest.approx(100)  # by the teacher's first two
     assert found.improvement.value == pytest.approx(50)  # by the same: two lost or won, two even
+
+
+def test_the_teachers_own_row_is_par(tmp_path: Path) -> None:
+    teacher, chance = evaluated(tmp_path, "teacher", [10, 100, 100, 190]), evaluated(tmp_path, "random", [0, 0])
+    same = evaluated(tmp_path, "student", [10, 100, 100, 190], variant="kl")
+    games = {"Pong": Game(teacher, chance, [same])}
+    row, (student,) = par(games), aggregates(games)
+    assert row.scores == student.scores
+    assert (row.episodes, row.improvement.value) == (4, 50.0)
+    assert row.scores.optimality_gap.value == pytest.approx(90 / 4)
 
 
 def test_the_pages_hold_them(tmp_path: Path) -> None:

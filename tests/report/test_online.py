@@ -101,10 +101,32 @@ def test_what_was_asked_is_of_the_means_over_seeds() -> None:
     assert tables.bars_of_online([run(0, 4.0)]).cells[0][2:] == ["0.500", "missed"]
     steady = [run(0, 0.0), run(1, 16.0)]  # the first teacher never dropped
     assert tables.bars_of_online(steady).cells[0][2:] == ["0.250", "met"]
-    assert tables.bars_of_online(steady[:1]).cells[0][2:] == ["inf", "missed"]
-    assert tables.bars_of_online([replace(steady[0], student_PN=constant(10.0, 10.0))]).cells[0][2:] == ["0.000", "met"]
+    assert tables.bars_of_online(steady[:1]).cells[0][2:] == ["inf", "open"]  # of nothing
+    assert tables.bars_of_online([replace(steady[0], student_PN=constant(10.0, 10.0))]).cells[0][2:] == ["0.000", "open"]
     hopeless = [run(0, 4.0), replace(run(1, 4.0), random_N=np.array([11.0]))]
     assert tables.bars_of_online(hopeless).cells[1][2:] == ["", "open"]
+
+
+def test_what_the_episodes_do_not_tell_is_not_sure() -> None:
+    def noisy(seed: int, student: float, final: float) -> Run:
+        rng = np.random.default_rng(seed)
+        noise = [rng.normal(scale=4.0, size=(2, 60)) for _ in range(2)]
+        return replace(
+            run(seed, 8.0),
+            teacher_PN=constant(10.0, 2.0, episodes=60) + noise[0],
+            student_PN=constant(10.0, student, episodes=60) + noise[1],
+            best_N=10.0 + rng.normal(size=200),
+            student_N=final + rng.normal(size=200),
+            random_N=np.zeros(4),
+        )
+
+    def held(student: float, final: float) -> list[str]:
+        return [row[-1] for row in tables.bars_of_online([noisy(seed, student, final) for seed in range(3)]).cells]
+
+    assert held(10.0, 10.0) == ["met", "met"]
+    assert held(8.0, 9.75) == ["met, not surely", "met, not surely"]
+    assert held(7.0, 9.65) == ["missed, not surely", "missed, not surely"]
+    assert held(3.0, 9.0) == ["missed", "missed"]
 
 
 def test_the_table_is_over_seeds() -> None:

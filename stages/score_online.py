@@ -1,0 +1,95 @@
+"""What a teacher that was learning and the student that followed it scored at each point, on seeds that choose nobody."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.agents.checkpoints import CARD, load_agent, load_card
+from pipeline.agents.device import exact, pick_device
+from pipeline.evaluate import Episode
+from pipeline.report.online import RETURNS
+from pipeline.report.scores import read_curve
+from stages import params as settings
+from stages.contest import Notes, tried
+from stages.current import earlier_following, episodes_at_points
+from stages.history import History, Point
+from stages.paths import CURVE, Layout
+from stages.publish import alone_in, replace_folder, write_csv
+from stages.runlog import say
+
+
+def is_there(layout: Layout, params: settings.Params, recorded: History, game: str, seed: int) -> bool:
+    """Whether a student that followed this history, as params.yaml has it, is there, and as it was at each point."""
+    name = f"{game}-{seed}"
+    if not (layout.online(name) / CARD).is_file() or earlier_following(layout, params, game, seed, scored=False):
+        return False
+    followed_here = [row["snapshot"] for row in read_curve(layout.online(name) / CURVE)]
+    kept = all((layout.followers(name) / f"{number:03}" / CARD).is_file() for number in range(len(followed_here)))
+    return kept and followed_here == [point.digest for point in recorded.points]
+
+
+def score_more(layout: Layout, params: settings.Params, recorded: History, game: str, seed: int, device_name: str) -> Path:
+    """Play what the scores of a run that is there lack of episodes; nobody learns anew."""
+    name = f"{game}-{seed}"
+    folder = layout.online(name)
+    if (there := episodes_at_points(folder)) >= params.online[game].score_episodes:
+        say(f"{folder} is there already, with {there} episodes a point: remove it to make it anew")
+        return folder
+    work = layout.work("score-online", name, load_card(folder)["digest"])
+    with alone_in(work):
+        known, returns = read_curve(folder / RETURNS), []
+        for point in recorded.points:
+            student = layout.followers(name) / f"{point.number:03}"
+            returns += episodes(params, game, seed, point, recorded.agent(point), student, known, work, device_name)
+        means = [mean_returns(returns, point.number) for point in recorded.points]
+        rows = [
+            {**row, **mean, "best_return": means[int(row["best_point"])]["teacher_return"]}
+            for row, mean in zip(read_curve(folder / CURVE), means, strict=True)
+        ]
+        finished = work / "publish"
+        shutil.rmtree(finished, ignore_errors=True)
+        shutil.copytree(folder, finished)
+        write_csv(finished / CURVE, rows)
+        write_csv(finished / RETURNS, returns)
+        replace_folder(finished, folder)
+    shutil.rmtree(work, ignore_errors=True)
+    say(f"published {folder / RETURNS}: {params.online[game].score_episodes} episodes a point")
+    return folder
+
+
+def episodes(
+    params: settings.Params,
+    game: str,
+    seed: int,
+    point: Point,
+    teacher: Path,
+    student: Path,
+    known: Iterable[Mapping[str, Any]],
+    work: Path,
+    device_name: str,
+) -> list[dict[str, Any]]:
+    """A row of returns.csv per episode of a point, on seeds that choose nobody; what is `known` is not played again."""
+    compute = exact(pick_device(device_name))
+    here = [row for row in known if int(row["point"]) == point.number]
+    found = []
+    for who, folder in {"teacher": teacher, "student": student}.items():
+        agent = load_agent(folder, compute.device)
+        notes = Notes(work / f"notes/{point.number:03}-{who}-{agent.digest[:12]}.jsonl")
+        noted = {episode.seed for episode in notes.finished}
+        told = (Episode(int(row["seed"]), float(row[who]), 0, stalled=False) for row in here)
+        notes.finished += [episode for episode in told if episode.seed not in noted]
+        count, name = params.online[game].score_episodes, f"{game} {who} at {point.steps:,}"
+        found.append(tried(agent.network, compute, params, game, "follow", seed, count, name=name, notes=notes))
+    return [
+        {"point": point.number, "seed": t.seed, "teacher": t.episode_return, "student": s.episode_return}
+        for t, s in zip(*found, strict=True)
+    ]
+
+
+def mean_returns(returns: Iterable[Mapping[str, Any]], number: int) -> dict[str, float]:
+    """Teacher's and student's at a point."""
+    here = [row for row in returns if row["point"] == number]
+    return {f"{who}_return": sum(row[who] for row in here) / len(here) for who in ("teacher", "student")}
