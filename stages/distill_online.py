@@ -167,7 +167,7 @@ class Follower:
         if point.number < len(self.rows):
             if self.rows[point.number]["snapshot"] != point.digest:
                 raise ValueError(f"{self._work} follows another history: remove it to start afresh")
-            if sum(row["point"] == point.number for row in self._returns) < self._told.score_episodes:
+            if sum(row["point"] == point.number for row in self._returns) != self._told.score_episodes:
                 self.rows[point.number] |= self._score(point, self.rows[point.number]["best_point"])
                 self._save()
             return
