@@ -47,21 +47,27 @@ def made(layout: Layout, params: settings.Params, cell: settings.Cell) -> bool:
     recipes = {name: settings.recipe_of(layout, params, name) for name in learned}
     if any(recipe is not None and recipe.states != learned[name] for name, recipe in recipes.items()):
         return False
-    return cell.kind != "students" or not collected_otherwise(layout, params, cell.mix)
+    return cell.kind != "students" or not collected_otherwise(layout, params, cell)
 
 
-def collected_otherwise(layout: Layout, params: settings.Params, mix: str) -> list[str]:
-    """The datasets of a mix that were collected by another recipe than params.yaml has now, but for how many states."""
+def collected_otherwise(layout: Layout, params: settings.Params, cell: settings.Cell) -> list[str]:
+    """The datasets that a student learned from and that were collected by another recipe than params.yaml has now, but for how
+    many states. Older cards do not tell: then it is what the mix has.
+    """
+    recipes = read_recipes(layout.recipes(cell.mix))
     found = []
-    for name, told in read_recipes(layout.recipes(mix)).items():
-        recipe, then = settings.recipe_of(layout, params, name), told.get("collection")
-        if (
-            recipe is not None
-            and then is not None
-            and any(getattr(recipe, key) != then.get(key) for key in ("epsilon", "seed", "actor", "recipe"))
-        ):
+    for told in learned_from(load_card(layout.agent(cell.agent))):
+        name = told["name"]
+        recipe = settings.recipe_of(layout, params, name)
+        then = told.get("collected") or recipes.get(name, {}).get("collection")
+        if recipe is not None and then is not None and collected(recipe.model_dump()) != collected(then):
             found.append(name)
     return found
+
+
+def collected(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a dataset's recipe decides its records, beside teacher and environment."""
+    return {key: recipe.get(key) for key in ("epsilon", "seed", "actor", "recipe")}
 
 
 def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cell) -> str:
@@ -267,7 +273,7 @@ def other_collections(layout: Layout, params: settings.Params, cell: settings.Ce
     teachers = {told["teacher"]["digest"] for told in taught}
     named = {i.dataset: i for of in read_mix(layout.mix(cell.mix)).values() for i in of}
     learned = {told["name"]: told for told in learned_from(card)}
-    if named.keys() != learned.keys() or collected_otherwise(layout, params, cell.mix):
+    if named.keys() != learned.keys() or collected_otherwise(layout, params, cell):
         return None
     others = [name for name, told in learned.items() if told["digest"] != named[name].digest]
     for name in others:

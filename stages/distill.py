@@ -12,12 +12,13 @@ from typing import Any
 from pipeline.agents.checkpoints import CARD, Agent, games_of, load_agent, save_agent
 from pipeline.agents.device import Compute, keep_freed_memory, learning, name_of, pick_device
 from pipeline.agents.networks import QNetwork
-from pipeline.datasets.mix import Ingredient, Joined, open_ingredients, read_mix
+from pipeline.datasets.mix import Ingredient, Joined, open_ingredients, read_mix, read_recipes
 from pipeline.distill.offline import MEASURES, Student, train
 from pipeline.rederive import driven
 from pipeline.report.scores import learned_from
 from stages import params as settings
 from stages.contest import mean_return, tried
+from stages.current import collected
 from stages.grid import beginning
 from stages.paths import CURVE, Layout
 from stages.publish import alone_in, load_state, replace_folder, resuming, save_state, write_csv
@@ -37,7 +38,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     settings.check_recipe(f"students.{variant_name}", variant.recipe, RECIPE)
     config = settings.pick(params.presets, variant.preset, "preset")
     spec = settings.network(variant.network)
-    mix = read_mix(layout.mix(mix_name))
+    mix, recipes = read_mix(layout.mix(mix_name)), read_recipes(layout.recipes(mix_name))
     datasets = {
         game: open_ingredients({i.dataset: layout.dataset(i.dataset) for i in ingredients}, ingredients, mix_name)
         for game, ingredients in mix.items()
@@ -115,7 +116,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 "device": name_of(compute.device),
                 "precision": compute.precision,
                 "datasets": [
-                    {"name": i.dataset, "digest": i.digest, "states": len(part)}
+                    {"name": i.dataset, "digest": i.digest, "states": len(part), **_collected(recipes.get(i.dataset))}
                     for game, ingredients in mix.items()
                     for i, part in zip(ingredients, datasets[game].parts, strict=True)
                 ],
@@ -200,6 +201,11 @@ def _acted(params: settings.Params, mix_name: str, name: str | None, datasets: M
     if acted is None:
         raise ValueError(f"dataset {newest} was played by its teacher, not by {name}: collect it again")
     return acted
+
+
+def _collected(recipe: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a card tells of how a dataset was collected, if it was."""
+    return {"collected": collected(recipe["collection"])} if recipe and "collection" in recipe else {}
 
 
 def _games(

@@ -55,8 +55,6 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     recorded = History(layout.history(name))
     making = work_folder(layout, params, game, seed)
     epsilon = params.evaluation.epsilon
-    if is_there(layout, params, recorded, game, seed):
-        return score_more(layout, params, recorded, game, seed, device_name)
     if replay:
         _check_recorded(recorded, epsilon, f"train-history --game {game} --seed {seed}")
     decides = {
@@ -68,6 +66,8 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         "epsilon": epsilon,
     }
     work = layout.work("distill-online", name, decides)
+    if is_there(layout, params, recorded, game, seed, work.name):
+        return score_more(layout, params, recorded, game, seed, device_name)
     with ExitStack() as stack:
         stack.enter_context(alone_in(work))
         if replay:
@@ -167,7 +167,7 @@ class Follower:
         if point.number < len(self.rows):
             if self.rows[point.number]["snapshot"] != point.digest:
                 raise ValueError(f"{self._work} follows another history: remove it to start afresh")
-            if sum(row["point"] == point.number for row in self._returns) < self._told.score_episodes:
+            if sum(row["point"] == point.number for row in self._returns) != self._told.score_episodes:
                 self.rows[point.number] |= self._score(point, self.rows[point.number]["best_point"])
                 self._save()
             return
@@ -335,6 +335,7 @@ class Follower:
                 "updates": self._variant.updates * len(self.rows) + self._told.final_updates,
                 "versions": len(self.rows) + 1,
                 "following": followed(self._told, self._variant),
+                "run": self._work.name,
                 "held_out": {key: measured[key] for key in MEASURES},
                 "settings": {"preset": self._variant.preset, **self._config.settings()},
                 "device": name_of(self._compute.device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -70,10 +71,9 @@ def upload_folder(finished: Path, target: Folder, mark: str) -> Iterator[Progres
     """
     source = Folder(finished)
     wanted: dict[str, str] = json.loads(source.read(mark))["files"]
-    try:
-        there: dict[str, str] = json.loads(target.read(mark))["files"]
-    except (FileNotFoundError, ValueError, KeyError):
-        there = {}
+    there: dict[str, str] = {}
+    with contextlib.suppress(FileNotFoundError):
+        there = json.loads(target.read(mark))["files"]
     others = [name for name, sha256 in wanted.items() if there.get(name) != sha256]
     new = sorted(name for name in others if name not in there)
     changed = sorted(name for name in others if name in there)

@@ -140,10 +140,10 @@ def _work(repo: Repo, targets: Sequence[str]) -> dict[str, Work]:
         if stage in wanted:
             absent = {s for s in read_by(stage) if not all(out.exists for out in s.outs)}
             wanted |= absent
-            # What is made again may come out otherwise, and the mix names it by its digest.
-            wanted |= {
-                s for s in graph.successors(stage) if str(s.cmd).startswith(MIX) and absent.intersection(graph.successors(s))
-            }
+            # What is made again may come out otherwise, as may what is there: the mix names it by its digest.
+            for mix in (s for s in graph.successors(stage) if str(s.cmd).startswith(MIX)):
+                if absent.intersection(graph.successors(mix)) or any(dep.exists and dep.status() for dep in mix.deps):
+                    wanted.add(mix)
     return {s.addressing: Work(s, frozenset(x.addressing for x in read_by(s) & wanted)) for s in order if s in wanted}
 
 

@@ -17,18 +17,21 @@ from stages.contest import Notes, tried
 from stages.current import earlier_following, episodes_at_points
 from stages.history import History, Point
 from stages.paths import CURVE, Layout
-from stages.publish import alone_in, replace_folder, write_csv
+from stages.publish import alone_in, replaced_file, write_csv
 from stages.runlog import say
 
 
-def is_there(layout: Layout, params: settings.Params, recorded: History, game: str, seed: int) -> bool:
-    """Whether a student that followed this history, as params.yaml has it, is there, and as it was at each point."""
+def is_there(layout: Layout, params: settings.Params, recorded: History, game: str, seed: int, run: str) -> bool:
+    """Whether the student of this `run` has been published, and is there as it was at each point of the history."""
     name = f"{game}-{seed}"
-    if not (layout.online(name) / CARD).is_file() or earlier_following(layout, params, game, seed, scored=False):
+    folder = layout.online(name)
+    if not (folder / CARD).is_file() or load_card(folder).get("run") != run:
         return False
-    followed_here = [row["snapshot"] for row in read_curve(layout.online(name) / CURVE)]
-    kept = all((layout.followers(name) / f"{number:03}" / CARD).is_file() for number in range(len(followed_here)))
-    return kept and followed_here == [point.digest for point in recorded.points]
+    if earlier_following(layout, params, game, seed, scored=False):  # fewer steps
+        return False
+    snapshots = [row["snapshot"] for row in read_curve(folder / CURVE)]
+    kept = all((layout.followers(name) / f"{number:03}" / CARD).is_file() for number in range(len(snapshots)))
+    return kept and snapshots == [point.digest for point in recorded.points]
 
 
 def score_more(layout: Layout, params: settings.Params, recorded: History, game: str, seed: int, device_name: str) -> Path:
@@ -49,12 +52,10 @@ def score_more(layout: Layout, params: settings.Params, recorded: History, game:
             {**row, **mean, "best_return": means[int(row["best_point"])]["teacher_return"]}
             for row, mean in zip(read_curve(folder / CURVE), means, strict=True)
         ]
-        finished = work / "publish"
-        shutil.rmtree(finished, ignore_errors=True)
-        shutil.copytree(folder, finished)
-        write_csv(finished / CURVE, rows)
-        write_csv(finished / RETURNS, returns)
-        replace_folder(finished, folder)
+        # By the last one it is told whether there are enough: killed between them, the same command makes both again.
+        for table, lines in ((CURVE, rows), (RETURNS, returns)):
+            with replaced_file(folder / table) as part:
+                write_csv(part, lines)
     shutil.rmtree(work, ignore_errors=True)
     say(f"published {folder / RETURNS}: {params.online[game].score_episodes} episodes a point")
     return folder

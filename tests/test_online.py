@@ -316,7 +316,11 @@ def test_interrupted_it_comes_to_the_same(recorded: Path, tmp_path: Path, monkey
     interrupt(monkeypatch, 3)  # the teacher's at the second point
     assert invoke(folder, "distill-online", "--game", "Breakout", "--replay").exit_code == 130
     with edited_params(folder, folder / "params.yaml") as raw:
-        raw["online"]["Breakout"]["seeds"] = [0, 1]
+        raw["online"]["Breakout"] |= {"seeds": [0, 1], "score_episodes": 3}
+    interrupt(monkeypatch, 3)  # the student's at the second point, the first of which has one more by then
+    assert invoke(folder, "distill-online", "--game", "Breakout", "--replay").exit_code == 130
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["online"]["Breakout"]["score_episodes"] = 2
     assert "resuming Breakout after 1 points" in call(folder, "distill-online", "--game", "Breakout", "--replay")
     assert rows(folder) == rows(recorded)
     assert (folder / "data/online/Breakout-0" / RETURNS).read_text() == (

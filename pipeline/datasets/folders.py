@@ -156,7 +156,8 @@ class Folder:
         """Whether there is a folder with anything in it."""
         if self.local is not None:
             return self.local.is_dir()
-        return self._kind("") == "directory"
+        kind = self._kind("")
+        return kind == "directory" or (kind == "file" and bool(self._ask(lambda fs, path: fs.isdir(path), "")))  # of HTTP
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""

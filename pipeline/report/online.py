@@ -39,12 +39,16 @@ def steadiness(return_PN: Values, best_PN: Values) -> Steadiness:
     if len(return_PN) < 2:
         raise ValueError(f"{len(return_PN)} point(s) have no changes: a history wants two at least")
     mean_P = return_PN.mean(axis=1)
-    first_PN, other_PN = _halves(best_PN - return_PN)
     return Steadiness(
         change=float(np.sqrt(np.mean(np.diff(mean_P) ** 2))),
-        drop=float(_worst(first_PN.mean(axis=1)[:, None], other_PN.mean(axis=1)[:, None])[0]),
+        drop=_drop(best_PN - return_PN),
         area=float(mean_P.mean()),
     )
+
+
+def _drop(below_PN: Values) -> float:
+    first_PN, other_PN = _halves(below_PN)
+    return float(_worst(first_PN.mean(axis=1)[:, None], other_PN.mean(axis=1)[:, None])[0])
 
 
 def _halves(below_PN: Values) -> tuple[Values, Values]:
@@ -90,6 +94,13 @@ class Run:
     def steadiness(self, who: str) -> Steadiness:
         """Of `teacher`, `best` or `student`."""
         return steadiness(self.returns(who), self.returns("best"))
+
+    def drop_later(self, who: str) -> float | None:
+        """The worst drop at points where the best so far had been that at the point before, too; None where there are none.
+        Where it has just changed, a student has had no time, and the teacher is the best.
+        """
+        later = [at for at in range(1, len(self.best_P)) if self.best_P[at] == self.best_P[at - 1]]
+        return _drop((self.returns("best") - self.returns(who))[later]) if later else None
 
     def drop_R(self, who: str) -> Values:
         """The worst drop with other episodes."""
@@ -165,6 +176,7 @@ HEAD = (
     "seeds",
     "change",
     "worst drop",
+    "where the best had stood",
     "drop, of the teacher's [95 %]",
     "mean over the run",
     "at the end, fresh seeds",
@@ -192,5 +204,6 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
         ):
             found = [run.steadiness(name) for run in of_game]
             change, drop, area = (spread([getattr(s, what) for s in found]) for what in ("change", "drop", "area"))
-            cells.append([game, who, str(len(of_game)), change, drop, share, area, spread(ends), kept, within])
+            later = spread([run.drop_later(name) for run in of_game])
+            cells.append([game, who, str(len(of_game)), change, drop, later, share, area, spread(ends), kept, within])
     return cells

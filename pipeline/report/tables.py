@@ -199,11 +199,12 @@ TYPICAL: Final = (
 )
 FOLLOWED: Final = (
     "Change is the root mean square of the changes from point to point. The worst drop is below the best policy so far, "
-    "which other seeds chose, at the point that half of the episodes find the worst, measured on the other half; of the "
-    "students also as a share of their teachers', means over seeds, with its 95 % interval over episodes. Over several "
-    "seeds: their mean, least and greatest. At the end: the teacher's last policy, its best and the final student on seeds "
-    "that nothing else has seen. Kept is (student - random) / (best - random) of these, with the 95 % bootstrap interval of "
-    "the seeds' mean over episodes, paired by seed."
+    "which other seeds chose, at the point that half of the episodes find the worst, measured on the other half; beside it "
+    "that only of points where the best was that of the point before, too; of the students also as a share of their "
+    "teachers', means over seeds, with its 95 % interval over episodes. Over several seeds: their mean, least and greatest. "
+    "At the end: the teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is "
+    "(student - random) / (best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, "
+    "paired by seed."
 )
 CORRELATED: Final = (
     "Kendall's rank correlation with the normalised score, over the pairs of students that were measured on the same held-out "

@@ -79,6 +79,19 @@ def test_the_best_is_who_other_seeds_chose() -> None:
     assert risen.steadiness("student").drop == 6.0
 
 
+def test_a_drop_where_the_best_had_stood_leaves_out_where_it_had_just_changed() -> None:
+    late = replace(
+        run(0, 0.0),
+        frame_P=[1.0, 2.0, 3.0],
+        teacher_PN=constant(10.0, 20.0, 15.0),
+        student_PN=constant(9.0, 11.0, 18.0),
+        best_P=[0, 1, 1],
+    )
+    assert (late.steadiness("student").drop, late.drop_later("student")) == (9.0, 2.0)
+    assert (late.steadiness("teacher").drop, late.drop_later("teacher")) == (5.0, 5.0)
+    assert replace(late, best_P=[0, 1, 2]).drop_later("student") is None
+
+
 def test_the_share_has_an_interval_over_episodes() -> None:
     rng = np.random.default_rng(1)
     noisy = replace(
@@ -131,10 +144,12 @@ def test_what_the_episodes_do_not_tell_is_not_sure() -> None:
 
 def test_the_table_is_over_seeds() -> None:
     teacher, best, student = table([run(0, 4.0), run(1, 8.0)])
-    assert teacher[:6] == ["Pong", "teacher", "2", "6.00 (4.00 to 8.00)", "6.00 (4.00 to 8.00)", ""]
-    assert teacher[7] == "6.00 (6.00 to 6.00)"
+    same = "6.00 (4.00 to 8.00)"  # change, drop, and drop where the best had stood
+    assert teacher[:7] == ["Pong", "teacher", "2", same, same, same, ""]
+    assert teacher[8] == "6.00 (6.00 to 6.00)"
     assert best[3:5] == ["0.00 (0.00 to 0.00)", "0.00 (0.00 to 0.00)"]
-    assert best[6:8] == ["10.00 (10.00 to 10.00)", "10.00 (10.00 to 10.00)"]
-    assert student[3:6] == ["1.00 (1.00 to 1.00)", "2.00 (2.00 to 2.00)", "0.33 [0.33, 0.33]"]
+    assert best[7:9] == ["10.00 (10.00 to 10.00)", "10.00 (10.00 to 10.00)"]
+    assert student[3:6] == ["1.00 (1.00 to 1.00)", "2.00 (2.00 to 2.00)", "1.00 (1.00 to 1.00)"]
+    assert student[6] == "0.33 [0.33, 0.33]"
     assert student[-2:] == ["90.00 (90.00 to 90.00)", "88.9 to 90.9"]  # each resample: 8/9, 9/10 or 10/11
     assert replace(run(0, 1.0), random_N=np.array([9.5])).kept is None

@@ -1,5 +1,8 @@
 """plan: everything that a run takes is in what it is said to take, before it starts."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.datasets.mix import read_recipes, write_recipes
+from pipeline.report.scores import learned_from
 from stages import params, plan
-from stages.current import made, outdated
+from stages.current import collected, made, outdated
 from stages.paths import Layout
 from tests.fakes import corridor_episode, edited_params, write_dataset
 
@@ -93,3 +98,21 @@ def test_a_student_whose_data_would_be_collected_otherwise_is_not_made() -> None
         assert not any(made(layout, other, cell) for cell in cells)
         if "states" not in change:
             assert all(outdated(layout, other, cell) for cell in cells)
+
+
+def test_it_is_the_students_own_data_that_count_and_not_what_the_mix_has_since(tmp_path: Path) -> None:
+    source, told = params.load_project(ROOT / "experiments/same-network/params.yaml")
+    layout = replace(source, root=shutil.copytree(source.root, tmp_path / "copy"))
+    cells = told.cells()
+    recipes = read_recipes(layout.recipes("pong"))
+    for cell in cells:
+        path = layout.agent(cell.agent) / "card.json"
+        card = json.loads(path.read_text())
+        card["datasets"] = [d | {"collected": collected(recipes[d["name"]]["collection"])} for d in learned_from(card)]
+        path.write_text(json.dumps(card))
+    assert all(made(layout, told, cell) for cell in cells)
+    other = told.model_copy(update={"datasets": {"Pong": told.datasets["Pong"].model_copy(update={"epsilon": 0.1})}})
+    recipes["Pong"]["collection"]["epsilon"] = 0.1  # the mix has been made anew, the students have not
+    write_recipes(layout.recipes("pong"), recipes)
+    assert not any(made(layout, other, cell) for cell in cells)
+    assert all(outdated(layout, other, cell) for cell in cells)

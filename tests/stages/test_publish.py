@@ -94,6 +94,12 @@ def test_an_upload_sends_what_is_new_first_and_nothing_twice(tmp_path: Path, mon
     list(upload_folder(later, target, "mark"))
     assert sent == [("new", True), ("other", False), ("mark", False)]
     assert {name: target.read(name) for name in target.files()} == {p.name: p.read_bytes() for p in later.iterdir()}
+    with monkeypatch.context() as patch:  # a request that fails tells nothing of what is there
+        patch.setattr(Folder, "read", lambda *_: (_ for _ in ()).throw(ValueError("cannot be reached")))
+        sent.clear()
+        with pytest.raises(ValueError, match="cannot be reached"):
+            list(upload_folder(later, target, "mark"))
+        assert not sent
     sent.clear()
     target.remove("mark")  # as where it was killed: nobody knows what is there
     list(upload_folder(later, target, "mark"))

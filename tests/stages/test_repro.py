@@ -116,7 +116,9 @@ def test_students_are_not_made_anew_because_their_data_came_out_otherwise(tmp_pa
     collect = makes("data", "cat shade > data", "recipe", cached=True)  # the shade is what nobody records
     mix = makes("mix", "pd-pipeline mix --help > /dev/null; cp data mix; cp recipe recipes", "data", "recipe")
     mix["outs"].append({"recipes": {"cache": False}})
-    old, new = (makes(name, f"pd-pipeline distill --help > /dev/null; date +%N > {name}", "recipes") for name in ("old", "new"))
+    old, new, newer = (
+        makes(name, f"pd-pipeline distill --help > /dev/null; date +%N > {name}", "recipes") for name in ("old", "new", "newer")
+    )
     layout = experiment(tmp_path / "repo", {"collect": collect, "mix": mix, "distill-old": old})
     (layout.root / "recipe").write_text("as asked")
     (layout.root / "shade").write_text("light")
@@ -131,8 +133,16 @@ def test_students_are_not_made_anew_because_their_data_came_out_otherwise(tmp_pa
     assert (layout.root / "mix").read_text().startswith("dark")
     assert (layout.root / "old").read_bytes() == learned
     assert repro(layout, dry=True) == "nothing to run"
+    (layout.root / "shade").write_text("dusk")  # `repro` that was killed before the mix
+    command(layout.root, "dvc", "repro", "-q", "-f", "-s", "collect")
+    assert repro(layout, dry=True) == "nothing to run"
+    (layout.root / "new").unlink()
+    assert repro(layout, "distill-new", dry=True) == "nothing to run"  # DVC's cache has none: it is merely missing
+    stages = {"collect": collect, "mix": mix, "distill-old": old, "distill-new": new, "distill-newer": newer}
+    YAML().dump({"stages": stages}, layout.root / "dvc.yaml")
+    assert repro(layout, dry=True).split() == ["mix", "distill-newer"]
     (layout.root / "recipe").write_text("otherwise")
-    assert repro(layout, dry=True).split() == ["collect", "mix", "distill-old", "distill-new"]
+    assert repro(layout, dry=True).split() == ["collect", "mix", "distill-old", "distill-new", "distill-newer"]
 
 
 def test_it_says_first_what_it_takes(
