@@ -246,7 +246,7 @@ def several(summaries: Sequence[Summary]) -> Table:
     known = tuple(games) == THREE_GAMES
     head = ["agent", "learned from", "steps a game", "parameters", "runs", *(f"{g} %" for g in games), "mean % [95 %]"]
     head += ["paper, mean %"] * known
-    head += ["normalised mean % [95 %]", "least %", "normalised mean % of the teachers at equal steps"]
+    head += ["normalised mean % [95 %]", "least %", "mean % at equal steps"]
     cells = []
     for s in summaries:
         whole, comparable = len(s.games) == len(games), s.plain or not s.loss
