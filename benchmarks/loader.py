@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.memory import peak_memory
 from benchmarks.timing import rates
-from pipeline.agents.device import keep_freed_memory
+from pipeline.agents.device import prepare_to_learn
 from pipeline.datasets import edit
 from pipeline.datasets.exchange import to_minari
 from pipeline.datasets.loader import Loader
@@ -37,7 +37,7 @@ EPISODES = 8
 
 
 def main(path: Path) -> None:
-    keep_freed_memory()  # as `distill` does
+    prepare_to_learn()  # as `distill` does
     torch.set_num_threads(1)  # the other core decodes: a second thread here would only wait for the first, busily
     dataset = open_dataset(path)
     frames = len(dataset) * 84 * 84

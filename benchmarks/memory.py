@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.agents.device import keep_freed_memory, learning
+from pipeline.agents.device import learning, prepare_to_learn
 from pipeline.agents.networks import NETWORKS
 from pipeline.atari.envs import fingerprint
 from pipeline.datasets.loader import BLOCK, Source
@@ -120,7 +120,7 @@ def write(folder: Path, games: Mapping[str, dict[str, Any]], states: int) -> Non
 
 def peak(folder: Path | None, games: Sequence[str], config: DistillConfig) -> int:
     """The most memory, in bytes, that learning from these datasets, or from nothing, adds to this process."""
-    keep_freed_memory()
+    prepare_to_learn()
     before = peak_memory()
     held_out = config.validation_states // len(games)
     sources: list[Source] = [open_dataset(folder / g, check_files=True) if folder else Nothing(g, held_out) for g in games]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from ruamel.yaml import YAML
 
-from pipeline.agents.device import keep_freed_memory, learning
+from pipeline.agents.device import learning, prepare_to_learn
 from pipeline.agents.networks import NETWORKS
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.distill.offline import DistillConfig, Objective, Student, train
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=768_000, help="that are learned from, the same one as often as it comes")
     parser.add_argument("changes", nargs="+")
     options = parser.parse_args()
-    keep_freed_memory()
+    prepare_to_learn()
     dataset, preset = open_dataset(options.dataset), params.load(options.params).presets[options.preset]
     print(f"{options.network} from {options.states:,} of {len(dataset):,} states of {dataset.game}, one core", flush=True)
     for change in options.changes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.agents.checkpoints import CARD, Agent, games_of, load_agent, save_agent
-from pipeline.agents.device import Compute, keep_freed_memory, learning, name_of, pick_device
+from pipeline.agents.device import Compute, learning, name_of, pick_device, prepare_to_learn
 from pipeline.agents.networks import QNetwork
 from pipeline.datasets.mix import Ingredient, Joined, open_ingredients, read_mix, read_recipes
 from pipeline.distill.offline import MEASURES, Student, train
@@ -56,7 +56,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     }
     work = layout.work("distill", agent, decides)
     with alone_in(work):
-        keep_freed_memory()
+        prepare_to_learn()
         objective = variant.objective()
         student = Student(
             config,

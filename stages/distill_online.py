@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.agents.checkpoints import CARD, save_agent
-from pipeline.agents.device import keep_freed_memory, learning, name_of, pick_device
+from pipeline.agents.device import learning, name_of, pick_device, prepare_to_learn
 from pipeline.agents.networks import QNetwork, place
 from pipeline.atari.games import find_game
 from pipeline.cores import core_count
@@ -78,7 +78,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
             points = live(params, game, seed, making, history, device_name)
         finished = work / "publish"
         if not (finished / CARD).is_file():
-            keep_freed_memory()
+            prepare_to_learn()
             follower = Follower(layout, params, game, seed, work, history, device_name)
             client = stack.enter_context(cluster(None, core_count()))
             scheduler = str(client.scheduler_info()["address"])

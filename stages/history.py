@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pipeline.agents.checkpoints import save_agent
-from pipeline.agents.device import exact, keep_freed_memory
+from pipeline.agents.device import exact, prepare_to_learn
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
 from stages import params as settings
@@ -136,7 +136,7 @@ class _Recording:
         state = load_state(self._checkpoint)
         if state is None and history.points:
             raise ValueError(f"{self._checkpoint} is gone, {history.folder} cannot go on: remove {work} to start afresh")
-        keep_freed_memory()
+        prepare_to_learn()
         heads = {game: len(action_meanings(game, params.environment))}
         compute = self._preset.compute(device_name)
         self._learner = self._preset.learner(self._told.steps, settings.network(self._told.network), heads, compute, seed)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.agents.checkpoints import CARD, load_card
-from pipeline.agents.device import Precision, exact, keep_freed_memory, learning
+from pipeline.agents.device import Precision, exact, learning, prepare_to_learn
 from pipeline.agents.muon import Muon
 from pipeline.agents.networks import new_network
 from pipeline.agents.policies import CHUNK, EpsilonGreedy, q_function, uniform_random
@@ -57,7 +57,7 @@ class Machine:
 
     def __init__(self, params: settings.Params, wanted: Collection[tuple[str, str]] | None = None) -> None:
         self._params, self._wanted = params, wanted
-        keep_freed_memory()  # as what learns does: a forward pass takes half as long
+        prepare_to_learn()  # as what learns does: a forward pass takes half as long
         self.forward = cache(self._forward)
         self.judge = cache(self._judge)
         self.orthogonalise = cache(self._orthogonalise)

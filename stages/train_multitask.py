@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from pipeline.agents.checkpoints import CARD, load_card, save_agent
-from pipeline.agents.device import Compute, keep_freed_memory
+from pipeline.agents.device import Compute, prepare_to_learn
 from pipeline.agents.networks import QNetwork
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
@@ -69,7 +69,7 @@ def run(
         "seed": seed,
     }
     work = layout.work("train-multitask", agent, decides)
-    keep_freed_memory()
+    prepare_to_learn()
     heads = {game: len(action_meanings(game, params.environment)) for game in games}
     first = presets[games[0]]
     learner = multitask_learner(variant, presets, heads, first.compute(device_name), seed)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.agents.checkpoints import CARD, digest, load_card, save_agent
-from pipeline.agents.device import exact, keep_freed_memory
+from pipeline.agents.device import exact, prepare_to_learn
 from pipeline.agents.networks import QNetwork, place
 from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
@@ -79,6 +79,7 @@ def run(
             raise ValueError(f"{target} holds a teacher of {theirs}: choose another --out")
         layout = Layout(root=target.resolve().parent, zoo=layout.zoo)
     work = layout.work("train-teacher", game, decides)
+    prepare_to_learn()
     compute = preset.compute(device_name)
     heads = {game: len(action_meanings(game, params.environment))}
     learner = preset.learner(teacher.steps, settings.network(teacher.network), heads, compute, teacher.seed)
@@ -90,7 +91,6 @@ def run(
     if snapshot is not None:
         return state.publish_snapshot(snapshot, facts)
     with alone_in(work):
-        keep_freed_memory()
         state.start(start, f"teachers.{game}.steps")
         state.begin_sitting({"budget": teacher.steps, "settings": chosen})
         state.learn(

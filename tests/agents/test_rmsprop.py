@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pipeline.agents.device import prepare_to_learn
 from pipeline.agents.rmsprop import CenteredRmsProp
 
 
@@ -30,3 +31,26 @@ def test_a_variance_below_zero_is_none() -> None:
         p.grad = torch.tensor([gradient])
         optimizer.step()
     assert p.item() == pytest.approx(before - 0.1 * 1e-3 / math.sqrt(1e-4), rel=1e-5)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_averages_of_a_gradient_that_has_died_end_at_zero(prepared: bool) -> None:
+    """Not at numbers below the normal ones, which a CPU multiplies a hundred times as slowly."""
+    p = torch.nn.Parameter(torch.ones(64))
+    optimizer = CenteredRmsProp([p], lr=1e-4, squared_decay=0.95, gradient_decay=0.95, minimum=1e-10)
+    torch.set_flush_denormal(False)  # a stage may have run in this process
+    try:
+        if prepared:
+            prepare_to_learn()
+        p.grad = torch.full_like(p, 1e-3)
+        optimizer.step()
+        p.grad = torch.zeros_like(p)
+        for _ in range(2000):
+            optimizer.step()
+        bits = {name: set(average.view(torch.int32).tolist()) for name, average in optimizer.state[p].items()}
+    finally:
+        torch.set_flush_denormal(False)
+    least = torch.tensor(torch.finfo(torch.float32).tiny).view(torch.int32).item()
+    died = {name: all(0 < bit < least for bit in found) for name, found in bits.items()}
+    assert died == {"squared": not prepared, "gradient": not prepared}
+    assert not prepared or set.union(*bits.values()) == {0}
