@@ -54,17 +54,6 @@ teacher and students. The paper starts episodes from human play, which is not pu
     return head
 
 
-def _training(results: Results) -> str:
-    """What intervals say of the variance of training."""
-    shown = [*results.summaries, *(s for found in results.several for s in found.summaries)]
-    if all(standing.runs == 1 for s in shown for standing in s.games.values()):
-        return "they do not include the variance of training: every student has one run"
-    return (
-        "where a student has several runs in a game, runs are resampled as well, and the interval includes the variance of "
-        "training as far as two or three runs can tell; where it has one, it does not"
-    )
-
-
 def _table1(results: Results) -> str:
     """Table 1, the losses' leads over each other, and what was asked."""
     summaries, teachers = results.summaries, results.teachers
@@ -104,7 +93,7 @@ Per cent of the teacher's raw return, as the paper has it, with 95 % intervals o
 def _returns(results: Results) -> str:
     return f"""## Mean returns
 
-Raw, [95 %] over episodes; {_training(results)}.
+Raw, [95 %] over episodes; {tables.of_training(results.summaries)}.
 
 {tables.returns(results.summaries, results.teachers).markdown()}"""
 
@@ -113,7 +102,8 @@ def _compression(results: Results) -> str:
     return f"""## Compression, and everything else we trained
 
 Random-normalised per cent of the teacher, (return - random) / (teacher - random), with 95 % intervals over episodes,
-{tables.PAIRED}; {_training(results)}. The geometric mean is over the games here, the paper's over ten and of raw per cents.
+{tables.PAIRED}; {tables.of_training(results.summaries)}.
+The geometric mean is over the games here, the paper's over ten and of raw per cents.
 A star: a game below 1 % counts as 1 %.{_states(results.summaries)}
 
 {tables.over_games(results.summaries).markdown()}"""
@@ -146,7 +136,7 @@ def _several(results: Results, summaries: Sequence[Summary]) -> str:
 
 A game's raw mean return in per cent of its teacher's, and their geometric mean, as the paper has it; beside it the geometric
 mean of the random-normalised per cents, and the least of those. Intervals: 95 % over episodes, {tables.PAIRED};
-{_training(results)}.{tables.of_steps(summaries, results.teachers)}
+{tables.of_training(summaries)}.{tables.of_steps(summaries, results.teachers)}
 
 {tables.several(summaries).markdown()}{_asked(tables.bars_of_several(summaries))}"""
 

@@ -247,14 +247,16 @@ def several(summaries: Sequence[Summary]) -> Table:
     head = ["agent", "learned from", "steps a game", "parameters", "runs", *(f"{g} %" for g in games), "mean % [95 %]"]
     head += ["paper, mean %"] * known
     head += ["normalised mean % [95 %]", "least %", "mean % at equal steps"]
+    runs = ["-".join(map(str, sorted({standing.runs for standing in s.games.values()}))) for s in summaries]
+    if set(runs) == {"1"}:  # the page says so of all
+        runs = [""] * len(runs)
     cells = []
-    for s in summaries:
+    for s, run in zip(summaries, runs, strict=True):
         whole, comparable = len(s.games) == len(games), s.plain or not s.loss
-        runs = "-".join(map(str, sorted({standing.runs for standing in s.games.values()})))
         cells.append(
             [
                 *(s.variant, f"teachers, {s.loss}" if s.loss else f"reward, {s.learned}"),
-                *("" if s.steps is None else f"{s.steps:,}", f"{s.parameters:,}", runs),
+                *("" if s.steps is None else f"{s.steps:,}", f"{s.parameters:,}", run),
                 *(_percent(s.games[g]) if g in s.games else "" for g in games),
                 _mean(s.percent_mean, s.percent_ci95, floored=s.percent_floored),
                 *([f"{MULTITASK[s.learned]:.1f}" if whole and comparable and s.learned in MULTITASK else ""] if known else []),
@@ -276,6 +278,16 @@ def of_steps(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) ->
         f" Steps a game: those that a baseline learned from. Its teachers were published after their own{own and f' ({own})'}, "
         "so the mean at equal steps, where there is one, takes each at the best of the evaluations that chose "
         "its snapshot within the baseline's, which are of few episodes and flatter it a little."
+    )
+
+
+def of_training(summaries: Sequence[Summary]) -> str:
+    """What intervals say of the variance of training."""
+    if all(standing.runs == 1 for s in summaries for standing in s.games.values()):
+        return "they do not include the variance of training: every student has one run"
+    return (
+        "where a student has several runs in a game, runs are resampled as well, and the interval includes the variance of "
+        "training as far as two or three runs can tell; where it has one, it does not"
     )
 
 

@@ -182,15 +182,21 @@ def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> Non
     assert page.startswith("# Reproducing the paper: several games in one network\n")
     assert "## Table 1" not in page
     mean, nine = (90 * 90 * 160) ** (1 / 3), "90.0 [90.0, 90.0]"
-    row = f"| teachers, kl | 100 | 1 | {nine} | {nine} | 160.0 [160.0, 160.0] | {mean:.1f} [{mean:.1f}, {mean:.1f}]"
+    row = f"| teachers, kl | 100 | {nine} | {nine} | 160.0 [160.0, 160.0] | {mean:.1f} [{mean:.1f}, {mean:.1f}]"
     assert f"| trio/kl-net1 {row} | 116.9 |" in page
     assert f"| trio/kl-often {row} |  |" in page  # the paper had no such student
     assert "steps a game" not in page  # there is no baseline
+    assert "| runs |" not in page
+    assert "every student has one run" in page
     assert f"| trio/kl-net1: geometric mean of normalised % | 100.0 | {mean:.1f} | met |" in page
     assert "| trio/kl-net1: least normalised % of a game | 95.0 | 90.0 | missed |" in page
     assert "| trio/kl-often: least normalised % of a game | 95.0 | 90.0 | missed |" in page
     four = {**games, "Breakout": game(tmp_path, "Breakout", 10, {"quartet/kl-more": [[9, 9]]})}
     assert "asked" not in reproduction.markdown(together(four))  # of three games
+    twice = {g: game(tmp_path, g, 10, {"trio/kl-net1": [[9, 9], [8, 8]], "trio/kl-often": [[9, 9]]}) for g in games}
+    page = reproduction.markdown(together(twice))
+    assert "| trio/kl-net1 | teachers, kl | 100 | 2 |" in page
+    assert "| trio/kl-often | teachers, kl | 100 | 1 |" in page
     del games["Pong"]
     page = reproduction.markdown(together(games))
     assert "116.9" not in page  # the paper's are of three games
@@ -216,7 +222,7 @@ def test_a_baseline_is_also_measured_by_teachers_of_its_steps(tmp_path: Path) ->
     assert pqn.at_equal_steps == pytest.approx(120.0)
     page = reproduction.markdown(together(games))
     six = "60.0 [60.0, 60.0]"
-    assert f"| pair/pqn | reward, pqn | 1,000,000 | 100 | 1 | {six} | {six} | {six} | {six} | 60.0 | 120.0 |" in page
+    assert f"| pair/pqn | reward, pqn | 1,000,000 | 100 | {six} | {six} | {six} | {six} | 60.0 | 120.0 |" in page
     assert "published after their own (Freeway 1,502,208, Pong 1,502,208)" in page
     assert "Steps a game" not in tables.of_steps([kl], {})
     curve.write_text(
