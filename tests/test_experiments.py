@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import pytest
 from pipeline.atari.envs import action_meanings
 from pipeline.datasets.loader import Loader, Source
 from pipeline.datasets.schema import EpisodeRow
+from pipeline.distill.losses import LossName
 from stages.params import Params, StudentParams, load_project, network, recipe_of
 
 ROOT = Path(__file__).parent.parent
@@ -69,3 +70,11 @@ def load(params: Params, student: StudentParams, game: str, states: int, *, shar
         check=config.validation_states // sharing,
         sharing=sharing,
     )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
+def test_a_student_named_after_a_loss_learns_by_it(path: Path) -> None:
+    """A line that takes over another's settings takes over its loss, too."""
+    for name, variant in load_project(path)[1].students.items():
+        named = [loss for loss in get_args(LossName) if name.startswith(f"{loss}-")]
+        assert variant.loss in (named or [variant.loss]), name
