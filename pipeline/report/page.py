@@ -146,7 +146,7 @@ def _several(several: Several) -> str:
         "Each game's mean return in per cent of its teacher's, and their geometric mean, as the paper has them; the geometric mean of "
         f"the random-normalised per cents, and the least of those. Intervals: 95 % bootstrap over episodes, {tables.PAIRED}; "
         f"{tables.of_training(several.summaries)}. * a game below 1 % counts as 1 %."
-        + tables.of_steps(several.summaries, {name: game.teacher for name, game in several.games.items()}),
+        + tables.of_steps(several.summaries, several.teachers),
     )
     races = [
         figure(
