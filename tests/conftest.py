@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _like_a_new_process() -> None:
-    """What a stage has set for its process is not for the next test: Hypothesis, for one, wants small numbers to stay what they are.
+    """What a stage has set for its process is not for the next test: Hypothesis, for one, wants denormal numbers to stay.
 
     One thread, as tests run side by side on two cores: that is faster and steadier.
     """
