@@ -95,7 +95,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 "objective": asdict(objective),
                 "updates": variant.updates,
                 "best_updates": student.best_updates,
-                "samples": variant.updates * config.batch,
+                "samples": variant.updates * student.states_per_update,
                 "held_out": {key: best[key] for key in MEASURES},
                 "settings": {"preset": variant.preset, **config.settings()},
                 "device": name_of(compute.device),

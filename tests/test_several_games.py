@@ -351,6 +351,11 @@ def test_what_is_refused(travelled: Path) -> None:
     assert "data/teachers/Qbert was never evaluated" in fails(
         travelled, "train-multitask", "--baseline", "pair/pqn", "--seed", "7"
     )
+    evaluated = json.loads(whole)
+    card.write_text(json.dumps(evaluated | {"evaluation": evaluated["evaluation"] | {"mean_return": -1.0}}))
+    assert "data/teachers/Qbert scores -1.00, no better than random" in fails(
+        travelled, "train-multitask", "--baseline", "pair/pqn", "--seed", "7"
+    )
     card.write_text(whole)
     gone = travelled / "data/datasets/Qbert"
     gone.rename(travelled / "away")
