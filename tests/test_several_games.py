@@ -125,7 +125,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for game, actions in GAMES.items():
         network = new_network(NETWORKS["net3"], {game: actions}, CPU, 0)
         world = fingerprint(game, environment)
-        card = {"role": "teacher", "game": game, "environment": world, "evaluation": {"mean_return": 100.0, "episodes": 2}}
+        card = {"role": "teacher", "game": game, "environment": world, "evaluation": {"mean_return": 1000.0, "episodes": 2}}
         digest = save_agent(folder / "data/teachers" / game, network, card)["digest"]
         noise = [episode(actions, rng) for _ in range(5)]
         write_dataset(folder / "data/datasets" / game, noise, game=game, teacher=digest, environment=world)
