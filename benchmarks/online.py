@@ -9,6 +9,7 @@ final updates spread over its points. Scores, which distilling does not want, ar
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
@@ -34,7 +35,9 @@ PLAYED = 2000
 def main(game: str) -> None:
     params = settings.load(Path("experiments/online/params.yaml"))
     small = _small(params, game)
-    torch.set_num_threads(1)  # one core a run, as the experiment's hours are told
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core a run, as the experiment's hours are told
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, cluster(None, 1) as client:
         scheduler = str(client.scheduler_info()["address"])
         alone, followed = (Path(name) / who for who in ("alone", "followed"))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from stages import params as settings
 from stages.grid import chosen_game, scored_as
 from stages.paths import Layout
 from stages.runlog import show
+
+CHANCE_EPISODES: Final = 30
+"""Of the random agent, which say what a teacher must beat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,12 @@ def tried(
     """As `played`, with the params' epsilon, by a network that is no agent of the layout yet; `name` is shown."""
     policy = EpsilonGreedy(q_function(network, compute, game), params.evaluation.epsilon)
     return played(Contestant(name, game, params.environment, policy), params, purpose, seed, episodes, notes)
+
+
+def chance_returns(layout: Layout, params: settings.Params, game: str) -> list[float]:
+    """What the random agent returns in a few episodes, on the seeds of gates."""
+    contestant = find_contestant(layout, params, f"random/{game}", torch.device("cpu"))
+    return [episode.episode_return for episode in played(contestant, params, "gate", 0, CHANCE_EPISODES)]
 
 
 def record(returns: list[float], params: settings.Params) -> dict[str, Any]:

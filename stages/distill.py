@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -74,25 +74,10 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         )
         checkpoint = work / "checkpoint.pt"
         title = f"distill {agent}"
-        state = load_state(checkpoint)
-        if state is not None:
-            with resuming(checkpoint):
-                student.load_state_dict(state)
-            say(f"resuming {agent} at {student.updates:,} updates")
-            if variant.play_episodes and student.curve and not _played(student):
-                _play(params, student, variant.play_episodes, title)  # what the last sitting did not finish
-        saved = time.monotonic()
-        shown = show(train(student), title, ("loss", "kl", "agreement", "regret"), learning=True)
-        stopped = saved_when_stopped(
-            lambda: save_state(checkpoint, student.state_dict()), lambda: f"{student.updates:,} updates"
-        )
-        with stopped, closing(shown) as progress:
-            for p in progress:
-                if variant.play_episodes and "kl" in p.metrics:
-                    _play(params, student, variant.play_episodes, title)
-                if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS and p.done < p.total:
-                    save_state(checkpoint, student.state_dict())
-                    saved = time.monotonic()
+        take_up(student, checkpoint, agent)
+        if student.curve and not _played(student):
+            _play(params, student, variant.play_episodes, title)  # what the last sitting did not finish
+        learn(student, checkpoint, title, lambda: _play(params, student, variant.play_episodes, title))
         network = QNetwork(spec, student.network.actions)
         network.load_state_dict(student.best_weights)
         folder = work / "publish"
@@ -110,7 +95,7 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
                 "objective": asdict(objective),
                 "updates": variant.updates,
                 "best_updates": student.best_updates,
-                "samples": variant.updates * config.batch,
+                "samples": variant.updates * student.states_per_update,
                 "held_out": {key: best[key] for key in MEASURES},
                 "settings": {"preset": variant.preset, **config.settings()},
                 "device": name_of(compute.device),
@@ -136,6 +121,29 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
         held_out = f"held-out KL {best['kl']:.4f}, agreement {best['agreement']:.1%}"
         say(f"published {target / CARD}: {card['parameters']:,} parameters, {held_out}")
         return target
+
+
+def take_up(student: Student, checkpoint: Path, name: str) -> None:
+    """Go on from what `learn` has left of it, if anything."""
+    state = load_state(checkpoint)
+    if state is not None:
+        with resuming(checkpoint):
+            student.load_state_dict(state)
+        say(f"resuming {name} at {student.updates:,} updates")
+
+
+def learn(student: Student, checkpoint: Path, title: str, validated: Callable[[], None] = lambda: None) -> None:
+    """Train it to the end, saving it in `checkpoint` every minute and where the user stops."""
+    saved = time.monotonic()
+    shown = show(train(student), title, ("loss", "kl", "agreement", "regret"), learning=True)
+    stopped = saved_when_stopped(lambda: save_state(checkpoint, student.state_dict()), lambda: f"{student.updates:,} updates")
+    with stopped, closing(shown) as progress:
+        for p in progress:
+            if "kl" in p.metrics:
+                validated()
+            if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS and p.done < p.total:
+                save_state(checkpoint, student.state_dict())
+                saved = time.monotonic()
 
 
 def _start(
@@ -233,7 +241,11 @@ def _changing(student: Student) -> list[str]:
 
 
 def _play(params: settings.Params, student: Student, episodes: int, title: str) -> None:
-    """Add to the curve's last point, and record, what the student reaches in each game by now. It chooses nothing."""
+    """Add to the curve's last point, and record, what the student reaches in each game by now, if it is to play any episodes.
+    It chooses nothing.
+    """
+    if not episodes:
+        return
     for game in _changing(student):
         network, compute, name = student.network, student.compute, f"student of {game}"
         reached = mean_return(tried(network, compute, params, game, "select", student.seed, episodes, name=name))

@@ -12,25 +12,27 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.agents.checkpoints import CARD, save_agent
+from pipeline.agents.checkpoints import CARD, load_card, save_agent
 from pipeline.agents.device import learning, name_of, pick_device, prepare_to_learn
 from pipeline.agents.networks import QNetwork, place
+from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
 from pipeline.cores import core_count
 from pipeline.datasets.mix import Joined
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
-from pipeline.distill.offline import MEASURES, DistillConfig, Student, train
+from pipeline.distill.offline import MEASURES, DistillConfig, Student
 from pipeline.report.online import RETURNS
 from stages import collect
 from stages import params as settings
 from stages.cluster import cluster
 from stages.current import followed
 from stages.distill import RECIPE as DISTILL_RECIPE
+from stages.distill import learn, take_up
 from stages.history import History, Point, live, work_folder
 from stages.paths import CURVE, Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state, write_csv
-from stages.runlog import mark, say, show
+from stages.runlog import mark, say
 from stages.score_online import episodes, is_there, mean_returns, score_more
 
 DROPPED: Final = "dropped"
@@ -62,7 +64,8 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         "variant": variant.model_dump(),
         "preset": config.settings(),
         "seed": seed,
-        "history": [(p.steps, p.selected, p.digest) for p in recorded.points] if replay else making.name,
+        "history": recorded.points[0].digest if replay else making.name,  # both may go on
+        "environment": fingerprint(game, params.environment),
         "epsilon": epsilon,
     }
     work = layout.work("distill-online", name, decides)
@@ -76,16 +79,14 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
             stack.enter_context(alone_in(making))
             history = History(making / "history")
             points = live(params, game, seed, making, history, device_name)
-        finished = work / "publish"
-        if not (finished / CARD).is_file():
-            prepare_to_learn()
-            follower = Follower(layout, params, game, seed, work, history, device_name)
-            client = stack.enter_context(cluster(None, core_count()))
-            scheduler = str(client.scheduler_info()["address"])
-            with closing(points):
-                for point in points:
-                    follower.follow(point, scheduler)
-            follower.finish(finished, scheduler)
+        prepare_to_learn()
+        follower = Follower(layout, params, game, seed, work, history, device_name)
+        client = stack.enter_context(cluster(None, core_count()))
+        scheduler = str(client.scheduler_info()["address"])
+        with closing(points):
+            for point in points:
+                follower.follow(point, scheduler)
+        follower.finish(work / "publish", scheduler)
         if not replay:
             history.publish(layout.history(name))
         _publish(layout, name, work)
@@ -94,14 +95,13 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
 
 
 def _publish(layout: Layout, name: str, work: Path) -> None:
-    """Move what is made to where it belongs, the student last: while it is in `work`, the versions may have gone already."""
-    (work / "checkpoint.pt").unlink(missing_ok=True)
-    moves = {"versions": layout.versions(name), "followers": layout.followers(name), "publish": layout.online(name)}
-    for made, target in ((work / folder, target) for folder, target in moves.items()):
-        if made.exists():
-            replace_folder(made, target)
-        elif not target.exists():
-            raise ValueError(f"{target} was published and is gone: remove {work} to make it again")
+    """Copy what is made to where it belongs, the student last. What is in `work` stays: a longer history goes on from it."""
+    copy = work / "copy"
+    targets = {"versions": layout.versions(name), "followers": layout.followers(name), "publish": layout.online(name)}
+    for made, target in targets.items():
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(work / made, copy)
+        replace_folder(copy, target)
 
 
 def _check(variant: settings.StudentParams, name: str, game: str) -> None:
@@ -133,6 +133,7 @@ def _walk(history: History) -> Generator[Point, None, None]:
 
 class Follower:
     """The student's resumable state: network and optimiser after the last point, a row per point, and one per episode there.
+    A row without returns is of a point that is yet to be scored.
 
     At a point the policy that did best on the seeds that choose labels a new version of the dataset; the student goes on
     learning from the versions of that policy; it and the teacher are scored on seeds that chose nobody. After the last point
@@ -163,44 +164,51 @@ class Follower:
             say(f"resuming {game} after {len(self.rows)} points")
 
     def follow(self, point: Point, scheduler: str) -> None:
-        """Collect, learn and be scored at a point of the history, unless that has been done."""
-        if point.number < len(self.rows):
-            if self.rows[point.number]["snapshot"] != point.digest:
-                raise ValueError(f"{self._work} follows another history: remove it to start afresh")
-            if sum(row["point"] == point.number for row in self._returns) != self._told.score_episodes:
-                self.rows[point.number] |= self._score(point, self.rows[point.number]["best_point"])
-                self._save()
+        """Collect, learn and be scored at a point of the history, as far as that has not been done."""
+        if point.number == len(self.rows):
+            self._learn_at(point, scheduler)
+        row = self.rows[point.number]
+        if row["snapshot"] != point.digest:
+            raise ValueError(f"{self._work} follows another history: remove it to start afresh")
+        if sum(told["point"] == point.number for told in self._returns) == self._told.score_episodes:
             return
+        began = time.monotonic()
+        returns = self._score(point, row["best_point"])
+        row |= returns | {"seconds_scoring": round(time.monotonic() - began, 1)}
+        self._save()
+        mark(f"follow {self._game}-{self._seed}", point.steps, returns)
+        told = ", ".join(f"{who.removesuffix('_return')} {value:.2f}" for who, value in returns.items())
+        say(f"{self._game} at {point.steps:,} steps: {told}")
+
+    def _learn_at(self, point: Point, scheduler: str) -> None:
+        """Collect and learn, and begin the point's row."""
         best = self._history.best(point.number)
         moments = [time.monotonic()]
         version = self._collect(point.number, best, self._told.states, scheduler)
         moments.append(time.monotonic())
         measured = self._learn(self._labelled_by(best, point.number), self._variant.updates)
-        self._keep(point, version)
+        follower = self._keep(point, version)
         moments.append(time.monotonic())
-        returns = self._score(point, best.number)
-        moments.append(time.monotonic())
-        mark(f"follow {self._game}-{self._seed}", point.steps, returns)
         took = [round(after - before, 1) for before, after in pairwise(moments)]
         self.rows.append(
             {
                 "point": point.number,
                 "steps": point.steps,
                 "frames": point.steps * self._params.environment.frame_skip,
-                **returns,
+                **dict.fromkeys(("teacher_return", "student_return", "best_return")),
                 "best_point": best.number,
                 **{key: measured[key] for key in MEASURES},
                 "snapshot": point.digest,
                 "labelled_by": best.digest,
                 "dataset": version.manifest.digest,
+                "follower": follower,
                 "seconds_learning": point.seconds_learning,
                 "seconds_selecting": point.seconds_selecting,
-                **dict(zip(("seconds_collecting", "seconds_distilling", "seconds_scoring"), took, strict=True)),
+                **dict(zip(("seconds_collecting", "seconds_distilling"), took, strict=True)),
             }
         )
         self._save()
-        told = ", ".join(f"{who.removesuffix('_return')} {value:.2f}" for who, value in returns.items())
-        say(f"{self._game} at {point.steps:,} steps: {told}")
+        self._forget_updates()
 
     def _save(self) -> None:
         assert self._network is not None
@@ -216,12 +224,19 @@ class Follower:
     def _follower(self, point: Point) -> Path:
         return self._work / "followers" / f"{point.number:03}"
 
-    def _keep(self, point: Point, version: Dataset) -> None:
-        """The student as it is at a point: whoever wants more episodes of it need not make it again."""
+    def _keep(self, point: Point, version: Dataset) -> str:
+        """The student as it is at a point: whoever wants more episodes of it need not make it again. Returns its digest."""
         assert self._network is not None
         manifest = version.manifest
-        card = {"role": "snapshot", "game": self._game, "environment": manifest.environment, "teacher": manifest.teacher}
-        save_agent(self._follower(point), self._network, {**card, "steps": point.steps, "seed": self._seed})
+        told = {"role": "snapshot", "game": self._game, "environment": manifest.environment, "teacher": manifest.teacher}
+        return str(
+            save_agent(self._follower(point), self._network, {**told, "steps": point.steps, "seed": self._seed})["digest"]
+        )
+
+    def _forget_updates(self) -> None:
+        """What a stopped run would have gone on from within a point, whose network is kept by now."""
+        for path in self._work.glob("learning-*.pt"):
+            path.unlink()
 
     def _version(self, number: int) -> Path:
         return self._work / "versions" / f"{number:03}"
@@ -294,10 +309,9 @@ class Follower:
         )
         if self._optimizer is not None:
             student.load_optimizer(self._optimizer)
-        title = f"distill {self._game}-{self._seed} at point {numbers[-1]}"
-        with closing(show(train(student), title, ("loss", "kl", "agreement"), learning=True)) as progress:
-            for _ in progress:
-                pass
+        checkpoint = self._work / f"learning-{joined.parts[-1].manifest.digest[:12]}-{len(numbers)}-{updates}.pt"
+        take_up(student, checkpoint, f"{self._game} at point {numbers[-1]}")
+        learn(student, checkpoint, f"distill {self._game}-{self._seed} at point {numbers[-1]}")
         self._network, self._optimizer = student.network, student.optimizer.state_dict()
         return student.curve[-1]
 
@@ -310,17 +324,22 @@ class Follower:
         return mean_returns(here, point.number) | {"best_return": mean_returns(self._returns, best)["teacher_return"]}
 
     def finish(self, folder: Path, scheduler: str) -> None:
-        """Learn for the last time, and write student and curve into `folder`; the curve first, the card last."""
+        """Learn for the last time, unless that has been done, and write student and curve into `folder`; the card last."""
+        number = len(self.rows)
+        if not (folder / CARD).is_file() or load_card(folder)["versions"] != number + 1:
+            self._learn_last(folder, scheduler)
+        final = open_dataset(self._version(number)).manifest.digest
+        write_csv(self._work / "versions/index.csv", self._index(final))
+        write_csv(folder / CURVE, self.rows)
+        write_csv(folder / RETURNS, self._returns)
+
+    def _learn_last(self, folder: Path, scheduler: str) -> None:
         number, best = len(self.rows), self._history.best(len(self.rows))
         version = self._collect(number, best, self._told.final_states, scheduler)
         measured = self._learn(self._labelled_by(best, number), self._told.final_updates)
         assert self._network is not None
         shutil.rmtree(self._work / "versions/.work", ignore_errors=True)
         shutil.rmtree(self._work / "notes", ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_csv(self._work / "versions/index.csv", self._index(version.manifest.digest))
-        write_csv(folder / CURVE, self.rows)
-        write_csv(folder / RETURNS, self._returns)
         save_agent(
             folder,
             self._network,
@@ -343,6 +362,7 @@ class Follower:
                 "recipe": self._told.recipe,
             },
         )
+        self._forget_updates()
 
     def _index(self, final: str) -> list[dict[str, Any]]:
         """Which snapshot labelled each version, a row each; `final` is the digest of the last version."""

@@ -9,18 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from pipeline.atari.games import find_game
 from pipeline.report.bootstrap import interval
 from stages import params as settings
-from stages.contest import find_contestant, played
+from stages.contest import chance_returns
 from stages.paths import Layout
 from stages.publish import replaced_file
 from stages.runlog import say
 
-CHANCE_EPISODES: Final = 30
-"""Of the random agent, which say what a teacher must beat."""
 SELECTIONS: Final = 8
 """How often a teacher is evaluated while it learns."""
 GATE_EPISODES: Final = 100
@@ -90,7 +86,5 @@ def _without_heading(text: str) -> str:
 
 def _chance(layout: Layout, params: settings.Params, game: str) -> float:
     """The upper end of the interval of the random agent's mean return, rounded up to a tenth."""
-    contestant = find_contestant(layout, params, f"random/{game}", torch.device("cpu"))
-    episodes = played(contestant, params, "gate", 0, CHANCE_EPISODES)
-    _, high = interval([e.episode_return for e in episodes])
+    _, high = interval(chance_returns(layout, params, game))
     return math.ceil(10 * high) / 10

@@ -262,7 +262,7 @@ def _run(layout: Layout, params: settings.Params, game: str, seed: int) -> Run:
     teacher_PN, student_PN = (
         np.array([float(row[who]) for row in points]).reshape(len(rows), -1) for who in ("teacher", "student")
     )
-    returns = {}
+    returns, seeds = {}, {}
     for who, agent in _ends(game, seed).items():
         episodes = layout.episodes(agent)
         for path in (episodes, layout.scores(agent)):
@@ -273,7 +273,12 @@ def _run(layout: Layout, params: settings.Params, game: str, seed: int) -> Run:
                 f"{agent} was scored before it, the seeds or the protocol changed: "
                 f"run `pd-pipeline evaluate {agent}` or `dvc repro`"
             )
-        returns[who], _, _ = read_returns(episodes)
+        returns[who], seeds[who], _ = read_returns(episodes)
+    if not np.array_equal(seeds["student_N"], seeds["best_N"]):
+        raise ValueError(
+            f"online/{game}-{seed} has played {len(seeds['student_N'])} episodes and history/{game}-{seed}/best "
+            f"{len(seeds['best_N'])}, and the same are compared: `pd-pipeline evaluate` of both or `dvc repro`"
+        )
     if _followed_another(layout, game, seed):
         raise ValueError(
             f"online/{game}-{seed} followed another history than history/{game}-{seed}, whose best was scored: run "

@@ -29,9 +29,12 @@ def is_there(layout: Layout, params: settings.Params, recorded: History, game: s
         return False
     if earlier_following(layout, params, game, seed, scored=False):  # fewer steps
         return False
-    snapshots = [row["snapshot"] for row in read_curve(folder / CURVE)]
-    kept = all((layout.followers(name) / f"{number:03}" / CARD).is_file() for number in range(len(snapshots)))
-    return kept and snapshots == [point.digest for point in recorded.points]
+    told = [(row["snapshot"], row.get("follower")) for row in read_curve(folder / CURVE)]
+    kept = [layout.followers(name) / f"{point.number:03}" for point in recorded.points]
+    if not all((follower / CARD).is_file() for follower in kept):
+        return False
+    digests = (load_card(follower)["digest"] for follower in kept)
+    return told == list(zip((point.digest for point in recorded.points), digests, strict=True))
 
 
 def score_more(layout: Layout, params: settings.Params, recorded: History, game: str, seed: int, device_name: str) -> Path:
@@ -39,7 +42,7 @@ def score_more(layout: Layout, params: settings.Params, recorded: History, game:
     name = f"{game}-{seed}"
     folder = layout.online(name)
     if (there := episodes_at_points(folder)) >= params.online[game].score_episodes:
-        say(f"{folder} is there already, with {there} episodes a point: remove it to make it anew")
+        say(f"{folder} is there already, with {there} episodes a point")
         return folder
     work = layout.work("score-online", name, load_card(folder)["digest"])
     with alone_in(work):

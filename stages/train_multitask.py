@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from pipeline.agents.checkpoints import CARD, load_card, save_agent
@@ -18,7 +19,7 @@ from pipeline.rl.dqn import DqnLearner, DqnWeights
 from pipeline.rl.multitask import MultitaskLearner, train
 from pipeline.rl.pqn import PqnLearner, PqnWeights
 from stages import params as settings
-from stages.contest import mean_return, tried
+from stages.contest import chance_returns, mean_return, tried
 from stages.grid import games_of_mix
 from stages.paths import CURVE, Layout
 from stages.plan import Machine, multitask_seconds
@@ -26,8 +27,11 @@ from stages.publish import alone_in, replace_folder, write_csv
 from stages.runlog import duration, say
 from stages.training import Training, run_kind
 
-EXPLORATION: Final = ("epsilon_low", "epsilon_high", "exploration_fraction", "hold_exponent", "hold_until", "stagger")
-"""What the games of one baseline may differ in: how each is explored."""
+EXPLORATION: Final = {
+    "pqn": ("epsilon_low", "epsilon_high", "exploration_fraction", "hold_exponent", "hold_until", "stagger"),
+    "dqn": ("epsilon_final", "epsilon_steps"),
+}
+"""What the games of one baseline may differ in, by algorithm: how each is explored."""
 
 RECIPE = 2
 """Bump when what this stage does changes; tests/test_recipes.py pins its numbers (ARCHITECTURE.md, recipes)."""
@@ -59,7 +63,7 @@ def run(
     }
     environments = {game: fingerprint(game, params.environment) for game in games}
     agent = f"{mix_name}/{variant_name}-{seed}"
-    references = {game: _reference(layout, game) for game in games}
+    references = {game: _reference(layout, params, game) for game in games}
     decides = {
         "variant": variant.model_dump(exclude={"steps"}),
         "presets": {game: preset.model_dump(exclude_none=True) for game, preset in presets.items()},
@@ -134,8 +138,9 @@ def multitask_learner(
     first = next(iter(presets.values()))
     for game, preset in presets.items():
         if _shared(preset) != _shared(first):
+            may = ", ".join(EXPLORATION[first.algorithm])
             raise ValueError(
-                f"the preset of {game} differs from that of {next(iter(presets))} in more than {', '.join(EXPLORATION)}: "
+                f"the preset of {game} differs from that of {next(iter(presets))} in more than {may}: "
                 f"one network learns with one set of settings"
             )
     if first.pqn is not None:
@@ -163,16 +168,21 @@ def _shared(preset: settings.TeacherPreset) -> dict[str, Any]:
     config = preset.pqn or preset.dqn
     assert config is not None
     return {"algorithm": preset.algorithm, "precision": preset.precision} | {
-        k: v for k, v in asdict(config).items() if k not in EXPLORATION
+        k: v for k, v in asdict(config).items() if k not in EXPLORATION[preset.algorithm]
     }
 
 
-def _reference(layout: Layout, game: str) -> tuple[float, float]:
-    """Mean returns of the random agent and of the teacher, to compare games by. ValueError without a teacher that has one."""
-    reference = find_game(game).reference
+def _reference(layout: Layout, params: settings.Params, game: str) -> tuple[float, float]:
+    """Mean returns of the random agent, published or played, and of the teacher, to compare games by. ValueError without a
+    teacher that has one, or of one that plays no better.
+    """
     if (evaluation := load_card(layout.teacher(game)).get("evaluation")) is None:
         raise ValueError(f"{layout.teacher(game)} was never evaluated: train-teacher and import-teacher publish what was")
-    return reference.random if reference else 0.0, float(evaluation["mean_return"])
+    reference, best = find_game(game).reference, float(evaluation["mean_return"])
+    zero = reference.random if reference else float(np.mean(chance_returns(layout, params, game)))
+    if not best > zero:
+        raise ValueError(f"{layout.teacher(game)} scores {best:.2f}, no better than random ({zero:.2f}): train it for longer")
+    return zero, best
 
 
 class _Baseline(Training):
@@ -206,7 +216,7 @@ class _Baseline(Training):
         return returns
 
     def worth(self, returns: Mapping[str, float]) -> float:
-        parts = [(returns[game] - zero) / ((best - zero) or 1.0) for game, (zero, best) in self._references.items()]
+        parts = [(returns[game] - zero) / (best - zero) for game, (zero, best) in self._references.items()]
         return sum(parts) / len(parts)
 
     def told(self, returns: Mapping[str, float]) -> str:

@@ -131,7 +131,6 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
             returns = [float(e[who]) for e in episodes if e["point"] == row["point"]]
             assert float(row[f"{who}_return"]) == sum(returns) / 2
     assert json.loads((recorded / "data/online/Breakout-0/card.json").read_text())["updates"] == 3 * 4 + 8
-    assert not list(recorded.glob(".work/distill-online/*/checkpoint.pt"))
     assert not (recorded / "data/versions/Breakout-0/.work").exists()
 
 
@@ -154,7 +153,8 @@ def test_the_student_goes_on_from_point_to_point_and_learns_from_the_bests_last_
 
     seen: list[Watched] = []
     monkeypatch.setattr(distill_online, "Student", Watched)
-    shutil.rmtree(recorded / "data/online", ignore_errors=True)
+    for made in ("data/online", ".work/distill-online"):
+        shutil.rmtree(recorded / made, ignore_errors=True)
     call(recorded, "distill-online", "--game", "Breakout", "--replay")
     with (recorded / "data/versions/Breakout-0/index.csv").open(newline="") as file:
         index = list(csv.DictReader(file))
@@ -178,6 +178,10 @@ def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) 
     call(followed, "evaluate", "online/Breakout-0", "history/Breakout-0/best", "history/Breakout-0/last")
     assert "evaluate random/Breakout" in invoke(followed, "report").output
     call(followed, "evaluate", "random/Breakout")
+    call(followed, "evaluate", "online/Breakout-0", "--episodes", "3")
+    told = "online/Breakout-0 has played 3 episodes and history/Breakout-0/best 2"
+    assert told in invoke(followed, "report").output
+    call(followed, "evaluate", "online/Breakout-0")
     call(followed, "report", "--paper", str(followed / "online.md"))
     assert "Following a teacher that is still learning" in (followed / "data/report/index.html").read_text()
     assert "| Breakout | student | 1 | " in (followed / "online.md").read_text()
@@ -321,7 +325,20 @@ def test_interrupted_it_comes_to_the_same(recorded: Path, tmp_path: Path, monkey
     assert invoke(folder, "distill-online", "--game", "Breakout", "--replay").exit_code == 130
     with edited_params(folder, folder / "params.yaml") as raw:
         raw["online"]["Breakout"]["score_episodes"] = 2
-    assert "resuming Breakout after 1 points" in call(folder, "distill-online", "--game", "Breakout", "--replay")
+    monkeypatch.setattr("stages.distill.CHECKPOINT_EVERY_SECONDS", -1.0)
+    with monkeypatch.context() as patch:
+        real, calls = Student.update, itertools.count()
+
+        def update(*arguments: Any) -> torch.Tensor:
+            if next(calls) == 4 + 5:  # of the last point's four updates and the final eight
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        patch.setattr(Student, "update", update)
+        stopped = invoke(folder, "distill-online", "--game", "Breakout", "--replay")
+        assert (stopped.exit_code, "resuming Breakout after 2 points" in stopped.output) == (130, True)
+    assert "resuming Breakout at point 3 at 4 updates" in call(folder, "distill-online", "--game", "Breakout", "--replay")
+    assert not list(folder.glob(".work/distill-online/*/learning-*"))
     assert rows(folder) == rows(recorded)
     assert (folder / "data/online/Breakout-0" / RETURNS).read_text() == (
         recorded / "data/online/Breakout-0" / RETURNS
@@ -337,7 +354,7 @@ def test_killed_while_it_publishes_it_publishes(recorded: Path, tmp_path: Path, 
     real, calls = replace_folder, itertools.count()
 
     def killed(*arguments: Any) -> None:
-        if next(calls) < 2:  # before the versions are moved; then, before the student is
+        if next(calls) in (0, 3):  # before the versions are published; then, when they are, before the student is
             raise KeyboardInterrupt
         real(*arguments)
 
@@ -361,7 +378,6 @@ def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, m
     assert ours[0]["digest"] == theirs[0]["digest"]  # afterwards a resumed learner plays other episodes
     assert [(int(row["steps"]), row["snapshot"]) for row in rows(folder)] == [(p["steps"], p["digest"]) for p in ours]
     assert len(ours) == 3
-    assert not list(folder.glob(".work/distill-online/*/checkpoint.pt"))
 
 
 @pytest.mark.slow
@@ -374,6 +390,8 @@ def test_a_history_that_was_too_short_goes_on(tmp_path: Path, monkeypatch: pytes
     call(folder, "train-history", "--game", "breakout")
     path = folder / "data/history/Breakout-0/history.json"
     before = json.loads(path.read_text())["points"]
+    call(folder, "distill-online", "--game", "Breakout", "--replay")
+    followed = rows(folder)
     shutil.rmtree(path.parent)  # as `dvc repro` does
     with edited_params(folder, folder / "params.yaml") as raw:
         raw["history"]["Breakout"]["steps"] = 320
@@ -383,6 +401,13 @@ def test_a_history_that_was_too_short_goes_on(tmp_path: Path, monkeypatch: pytes
     assert after[-1]["steps"] == 320
     last = json.loads((path.parent / "last/card.json").read_text())
     assert last["digest"] == after[-1]["digest"]
+    assert f"resuming Breakout after {len(before)} points" in call(folder, "distill-online", "--game", "Breakout", "--replay")
+    assert rows(folder)[:-1] == followed
+    final = [
+        json.loads((folder / f"data/{made}/card.json").read_text()) for made in ("online/Breakout-0", "history/Breakout-0/best")
+    ]
+    assert final[0]["versions"] == len(after) + 1
+    assert final[0]["teacher"]["digest"] == final[1]["digest"]
     with edited_params(folder, folder / "params.yaml") as raw:
         raw["history"]["Breakout"]["steps"] = 192
     assert "beyond history.Breakout.steps = 192" in invoke(folder, "train-history", "--game", "breakout").output

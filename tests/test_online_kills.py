@@ -31,9 +31,8 @@ def on_disk(project: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Points of the unfinished history, rows of the unfinished student."""
     points = [str(point) for folder in project.glob(".work/train-history/*/history") for point in History(folder).points]
     states = (load_state(path) for path in project.glob(".work/distill-online/*/checkpoint.pt"))
-    rows = [{key: str(value) for key, value in row.items()} for state in states if state for row in state["rows"]]
-    finished = [row for path in project.glob(".work/distill-online/*/publish/curve.csv") for row in table(path)]
-    return points, rows or finished
+    rows = [row for state in states if state for row in state["rows"] if row["student_return"] is not None]
+    return points, [{key: str(value) for key, value in row.items()} for row in rows]
 
 
 def check_whole(project: Path, before: tuple[list[str], list[dict[str, str]]]) -> None:

@@ -125,7 +125,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for game, actions in GAMES.items():
         network = new_network(NETWORKS["net3"], {game: actions}, CPU, 0)
         world = fingerprint(game, environment)
-        card = {"role": "teacher", "game": game, "environment": world, "evaluation": {"mean_return": 100.0, "episodes": 2}}
+        card = {"role": "teacher", "game": game, "environment": world, "evaluation": {"mean_return": 1000.0, "episodes": 2}}
         digest = save_agent(folder / "data/teachers" / game, network, card)["digest"]
         noise = [episode(actions, rng) for _ in range(5)]
         write_dataset(folder / "data/datasets" / game, noise, game=game, teacher=digest, environment=world)
@@ -349,6 +349,11 @@ def test_what_is_refused(travelled: Path) -> None:
         json.dumps({key: value for key, value in json.loads(whole).items() if key != "evaluation"})
     )  # as of a snapshot
     assert "data/teachers/Qbert was never evaluated" in fails(
+        travelled, "train-multitask", "--baseline", "pair/pqn", "--seed", "7"
+    )
+    evaluated = json.loads(whole)
+    card.write_text(json.dumps(evaluated | {"evaluation": evaluated["evaluation"] | {"mean_return": -1.0}}))
+    assert "data/teachers/Qbert scores -1.00, no better than random" in fails(
         travelled, "train-multitask", "--baseline", "pair/pqn", "--seed", "7"
     )
     card.write_text(whole)

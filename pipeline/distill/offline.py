@@ -137,6 +137,7 @@ class Student:
         self.updates = 0
         together = interleave == "together" and len(sources) > 1
         self._each = config.batch // len(sources) if together else config.batch
+        self.states_per_update = self._each * (len(sources) if together else 1)
         if not self._each:
             raise ValueError(f"a batch of {config.batch} has no state for each of {len(sources)} games: raise batch")
         background = ThreadPoolExecutor(1)

@@ -146,7 +146,7 @@ def _several(several: Several) -> str:
         "Each game's mean return in per cent of its teacher's, and their geometric mean, as the paper has them; the geometric mean of "
         f"the random-normalised per cents, and the least of those. Intervals: 95 % bootstrap over episodes, {tables.PAIRED}; "
         f"{tables.of_training(several.summaries)}. * a game below 1 % counts as 1 %."
-        + tables.of_steps(several.summaries, {name: game.teacher for name, game in several.games.items()}),
+        + tables.of_steps(several.summaries, several.teachers),
     )
     races = [
         figure(
@@ -187,7 +187,10 @@ def _online(runs: Sequence[Run]) -> str:
         )
         for game in dict.fromkeys(run.game for run in runs)
     ]
-    table = tables.online(runs).html(f"{tables.FOLLOWED} Those at the end: {len(runs[0].student_N)} episodes each.")
+    ends = ", ".join(
+        f"{count} episodes each in {game}" for game, count in {run.game: len(run.student_N) for run in runs}.items()
+    )
+    table = tables.online(runs).html(f"{tables.FOLLOWED} Those at the end: {ends}.")
     return f"<section><h2>Following a teacher that is still learning</h2>{table}<div class='figures'>{''.join(drawn)}</div></section>"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.report import tables
 from pipeline.report.paper import LOSSES, TABLE1
 from pipeline.report.predictors import Predicted
-from pipeline.report.results import Results
+from pipeline.report.results import Results, Several
 from pipeline.report.summary import Summary
 
 
@@ -21,7 +21,7 @@ def markdown(results: Results) -> str:
         if results.aggregates:
             chapters.append(_typical(results))
         chapters.append(_costs(results))
-    chapters += [_several(results, found.summaries) for found in results.several]
+    chapters += [_several(found) for found in results.several]
     if results.online:
         chapters.append(_following(results))
     if results.predicted:
@@ -95,7 +95,7 @@ def _returns(results: Results) -> str:
 
 Raw, [95 %] over episodes; {tables.of_training(results.summaries)}.
 
-{tables.returns(results.summaries, results.teachers).markdown()}"""
+{tables.returns(results.summaries, results.games).markdown()}"""
 
 
 def _compression(results: Results) -> str:
@@ -131,14 +131,18 @@ Each with the outputs of the first game of these in which it is. A multiply-add 
 {tables.costs(first.teacher, students).markdown()}"""
 
 
-def _several(results: Results, summaries: Sequence[Summary]) -> str:
-    return f"""## One network for {", ".join(sorted({game for s in summaries for game in s.games}))}
+def _several(several: Several) -> str:
+    summaries = several.summaries
+    return f"""## One network for {", ".join(several.games)}
 
 A game's raw mean return in per cent of its teacher's, and their geometric mean, as the paper has it; beside it the geometric
 mean of the random-normalised per cents, and the least of those. Intervals: 95 % over episodes, {tables.PAIRED};
-{tables.of_training(summaries)}.{tables.of_steps(summaries, results.teachers)}
+{tables.of_training(summaries)}. A star: a game below 1 % counts as 1 %.{tables.of_steps(summaries, several.teachers)}
 
-{tables.several(summaries).markdown()}{_asked(tables.bars_of_several(summaries))}"""
+{tables.several(summaries).markdown()}
+Mean returns, raw, [95 %] over episodes:
+
+{tables.returns(summaries, several.games, {}).markdown()}{_asked(tables.bars_of_several(summaries))}"""
 
 
 def _following(results: Results) -> str:

@@ -19,6 +19,11 @@ class Several:
     summaries: Sequence[Summary]
     games: Mapping[str, Game]
 
+    @property
+    def teachers(self) -> dict[str, Evaluated]:
+        """By game."""
+        return {name: game.teacher for name, game in self.games.items()}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beside:

@@ -246,7 +246,7 @@ def several(summaries: Sequence[Summary]) -> Table:
     known = tuple(games) == THREE_GAMES
     head = ["agent", "learned from", "steps a game", "parameters", "runs", *(f"{g} %" for g in games), "mean % [95 %]"]
     head += ["paper, mean %"] * known
-    head += ["normalised mean % [95 %]", "least %", "mean % at equal steps"]
+    head += ["normalised mean % [95 %]", "least %", "normalised mean % at equal steps"]
     runs = ["-".join(map(str, sorted({standing.runs for standing in s.games.values()}))) for s in summaries]
     if set(runs) == {"1"}:  # the page says so of all
         runs = [""] * len(runs)
@@ -275,9 +275,10 @@ def of_steps(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) ->
     games = sorted({game for s in summaries for game in s.games})
     own = ", ".join(f"{game} {steps:,}" for game in games if (steps := teachers[game].card.get("steps")))
     return (
-        f" Steps a game: those that a baseline learned from. Its teachers were published after their own{own and f' ({own})'}, "
-        "so the mean at equal steps, where there is one, takes each at the best of the evaluations that chose "
-        "its snapshot within the baseline's, which are of few episodes and flatter it a little."
+        f" Steps a game: those that a baseline was trained for; its best snapshot until then is published. Its teachers were "
+        f"published after their own{own and f' ({own})'}, so the mean at equal steps, where there is one, takes each at "
+        "the best of the evaluations that chose its snapshot within the baseline's, which are of few episodes and flatter it "
+        "a little."
     )
 
 
@@ -373,22 +374,26 @@ def _percent(standing: Standing) -> str:
     return _with_interval(standing.percent, standing.percent_ci95, 1) if standing.percent_ci95 else f"{standing.percent:.1f}"
 
 
-def returns(summaries: Sequence[Summary], teachers: Mapping[str, Evaluated]) -> Table:
-    """Mean returns, a column per game: the paper's own students, our teachers, and a row per kind of student."""
-    head = ["student", *teachers]
-    own = [read_returns(teacher.episodes)[0] for teacher in teachers.values()]
-    taught = [f"{_with_interval(float(own_N.mean()), bootstrap.interval(own_N), 1)} ({len(own_N)} episodes)" for own_N in own]
+def returns(summaries: Sequence[Summary], games: Mapping[str, Game], published: Mapping[str, float] = STUDENTS) -> Table:
+    """Mean returns, a column per game: the paper's own students, if any, the random agent, our teachers, a row per kind of
+    student.
+    """
+    paper = ["the paper's, KL, of its teacher's size", *(f"{published[g]:,.1f}" if g in published else "" for g in games)]
     cells = [
-        [
-            "the paper's, KL, of its teacher's size",
-            *(f"{STUDENTS[game]:,.1f}" if game in STUDENTS else "" for game in teachers),
-        ],
-        ["our teachers", *taught],
+        *([paper] if published else []),
+        ["the random agent", *(_returned(game.chance) for game in games.values())],
+        ["our teachers", *(_returned(game.teacher) for game in games.values())],
     ]
     for s in summaries:
-        played = [s.games.get(game) for game in teachers]
+        played = [s.games.get(name) for name in games]
         cells.append([s.variant, *(_with_interval(p.returned, p.returned_ci95, 1) if p else "" for p in played)])
-    return Table(head, cells)
+    return Table(["agent", *games], cells)
+
+
+def _returned(who: Evaluated) -> str:
+    """The mean return of a teacher or of the random agent, over all that it has played."""
+    own_N = read_returns(who.episodes)[0]
+    return f"{_with_interval(float(own_N.mean()), bootstrap.interval(own_N), 1)} ({len(own_N)} episodes)"
 
 
 def bars(summaries: Sequence[Summary]) -> Table:

@@ -79,10 +79,11 @@ class DqnConfig:
             raise ValueError(
                 f"target_epsilon is {self.target_epsilon}, not in (0, 1): leave it out for the greedy policy's value"
             )
-        if not 2 * self.envs <= self.replay_start <= self.replay:
+        most = self.replay // self.envs * self.envs
+        if not 2 * self.envs <= self.replay_start <= most:
             raise ValueError(
                 f"replay_start {self.replay_start:,} is not between {2 * self.envs}, two steps of each environment, "
-                f"and replay, {self.replay:,}"
+                f"and {most:,}, as many of each as replay, {self.replay:,}, has room for"
             )
 
 
@@ -238,14 +239,11 @@ def train(learner: DqnLearner, world: World) -> Iterator[Progress]:
     refilled = min(tally.steps, learner.replay.length * c.envs)  # as far as it had been, by so many steps
     first = episode_seeds("train", learner.seed) + tally.episodes + tally.refills
     for turn, step in enumerate(rollout(world, policy, itertools.count(first)), start=1):
-        ended = tally.episodes
-        tally.add(step)
         reward_B, done_B = learning_signal(step, clip_rewards=c.clip_rewards, life_loss_ends=c.life_loss_ends)
         learner.replay.add(step, reward_B, done_B)
         filling = len(learner.replay) < refilled
-        if filling:
-            tally.refills, tally.episodes = tally.refills + tally.episodes - ended, ended
-        elif len(learner.replay) >= c.replay_start:
+        tally.add(step, refill=filling)
+        if not filling and len(learner.replay) >= c.replay_start:
             start = time.perf_counter()
             for _ in range(c.envs // c.steps_per_update):
                 losses.append(learner.update(learner.replay.sample(c.minibatch, rng)))

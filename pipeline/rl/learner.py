@@ -41,12 +41,15 @@ class Tally:
         self._return_B = np.zeros(width)
         self._whole_B = np.full(width, not staggered)
 
-    def add(self, step: Step) -> None:
+    def add(self, step: Step, *, refill: bool = False) -> None:
         """Account for the rewards and the ended episodes of one vector step; counting its steps is the learner's business."""
         over_B = step.terminated_B | step.truncated_B
         self._return_B += step.reward_B
-        self.recent_returns.extend(self._return_B[over_B & self._whole_B].tolist())
-        self.episodes += int(over_B.sum())
+        if refill:
+            self.refills += int(over_B.sum())
+        else:
+            self.recent_returns.extend(self._return_B[over_B & self._whole_B].tolist())
+            self.episodes += int(over_B.sum())
         self._return_B[over_B] = 0.0
         self._whole_B |= over_B
 

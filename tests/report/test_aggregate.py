@@ -176,6 +176,16 @@ def test_a_student_beats_its_teacher_as_often_whichever_seeds_it_is_measured_by(
     assert found.improvement.value == pytest.approx(50)  # by the same: two lost or won, two even
 
 
+def test_the_teacher_counts_once_where_one_run_has_played_more(tmp_path: Path) -> None:
+    teacher, chance = evaluated(tmp_path, "teacher", [10, 10, 30, 30]), evaluated(tmp_path, "random", [0, 0])
+    fewer, more = (
+        evaluated(tmp_path, "student", returns, variant="kl", seed=seed, name=f"kl-{seed}")
+        for seed, returns in enumerate(([20, 20], [20, 20, 20, 20]))
+    )
+    (found,) = aggregates({"Pong": Game(teacher, chance, [fewer, more])})
+    assert found.improvement.value == pytest.approx(50)  # not of 10, 10, 10, 10, 30, 30
+
+
 def test_the_teachers_own_row_is_par(tmp_path: Path) -> None:
     teacher, chance = evaluated(tmp_path, "teacher", [10, 100, 100, 190]), evaluated(tmp_path, "random", [0, 0])
     same = evaluated(tmp_path, "student", [10, 100, 100, 190], variant="kl")

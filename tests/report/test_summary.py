@@ -188,6 +188,8 @@ def test_the_table_of_several_games_is_the_papers_measure(tmp_path: Path) -> Non
     assert "steps a game" not in page  # there is no baseline
     assert "| runs |" not in page
     assert "every student has one run" in page
+    assert "| our teachers | 10.0 [10.0, 10.0] (2 episodes) |" in page
+    assert "| the random agent | " in page
     assert f"| trio/kl-net1: geometric mean of normalised % | 100.0 | {mean:.1f} | met |" in page
     assert "| trio/kl-net1: least normalised % of a game | 95.0 | 90.0 | missed |" in page
     assert "| trio/kl-often: least normalised % of a game | 95.0 | 90.0 | missed |" in page

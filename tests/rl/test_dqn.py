@@ -111,6 +111,7 @@ def test_a_run_without_its_replay_fills_it_again_without_counting() -> None:
         assert again.tally.steps - before[0] == pytest.approx(2048 - refilled, abs=CONFIG.envs)
         assert again.tally.updates - before[1] == (again.tally.steps - before[0]) // CONFIG.steps_per_update
         episodes = again.tally.episodes - before[2]
+        assert len(again.tally.recent_returns) == min(100, len(agent.tally.recent_returns) + episodes)
         assert again.tally.refills > 0
         assert episodes / (episodes + again.tally.refills) == pytest.approx((2048 - refilled) / 2048, abs=0.1)
 
@@ -162,6 +163,10 @@ def test_settings_that_cannot_be() -> None:
     for beyond in (5000, CONFIG.envs):  # of one step of each no successor is known
         with pytest.raises(ValueError, match=rf"replay_start {beyond:,} is not between {2 * CONFIG.envs}"):
             replace(CONFIG, replay_start=beyond)
+    with pytest.raises(
+        ValueError, match=r"replay_start 4,004 is not between 16, .* and 4,000, as many of each as replay, 4,004,"
+    ):
+        replace(CONFIG, replay=4004, replay_start=4004)  # it would never be full
     with pytest.raises(ValueError, match="target_epsilon is 1"):
         replace(CONFIG, target_epsilon=1.0)
     with pytest.raises(ValueError, match="average_decay is 1"):

@@ -83,7 +83,7 @@ def test_everything_is_of_the_game(clone: Path) -> None:
 
 
 def test_the_default_gate_is_what_chance_reaches(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.new.CHANCE_EPISODES", 6)
+    monkeypatch.setattr("stages.contest.CHANCE_EPISODES", 6)
     assert new(clone, "Breakout").exit_code == 0
     assert 0.5 < load(clone / "experiments/breakout/params.yaml").teachers["Breakout"].gate_return < 4  # the literature: 1.7
 
