@@ -203,7 +203,7 @@ class _Baseline(Training):
         references: Mapping[str, tuple[float, float]],
     ) -> None:
         kind = run_kind(references, algorithm, variant.network)
-        super().__init__(path, kind, agent, learner, variant.select_every, params.environment.frame_skip, "steps a game")
+        super().__init__(path, kind, agent, learner, variant.select_every, params.environment, "steps a game")
         self.learner: MultitaskLearner = learner
         self._params, self._variant, self._seed, self._references = params, variant, seed, references
 

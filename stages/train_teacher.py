@@ -165,7 +165,7 @@ class _Teaching(Training):
         time_budget: float,
     ) -> None:
         kind = run_kind(game, algorithm, teacher.network)
-        super().__init__(path, kind, title, learner, teacher.select_every, params.environment.frame_skip)
+        super().__init__(path, kind, title, learner, teacher.select_every, params.environment)
         self.learner: Learner = learner
         self.teacher, self._params, self._game, self._time_budget = teacher, params, game, time_budget
 

@@ -8,12 +8,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from pipeline.agents.checkpoints import CARD, load_agent, load_card, save_agent
+from pipeline.atari.envs import EnvConfig
+from pipeline.datasets.compare import differing
 from pipeline.progress import Progress
 from pipeline.rl.learner import Learner
 from pipeline.rl.multitask import MultitaskLearner
@@ -30,7 +33,7 @@ class Training(ABC):
     """A run's resumable state in one file: the learner, the best snapshot so far, and the curve.
 
     `kind` is what two runs have in common where one may go on from the other, `title` what is shown while it learns, `unit`
-    what its steps are called, each of `frame_skip` frames. The weights are evaluated every `select_every` steps; those of the
+    what its steps are called, each in this `environment`. The weights are evaluated every `select_every` steps; those of the
     best `worth` are kept.
     """
 
@@ -41,17 +44,18 @@ class Training(ABC):
         title: str,
         learner: Learner | MultitaskLearner,
         select_every: int,
-        frame_skip: int,
+        environment: EnvConfig,
         unit: str = "steps",
     ) -> None:
         self.path, self.kind, self.title, self.learner, self.unit = path, kind, title, learner, unit
-        self.frame_skip, self._every = frame_skip, select_every
+        self.frame_skip, self._every = environment.frame_skip, select_every
+        self._environment = asdict(environment)
         self._metrics: Mapping[str, float] = {}
         self.curve: list[dict[str, Any]] = []
         self.best, self.best_steps = float("-inf"), 0
         self.best_returns: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
-        self.history: list[dict[str, Any]] = []
+        self.sittings: list[dict[str, Any]] = []
         self._origin: dict[str, str] = {}
         self._earlier = self._seconds = 0.0
         self._started = self._saved = time.monotonic()
@@ -84,19 +88,23 @@ class Training(ABC):
         """Take over what was saved, else `begin`, a folder or a checkpoint. ValueError if that is of another kind, or if more
         steps are done than the budget, which is called `setting`, would have let there be.
         """
+        source = f"the unfinished run in {self.path.parent}"
         if self._resume(self.path):
             say(f"resuming {self.title} at {self.learner.steps:,} {self.unit} from {self.path.parent}")
         elif begin is not None:
             self._begin_from(begin)
+            source = str(begin)
             say(f"beginning {self.title} at {self.learner.steps:,} {self.unit} from {begin}")
         if self.learner.beyond:
             raise ValueError(
-                f"the unfinished run in {self.path.parent} is at {self.learner.steps:,} {self.unit}, "
-                f"beyond {setting} = {self.learner.budget:,}: raise that, or remove the folder to start afresh"
+                f"{source} is at {self.learner.steps:,} {self.unit}, beyond {setting} = {self.learner.budget:,}: "
+                f"raise that, or start afresh without it"
             )
 
     def _resume(self, path: Path) -> bool:
-        """Take over what was saved at `path`, if anything was. ValueError if that was a run of another kind."""
+        """Take over what was saved at `path`, if anything was. ValueError if that was a run of another kind, or in another
+        environment, of which a replay may be full.
+        """
         state = load_state(path)
         if state is None:
             return False
@@ -104,9 +112,12 @@ class Training(ABC):
             raise ValueError(f"{path} is no checkpoint of a training: begin from the checkpoint.pt of one")
         if state["kind"] != self.kind:
             raise ValueError(f"{path} is of a run of {state['kind']}, not of {self.kind}: begin from one like it")
+        theirs = state.get("environment", self._environment)  # older ones do not tell
+        if others := [f"{name} {then}, not {now}" for name, now, then in differing(self._environment, theirs)]:
+            raise ValueError(f"{path} learned with {', '.join(others)}: begin from a --snapshot of it, which is but weights")
         with resuming(path):
             self.learner.load_state_dict(state["learner"])
-            self.curve, self.history = state["curve"], state["history"]
+            self.curve, self.sittings = state["curve"], state["history"]
             self.best, self.best_steps, self.best_returns = state["best"], state["best_steps"], state["best_returns"]
             self.best_weights = state["best_weights"]
             self._seconds, self._earlier = state["seconds"], state["earlier"]
@@ -115,9 +126,10 @@ class Training(ABC):
     def save(self) -> None:
         state = {
             "kind": self.kind,
+            "environment": self._environment,
             "learner": self.learner.state_dict(),
             "curve": self.curve,
-            "history": self.history,
+            "history": self.sittings,
             "best": self.best,
             "best_steps": self.best_steps,
             "best_returns": self.best_returns,
@@ -156,16 +168,16 @@ class Training(ABC):
         self.curve = [row for row in _read_curve(start / CURVE) if row["steps"] <= steps]
         latest = self.curve[-1] if self.curve else {}
         self.take_over(agent.network.state_dict(), steps, latest)
-        self.history = list(card.get("history", []))
+        self.sittings = list(card.get("history", []))
         self._origin = {"begins_with": agent.digest}
         self._seconds = float(latest.get("seconds", 0.0))
 
     def begin_sitting(self, chosen: dict[str, Any]) -> None:
         """Remember from which step on the budget, the settings or the code are these, or another's weights were begun with."""
         chosen = {**chosen, "code": code_version()}
-        before = {k: v for k, v in self.history[-1].items() if k in chosen} if self.history else None
+        before = {k: v for k, v in self.sittings[-1].items() if k in chosen} if self.sittings else None
         if before != chosen or self._origin:
-            self.history.append({"from": self.learner.steps, **self._origin, **chosen})
+            self.sittings.append({"from": self.learner.steps, **self._origin, **chosen})
 
     def learn(self, train: Callable[[], Iterator[Progress]], shown: tuple[str, ...]) -> None:
         """Go on with `train` until the budget is spent, evaluating and saving on the way and at the end."""
@@ -246,7 +258,7 @@ class Training(ABC):
             "steps": steps,
             "frames": steps * self.frame_skip,
             "steps_trained": self.learner.steps,
-            "history": self.history,
+            "history": self.sittings,
             "code": code_version(),
         }
 

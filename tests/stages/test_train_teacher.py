@@ -203,6 +203,16 @@ def test_beginning_from_a_teacher_of_other_actions_is_one_line(tmp_path: Path) -
     assert "Breakout chooses among 4 actions, here there are 18: begin from one like it" in result.output
 
 
+def test_beginning_from_a_run_in_another_environment_is_one_line(failed: Path) -> None:
+    (checkpoint,) = failed.glob(".work/train-teacher/*/checkpoint.pt")
+    params = (failed / "params.yaml").read_text()
+    (failed / "params.yaml").write_text(params.replace("sticky: 0.0", "sticky: 0.25"))
+    result = call(failed, "--from", str(checkpoint))
+    assert result.exit_code == 1
+    assert "learned with sticky 0.0, not 0.25: begin from a --snapshot of it" in result.output
+    (failed / "params.yaml").write_text(params)
+
+
 def test_beginning_from_another_kind_of_teacher_is_one_line(failed: Path) -> None:
     (checkpoint,) = failed.glob(".work/train-teacher/*/checkpoint.pt")
     write(failed, steps=256, gate=-1.0, algorithm="dqn")
