@@ -170,7 +170,8 @@ def race(teacher: Evaluated, several: Sequence[Evaluated]) -> str:
     figure, axes = plt.subplots(figsize=(7.5, 3.6))
     if teacher.curve is not None:
         _line(axes, read_curve(teacher.curve), "steps", "eval_return", color="#888888", label="teacher, this game alone")
-    colours = itertools.cycle(mpl.color_sequences["tab10"])
+    colourful = [colour for colour in mpl.color_sequences["tab10"] if len(set(colour)) > 1]  # the teacher is grey
+    colours = itertools.cycle([*colourful, "#111111"])
     for who in several:
         assert who.curve is not None
         curve = read_curve(who.curve)
@@ -187,7 +188,7 @@ def race(teacher: Evaluated, several: Sequence[Evaluated]) -> str:
     axes.axhline(read_returns(teacher.episodes)[0].mean(), color="#444444", linewidth=1)
     axes.set_xlabel(f"million states of {teacher.game} learned from")
     axes.set_ylabel("return")
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     return svg(figure)
 
 
