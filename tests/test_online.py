@@ -178,9 +178,14 @@ def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) 
     call(followed, "evaluate", "online/Breakout-0", "history/Breakout-0/best", "history/Breakout-0/last")
     assert "evaluate random/Breakout" in invoke(followed, "report").output
     call(followed, "evaluate", "random/Breakout")
-    call(followed, "evaluate", "online/Breakout-0", "--episodes", "3")
+    with edited_params(followed, followed / "params.yaml") as raw:
+        raw["evaluation"]["episodes"] = 3
+    call(followed, "evaluate", "online/Breakout-0")
+    with edited_params(followed, followed / "params.yaml") as raw:
+        raw["evaluation"]["episodes"] = 2
     told = "online/Breakout-0 has played 3 episodes and history/Breakout-0/best 2"
     assert told in invoke(followed, "report").output
+    (followed / "data/episodes/online/Breakout-0.parquet").unlink()
     call(followed, "evaluate", "online/Breakout-0")
     call(followed, "report", "--paper", str(followed / "online.md"))
     assert "Following a teacher that is still learning" in (followed / "data/report/index.html").read_text()
