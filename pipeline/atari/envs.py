@@ -157,6 +157,10 @@ def _give_back(slots: dict[int, AtariVectorEnv], idle: list[AtariVectorEnv]) -> 
     idle.extend(slots.values())
 
 
+AHEAD: Final = 4
+"""Slots that are stepped at once, for each core: enough to keep it busy, and whatever else runs there has its turn."""
+
+
 class SlotWorld:
     """`width` emulators of one game, each with a thread of its own, of which only the playing ones are stepped.
 
@@ -169,6 +173,7 @@ class SlotWorld:
         self._arguments = _arguments(find_game(game), config)
         self._idle = _waiting(self._arguments)
         self._slots: dict[int, AtariVectorEnv] = {}
+        self._ahead = AHEAD * len(cores())
         weakref.finalize(self, _give_back, self._slots, self._idle).atexit = False
         self._obs_BCHW = np.zeros((width, config.stack, 84, 84), dtype=np.uint8)
         self._reward_B = np.zeros(width, dtype=np.float32)
@@ -194,9 +199,12 @@ class SlotWorld:
         playing = np.flatnonzero(playing_B).tolist()
         self._obs_BCHW = np.empty_like(self._obs_BCHW)
         try:
-            for slot in playing:
+            for slot in playing[: self._ahead]:
                 self._slots[slot].send(action_B[slot : slot + 1])
-            for slot in playing:
+            for number, slot in enumerate(playing, start=self._ahead):
+                if number < len(playing):
+                    later = playing[number]
+                    self._slots[later].send(action_B[later : later + 1])
                 obs_1CHW, reward_1, terminated_1, truncated_1, info = self._slots[slot].recv()
                 self._obs_BCHW[slot] = obs_1CHW[0]
                 self._reward_B[slot] = reward_1[0]
