@@ -324,7 +324,7 @@ class Follower:
         return mean_returns(here, point.number) | {"best_return": mean_returns(self._returns, best)["teacher_return"]}
 
     def finish(self, folder: Path, scheduler: str) -> None:
-        """Learn for the last time, unless that has been done, and write student and curve into `folder`; the card last."""
+        """Learn for the last time, unless the card in `folder` says that it has been done, and write the tables beside it."""
         number = len(self.rows)
         if not (folder / CARD).is_file() or load_card(folder)["versions"] != number + 1:
             self._learn_last(folder, scheduler)
