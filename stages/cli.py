@@ -321,7 +321,8 @@ elsewhere_option = click.option(
 def evaluate(session: Session, /, device: str, agents: tuple[str, ...], **options: Any) -> None:
     """Play whole episodes with AGENTs, on seeds that neither training, collecting nor selection uses: teachers/GAME,
     students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, online/GAME-SEED, history/GAME-SEED/best (or /last, or a snapshot,
-    /007), random/GAME or an agent's folder, whose results are called what the folder is.
+    /007), followers/GAME-SEED/007 (who followed, as it was there), random/GAME or an agent's folder, whose results are called
+    what the folder is.
 
     Killed or stopped, the same command goes on where it was, and from fewer episodes of the same agent, protocol and seeds
     to more. Where and how many play at once does not change the scores.

@@ -81,7 +81,7 @@ def find_contestant(
     if folder == Path(agent) and not (folder / CARD).is_file():
         raise ValueError(
             f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, "
-            f"online/GAME-SEED, history/GAME-SEED/best (or /last), random/GAME or the folder of an agent"
+            f"online/GAME-SEED, history/GAME-SEED/best (or /last), followers/GAME-SEED/NNN, random/GAME or an agent's folder"
         )
     loaded = load_agent(folder, device)
     game = chosen_game(agent, loaded, game)

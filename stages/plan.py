@@ -24,7 +24,7 @@ from pipeline.datasets.schema import MANIFEST
 from pipeline.rl.dqn import DqnLearner
 from pipeline.rl.replay import Transitions
 from stages import params as settings
-from stages.current import earlier_following, made, scored_otherwise, too_few_states
+from stages.current import earlier_following, made, made_with, scored_otherwise, too_few_states
 from stages.grid import games_of_cell, games_of_mix, scored_as
 from stages.history import History
 from stages.paths import Layout
@@ -276,9 +276,12 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
         return seconds + scores * (machine.play(game, told.network) + machine.play(game, variant.network))
 
     done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
-    recorded = History(layout.history(name)).points
-    enough = bool(recorded) and recorded[-1].steps >= told.steps
-    ends = [_evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network) for which in ("best", "last")]
+    recorded = History(layout.history(name))
+    enough = bool(recorded.points) and recorded.points[-1].steps >= told.steps and recorded.made == made_with(params, game)
+    ends = [
+        _evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network, anew=not (enough or done))
+        for which in ("best", "last")
+    ]
     yield machine.job("train-history", name, enough or (done and all(job.done for job in ends)), learning)  # who reads it
     yield machine.job("distill-online", name, done, following)
     yield from ends
