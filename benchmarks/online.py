@@ -24,9 +24,9 @@ from stages.distill_online import Follower
 from stages.history import History, live
 from stages.paths import Layout
 
-STEPS, STATES, UPDATES, EPISODES, LENGTH = 4096, 16_384, 150, 16, 300
+STEPS, STATES, UPDATES, EPISODES, LENGTH = 2048, 16_384, 150, 16, 300
 """A point's, and an episode's steps. Fewer episodes at once would take as long: states are valued 16 at a time."""
-POINTS = 3
+POINTS = 6
 """The first is not counted."""
 PLAYED = 2000
 """Steps of an episode of the experiment, about."""
