@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from benchmarks import command
 from stages import params as settings
 from stages.cluster import cluster
 from stages.distill_online import Follower
@@ -84,4 +84,4 @@ def _small(params: settings.Params, game: str) -> settings.Params:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "Pong")
+    command.run(main, __doc__, game="Pong")
