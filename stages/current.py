@@ -96,7 +96,7 @@ def earlier_following(layout: Layout, params: settings.Params, game: str, seed: 
     card, online = load_card(folder), params.online[game]
     variant: settings.StudentParams = settings.pick(params.students, online.student, "student")
     if (told := card.get("following")) is None or "teacher" not in told:
-        return "how it followed is not recorded"
+        return "how it followed, or how its teacher was made, is not recorded"
     different = _student_differences(params, variant, card | {"updates": told["updates"]})
     if not (folder / CURVE).is_file():
         return f"{CURVE} is missing"

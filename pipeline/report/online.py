@@ -188,8 +188,8 @@ HEAD = (
     "seeds",
     "change",
     "worst drop",
-    "where the best had stood",
-    "drop, of the teacher's [95 % at least]",
+    "worst drop, best unchanged",
+    "drop / teacher's drop [95 % at least]",
     "mean over the run",
     "at the end, fresh seeds",
     "kept %",
@@ -205,7 +205,7 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
         low, high = kept_within(of_game)
         least, most = share_within(of_game)
         student = [
-            f"{share_of_drop(of_game):.2f} [{least:.2f}, {most:.2f}]",
+            f"{share_of_drop(of_game):.2f} [{least:.2f}, {f'{most:.2f}' if math.isfinite(most) else 'no end'}]",
             spread([run.kept for run in of_game]),
             f"{low:.1f} to {high:.1f}" if high else "",
         ]

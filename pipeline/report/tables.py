@@ -199,10 +199,10 @@ TYPICAL: Final = (
 )
 FOLLOWED: Final = (
     "Change is the root mean square of the changes from point to point. The worst drop is below the best policy so far, "
-    "which other seeds chose, at the point that half of the episodes find the worst, measured on the other half; beside it "
-    "that only of points where the best was that of the point before, too; of the students also as a share of their "
-    "teachers', means over seeds, with an interval over episodes that covers 95 % at least. Over several seeds: their mean, "
-    "least and greatest. "
+    "which other seeds chose, at the point that half of the episodes find the worst, measured on the other half; the next "
+    "column counts only points at which the best policy had not just changed. The students' is also given over their "
+    "teachers', of means over seeds, with an interval over episodes that covers 95 % at least and has no upper end where in "
+    "some resamples the teachers do not drop. Over several seeds: their mean, least and greatest. "
     "At the end: the teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is "
     "(student - random) / (best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, "
     "paired by seed."

@@ -105,6 +105,7 @@ def test_the_share_has_an_interval_over_episodes() -> None:
     steady = replace(noisy, teacher_PN=noisy.teacher_PN + np.array([[0.0], [7.9]]))  # in some resamples it does not drop
     low, high = share_within([steady])
     assert low < math.inf == high
+    assert table([steady])[2][6].endswith(", no end]")
 
 
 def test_the_interval_of_the_share_covers_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +166,7 @@ def test_what_the_episodes_do_not_tell_is_not_sure() -> None:
 
 def test_the_table_is_over_seeds() -> None:
     teacher, best, student = table([run(0, 4.0), run(1, 8.0)])
-    same = "6.00 (4.00 to 8.00)"  # change, drop, and drop where the best had stood
+    same = "6.00 (4.00 to 8.00)"  # change, drop, and drop where the best had not just changed
     assert teacher[:7] == ["Pong", "teacher", "2", same, same, same, ""]
     assert teacher[8] == "6.00 (6.00 to 6.00)"
     assert best[3:5] == ["0.00 (0.00 to 0.00)", "0.00 (0.00 to 0.00)"]
