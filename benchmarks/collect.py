@@ -12,7 +12,6 @@ emulator loads its ROM anew for each). Then one against two worker processes, an
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ import torch
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from minari import DataCollector
 
+from benchmarks import command
 from benchmarks.timing import rates
 from pipeline.agents.checkpoints import Agent, load_agent
 from pipeline.agents.device import exact
@@ -181,4 +181,4 @@ def one_against_two(game: str, env: EnvConfig, folder: Path, agent: Agent) -> No
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "Pong")
+    command.run(main, __doc__, game="Pong")

@@ -10,7 +10,6 @@ Prints a line per network.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from benchmarks import command
 from benchmarks.timing import rates
 from pipeline.agents.device import keep_freed_memory, learning
 from pipeline.agents.networks import NETWORKS
@@ -129,5 +129,4 @@ def _asked(least: float | None, how: str) -> str:
 
 
 if __name__ == "__main__":
-    given = [Path(argument) for argument in sys.argv[1:]]
-    main(*(given + [Path("data/datasets/Pong"), Path("params.yaml")][len(given) :]))
+    command.run(main, __doc__, path=Path("data/datasets/Pong"), settings=Path("params.yaml"))

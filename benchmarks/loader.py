@@ -9,7 +9,6 @@ first episodes in Minari (whole episodes, as Minari hands them out). All in one 
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import torch
 from minari import MinariDataset
 from torch.utils.data import DataLoader
 
+from benchmarks import command
 from benchmarks.memory import peak_memory
 from benchmarks.timing import rates
 from pipeline.agents.device import prepare_to_learn
@@ -92,4 +92,4 @@ def _batches(loader: Loader) -> Iterator[torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    command.run(main, __doc__, path=Path)

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks import command
 from pipeline.agents.device import learning, prepare_to_learn
 from pipeline.agents.networks import NETWORKS
 from pipeline.atari.envs import fingerprint
@@ -142,4 +143,4 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, __doc__)

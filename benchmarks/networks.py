@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks import command
 from benchmarks.timing import rates
 from pipeline.agents.cost import cost
 from pipeline.agents.networks import NETWORKS, new_network
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, __doc__)

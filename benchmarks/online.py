@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from benchmarks import command
 from stages import params as settings
 from stages.cluster import cluster
 from stages.distill_online import Follower
 from stages.history import History, live
 from stages.paths import Layout
 
-STEPS, STATES, UPDATES, EPISODES, LENGTH = 4096, 16_384, 150, 16, 300
+STEPS, STATES, UPDATES, EPISODES, LENGTH = 2048, 16_384, 150, 16, 300
 """A point's, and an episode's steps. Fewer episodes at once would take as long: states are valued 16 at a time."""
-POINTS = 3
+POINTS = 6
 """The first is not counted."""
 PLAYED = 2000
 """Steps of an episode of the experiment, about."""
@@ -84,4 +84,4 @@ def _small(params: settings.Params, game: str) -> settings.Params:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "Pong")
+    command.run(main, __doc__, game="Pong")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import fsspec
 import numpy as np
 from moto.server import ThreadedMotoServer
 
+from benchmarks import command
 from pipeline.datasets.describe import info, size
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.repositories import fetched
@@ -71,4 +71,4 @@ def _received() -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else SAMPLE)
+    command.run(main, __doc__, path=SAMPLE)

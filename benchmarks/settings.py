@@ -18,6 +18,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from stages import params as settings
+
 EPISODES = 32
 
 
@@ -28,6 +30,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2_400_000)
     parser.add_argument("changes", nargs="+", help="as epochs=1, 'epsilon_low=0.05 epsilon_high=0.15' or '' for none")
     options = parser.parse_args()
+    try:
+        settings.pick(settings.load(options.params).teachers, options.game, "teacher")
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{options.game}, {options.steps:,} steps each: the better of two snapshots over {EPISODES} episodes", flush=True)
     for change in options.changes:
         with tempfile.TemporaryDirectory() as name:

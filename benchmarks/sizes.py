@@ -7,11 +7,11 @@ Minari's are written some at a time and removed again, so that half a million st
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks import command
 from pipeline.datasets.exchange import DEPTH, to_minari
 from pipeline.datasets.reader import Dataset, open_dataset
 
@@ -42,4 +42,4 @@ def minari_bytes(dataset: Dataset) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [SAMPLE])
+    command.run(main, __doc__, places=[SAMPLE])

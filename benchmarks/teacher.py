@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import command
 from benchmarks.timing import rates
 from pipeline.agents.networks import NETWORKS
 from pipeline.atari.envs import VectorWorld, action_meanings
@@ -108,4 +109,4 @@ def _stable_baselines3() -> Callable[[], int]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, __doc__)

@@ -12,6 +12,8 @@ from ale_py import AtariVectorEnv
 
 EPSILON = 0.05  # of the actions are random, as where the agent was scored
 
+if len(sys.argv) < 2:
+    sys.exit("usage: python play_onnx.py AGENT.onnx [SEED]")
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 record = json.loads(session.get_modelmeta().custom_metadata_map["pd_pipeline"])
 seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0

@@ -321,7 +321,8 @@ elsewhere_option = click.option(
 def evaluate(session: Session, /, device: str, agents: tuple[str, ...], **options: Any) -> None:
     """Play whole episodes with AGENTs, on seeds that neither training, collecting nor selection uses: teachers/GAME,
     students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, online/GAME-SEED, history/GAME-SEED/best (or /last, or a snapshot,
-    /007), random/GAME or an agent's folder, whose results are called what the folder is.
+    /007), followers/GAME-SEED/007 (who followed, as it was there), random/GAME or an agent's folder, whose results are called
+    what the folder is.
 
     Killed or stopped, the same command goes on where it was, and from fewer episodes of the same agent, protocol and seeds
     to more. Where and how many play at once does not change the scores.
@@ -403,9 +404,10 @@ def export(session: Session, /, agent: str, **options: Any) -> None:
 
 
 @main.command()
+@click.option("--anew", is_flag=True, help="As if there were nothing yet.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
-def plan(session: Session, as_json: bool) -> None:
+def plan(session: Session, anew: bool, as_json: bool) -> None:
     """Tell what of params.yaml's grid is done, what is left, and about how long that takes on this machine.
 
     Speeds are measured, a second or two each. A stage that was stopped half way counts as a whole, though it resumes.
@@ -416,7 +418,7 @@ def plan(session: Session, as_json: bool) -> None:
     from stages.runlog import duration
 
     layout, params = session.load()
-    found = list(jobs(layout, params))
+    found = list(jobs(layout, params, anew=anew))
     left = [job for job in found if not job.done]
     if as_json:
         seconds = sum(job.seconds or 0.0 for job in left)
@@ -434,8 +436,8 @@ def plan(session: Session, as_json: bool) -> None:
 @click.option("--dry", is_flag=True, help="Only list the stages that would run.")
 @click.pass_obj
 def repro(session: Session, /, **options: Any) -> None:
-    """Run what of TARGETs has changed or was never made, as `dvc repro --allow-missing` would, but several stages at a time,
-    which share the cores.
+    """Run what of TARGETs has changed or was never made, several stages at a time, which share the cores. `dvc repro` would
+    have everything here that any of them reads.
 
     TARGETs are stages, or dvc.yaml files, of the folder of params.yaml; by default its dvc.yaml. It says first about how long
     they take. What is merely not here, as a dataset in a fresh clone, is made again only where a stage to run reads it: `dvc

@@ -79,9 +79,10 @@ def find_contestant(
         return Contestant(f"random/{found}{named}", found, protocol.environment, policy, card)
     folder = layout.agent(agent)
     if folder == Path(agent) and not (folder / CARD).is_file():
+        reason = f"its folder has no {CARD}" if folder.is_dir() else "there is no such folder"
         raise ValueError(
-            f"unknown agent {agent!r}: write teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, "
-            f"online/GAME-SEED, history/GAME-SEED/best (or /last), random/GAME or the folder of an agent"
+            f"unknown agent {agent!r}, {reason}: write teachers/GAME, students/MIX/VARIANT-SEED, multitask/MIX/VARIANT-SEED, "
+            f"online/GAME-SEED, history/GAME-SEED/best (or /last), followers/GAME-SEED/NNN, random/GAME or an agent's folder"
         )
     loaded = load_agent(folder, device)
     game = chosen_game(agent, loaded, game)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from pipeline.agents.checkpoints import CARD, games_of, load_card
+from pipeline.datasets.compare import differing
 from pipeline.datasets.mix import read_mix, read_recipes
 from pipeline.datasets.reader import read_manifest
 from pipeline.report.online import RETURNS
@@ -87,23 +88,23 @@ def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cel
     return _told(different)
 
 
-def earlier_following(layout: Layout, params: settings.Params, game: str, seed: int, *, scored: bool = True) -> str:
-    """How a student followed its learning teacher, as `earlier_settings`; if `scored` also by how few episodes."""
+def earlier_following(layout: Layout, params: settings.Params, game: str, seed: int) -> str:
+    """How a student followed its learning teacher, and how that learned, as `earlier_settings`; also by how few episodes."""
     folder = layout.online(f"{game}-{seed}")
     if not (folder / CARD).is_file():
         return ""
     card, online = load_card(folder), params.online[game]
     variant: settings.StudentParams = settings.pick(params.students, online.student, "student")
-    if (told := card.get("following")) is None:
-        return "how it followed is not recorded"
+    if (told := card.get("following")) is None or "teacher" not in told:
+        return "how it followed, or how its teacher was made, is not recorded"
     different = _student_differences(params, variant, card | {"updates": told["updates"]})
     if not (folder / CURVE).is_file():
         return f"{CURVE} is missing"
     steps = int(read_curve(folder / CURVE)[-1]["steps"])
     if steps < settings.pick(params.history, game, "history").steps:
         different["steps"] = steps
-    different |= _differing(followed(online, variant), {k: v for k, v in told.items() if k != "score_episodes"})
-    if scored and (episodes := episodes_at_points(folder)) < online.score_episodes:
+    different |= {name: then for name, _, then in differing(followed(params, game), told)}
+    if (episodes := episodes_at_points(folder)) < online.score_episodes:
         different["score_episodes"] = episodes
     return _told(different)
 
@@ -115,11 +116,25 @@ def episodes_at_points(folder: Path) -> int:
     return min(Counter(row["point"] for row in read_curve(folder / RETURNS)).values(), default=0)
 
 
-def followed(online: settings.OnlineParams, variant: settings.StudentParams) -> dict[str, Any]:
+def followed(params: settings.Params, game: str) -> dict[str, Any]:
     """What a card records of how a student followed: all but which seeds there are and by how many episodes they are judged,
-    and the updates at each point.
+    the updates at each point, and how its teacher was made.
     """
-    return online.model_dump(exclude={"seeds", "recipe", "score_episodes"}) | {"updates": variant.updates}
+    online = params.online[game]
+    told = online.model_dump(exclude={"seeds", "recipe", "score_episodes"})
+    return told | {"updates": params.students[online.student].updates, "teacher": made_with(params, game)}
+
+
+def made_with(params: settings.Params, game: str) -> dict[str, Any]:
+    """All that decides a game's history but seed and versions: also, if the learner's settings heed the budget, its steps."""
+    told: settings.HistoryParams = settings.pick(params.history, game, "history")
+    preset: settings.TeacherPreset = settings.pick(params.teacher_presets, told.preset, "teacher preset")
+    return {
+        "history": told.model_dump(exclude=set() if preset.heeds_budget else {"steps"}),
+        "preset": preset.model_dump(exclude_none=True),
+        "environment": asdict(params.environment),
+        "epsilon": params.evaluation.epsilon,
+    }
 
 
 def _student_differences(params: settings.Params, variant: settings.StudentParams, card: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def run(layout: Layout, params: settings.Params, name: str, seed: int, device_na
     settings.check_recipe(f"students.{variant_name}", variant.recipe, RECIPE)
     config = settings.pick(params.presets, variant.preset, "preset")
     spec = settings.network(variant.network)
+    if not layout.mix(mix_name).is_file():
+        settings.pick(params.mixes, mix_name, "mix")
     mix, recipes = read_mix(layout.mix(mix_name)), read_recipes(layout.recipes(mix_name))
     datasets = {
         game: open_ingredients({i.dataset: layout.dataset(i.dataset) for i in ingredients}, ingredients, mix_name)

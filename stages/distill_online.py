@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import pairwise
@@ -18,6 +18,7 @@ from pipeline.agents.networks import QNetwork, place
 from pipeline.atari.envs import fingerprint
 from pipeline.atari.games import find_game
 from pipeline.cores import core_count
+from pipeline.datasets.compare import differing
 from pipeline.datasets.mix import Joined
 from pipeline.datasets.reader import Dataset, open_dataset
 from pipeline.datasets.schema import MANIFEST
@@ -26,14 +27,14 @@ from pipeline.report.online import RETURNS
 from stages import collect
 from stages import params as settings
 from stages.cluster import cluster
-from stages.current import followed
+from stages.current import WATCHING, followed, made_with
 from stages.distill import RECIPE as DISTILL_RECIPE
 from stages.distill import learn, take_up
 from stages.history import History, Point, live, work_folder
 from stages.paths import CURVE, Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state, write_csv
 from stages.runlog import mark, say
-from stages.score_online import episodes, is_there, mean_returns, score_more
+from stages.score_online import INDEX, episodes, is_there, mean_returns, score_more
 
 DROPPED: Final = "dropped"
 """Where a folder goes before it is removed."""
@@ -56,17 +57,17 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     name = f"{game}-{seed}"
     recorded = History(layout.history(name))
     making = work_folder(layout, params, game, seed)
-    epsilon = params.evaluation.epsilon
+    made = made_with(params, game)
     if replay:
-        _check_recorded(recorded, epsilon, f"train-history --game {game} --seed {seed}")
+        _check_recorded(recorded, made, f"train-history --game {game} --seed {seed}")
     decides = {
         "online": told.model_dump(exclude={"seeds", "score_episodes"}),
         "variant": variant.model_dump(),
-        "preset": config.settings(),
+        "preset": {key: value for key, value in config.settings().items() if key not in WATCHING},
         "seed": seed,
         "history": recorded.points[0].digest if replay else making.name,  # both may go on
+        "made": made,
         "environment": fingerprint(game, params.environment),
-        "epsilon": epsilon,
     }
     work = layout.work("distill-online", name, decides)
     if is_there(layout, params, recorded, game, seed, work.name):
@@ -78,6 +79,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         else:
             stack.enter_context(alone_in(making))
             history = History(making / "history")
+            _check_replaced(recorded, history)
             points = live(params, game, seed, making, history, device_name)
         prepare_to_learn()
         follower = Follower(layout, params, game, seed, work, history, device_name)
@@ -88,7 +90,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
                 follower.follow(point, scheduler)
         follower.finish(work / "publish", scheduler)
         if not replay:
-            history.publish(layout.history(name))
+            history.publish(layout.history(name), made)
         _publish(layout, name, work)
         say(f"published {layout.online(name) / CARD}")
         return layout.online(name)
@@ -116,14 +118,24 @@ def _check(variant: settings.StudentParams, name: str, game: str) -> None:
         raise ValueError(f"students.{name}.temperatures name {', '.join(unknown)}, the game is {game}: leave them out")
 
 
-def _check_recorded(recorded: History, epsilon: float, command: str) -> None:
-    """ValueError if there is no record, or one whose best were chosen under another epsilon than they are scored under."""
+def _check_recorded(recorded: History, made: Mapping[str, Any], command: str) -> None:
+    """ValueError if there is no record, or one of other settings than these."""
     if not recorded.points:
         raise ValueError(f"{recorded.folder} has no history: run `pd-pipeline {command}`")
-    if (theirs := recorded.protocol.get("epsilon")) != epsilon:
+    if not recorded.made:
+        raise ValueError(f"{recorded.folder} does not tell how it was made: run `pd-pipeline {command}` to record it again")
+    if others := [f"{name} {then}, not {now}" for name, now, then in differing(made, recorded.made)]:
         raise ValueError(
-            f"the best of {recorded.folder} were chosen with epsilon {theirs}, evaluation.epsilon is {epsilon:g}: "
-            f"set that back, or record the history again"
+            f"{recorded.folder} was made with {', '.join(others)}: set params.yaml back, "
+            f"or run `pd-pipeline {command}` to record another"
+        )
+
+
+def _check_replaced(recorded: History, making: History) -> None:
+    """ValueError where a record would be replaced by another than what it has become."""
+    if [p.digest for p in recorded.points] != [p.digest for p in making.points[: len(recorded.points)]]:
+        raise ValueError(
+            f"{recorded.folder} is a record that a teacher learning now would replace: follow it with --replay, or remove it"
         )
 
 
@@ -168,8 +180,8 @@ class Follower:
         if point.number == len(self.rows):
             self._learn_at(point, scheduler)
         row = self.rows[point.number]
-        if row["snapshot"] != point.digest:
-            raise ValueError(f"{self._work} follows another history: remove it to start afresh")
+        if (row["snapshot"], row["labelled_by"]) != (point.digest, self._history.best(point.number).digest):
+            raise self._another()
         if sum(told["point"] == point.number for told in self._returns) == self._told.score_episodes:
             return
         began = time.monotonic()
@@ -179,6 +191,9 @@ class Follower:
         mark(f"follow {self._game}-{self._seed}", point.steps, returns)
         told = ", ".join(f"{who.removesuffix('_return')} {value:.2f}" for who, value in returns.items())
         say(f"{self._game} at {point.steps:,} steps: {told}")
+
+    def _another(self) -> ValueError:
+        return ValueError(f"{self._work} follows another history: remove it to start afresh")
 
     def _learn_at(self, point: Point, scheduler: str) -> None:
         """Collect and learn, and begin the point's row."""
@@ -309,7 +324,9 @@ class Follower:
         )
         if self._optimizer is not None:
             student.load_optimizer(self._optimizer)
-        checkpoint = self._work / f"learning-{joined.parts[-1].manifest.digest[:12]}-{len(numbers)}-{updates}.pt"
+        watching = "-".join(str(self._config.settings()[name]) for name in WATCHING)  # in what order states come depends on it
+        version = joined.parts[-1].manifest.digest[:12]
+        checkpoint = self._work / f"learning-{version}-{len(numbers)}-{updates}-{watching}.pt"
         take_up(student, checkpoint, f"{self._game} at point {numbers[-1]}")
         learn(student, checkpoint, f"distill {self._game}-{self._seed} at point {numbers[-1]}")
         self._network, self._optimizer = student.network, student.optimizer.state_dict()
@@ -325,11 +342,14 @@ class Follower:
 
     def finish(self, folder: Path, scheduler: str) -> None:
         """Learn for the last time, unless the card in `folder` says that it has been done, and write the tables beside it."""
-        number = len(self.rows)
-        if not (folder / CARD).is_file() or load_card(folder)["versions"] != number + 1:
+        number, best = len(self.rows), self._history.best(len(self.rows))
+        if number != len(self._history.points):
+            raise self._another()
+        card = load_card(folder) if (folder / CARD).is_file() else {}
+        if not card or (card["versions"], card["teacher"]["digest"]) != (number + 1, best.digest):
             self._learn_last(folder, scheduler)
         final = open_dataset(self._version(number)).manifest.digest
-        write_csv(self._work / "versions/index.csv", self._index(final))
+        write_csv(self._work / "versions" / INDEX, self._index(final))
         write_csv(folder / CURVE, self.rows)
         write_csv(folder / RETURNS, self._returns)
 
@@ -353,7 +373,7 @@ class Follower:
                 "objective": asdict(self._variant.objective()),
                 "updates": self._variant.updates * len(self.rows) + self._told.final_updates,
                 "versions": len(self.rows) + 1,
-                "following": followed(self._told, self._variant),
+                "following": followed(self._params, self._game),
                 "run": self._work.name,
                 "held_out": {key: measured[key] for key in MEASURES},
                 "settings": {"preset": self._variant.preset, **self._config.settings()},

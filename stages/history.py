@@ -16,6 +16,7 @@ from pipeline.atari.envs import VectorWorld, action_meanings, fingerprint
 from pipeline.atari.games import find_game
 from stages import params as settings
 from stages.contest import mean_return, tried
+from stages.current import made_with
 from stages.paths import Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state
 from stages.runlog import mark, saved_when_stopped, say, show
@@ -41,15 +42,17 @@ class Point(NamedTuple):
 
 
 class History:
-    """Snapshots in a folder: `history.json`, and an agent per point. `protocol` is how the best is chosen, {} without any."""
+    """Snapshots in a folder: `history.json`, and an agent per point. One that is published tells how it was `made`
+    (`current.made_with`); for one that is not, its folder's name does.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = folder / RECORD
         try:
-            told = json.loads(path.read_text()) if path.is_file() else {"protocol": {}, "points": []}
-            self.protocol: dict[str, Any] = dict(told["protocol"])
+            told = json.loads(path.read_text()) if path.is_file() else {"points": []}
             self.points = [Point(**row) for row in told["points"]]
+            self.made: dict[str, Any] = dict(told.get("made", {}))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not a history ({error}): restore it with `dvc pull` or run train-history") from None
 
@@ -61,19 +64,25 @@ class History:
         """The best of the points up to this one, by the seeds that choose."""
         return max(self.points[: number + 1], key=lambda p: p.selected)
 
-    def add(self, point: Point, protocol: dict[str, Any]) -> None:
+    def add(self, point: Point) -> None:
         """Its agent is there already."""
         self.points.append(point)
-        self.protocol = protocol
-        told = {"protocol": protocol, "points": [p._asdict() for p in self.points]}
-        with replaced_file(self.folder / RECORD) as part:
+        self._write(self.folder)
+
+    def _write(self, folder: Path) -> None:
+        told = {"made": self.made, "points": [p._asdict() for p in self.points]}
+        with replaced_file(folder / RECORD) as part:
             part.write_text(json.dumps(told, indent=1) + "\n")
 
-    def publish(self, target: Path) -> None:
-        """Copy it to `target`, with `best` and `last` of all as agents. What is here stays: more steps go on from it."""
+    def publish(self, target: Path, made: dict[str, Any]) -> None:
+        """Copy it to `target`, with how it was `made` and `best` and `last` of all as agents. What is here stays: more steps go
+        on from it.
+        """
         copy = self.folder.with_name("publish")
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.folder, copy)
+        self.made = made
+        self._write(copy)
         for name, point in (("best", self.best(len(self.points))), ("last", self.points[-1])):
             shutil.copytree(self.agent(point), copy / name)
         replace_folder(copy, target)
@@ -88,7 +97,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         for _ in live(params, game, seed, work, history, device_name):
             pass
         target = layout.history(f"{game}-{seed}")
-        history.publish(target)
+        history.publish(target, made_with(params, game))
         best = history.best(len(history.points))
         say(f"published {target}: {len(history.points)} snapshots, the best at {best.steps:,} steps ({best.selected:.2f})")
         return target
@@ -99,16 +108,9 @@ def work_folder(layout: Layout, params: settings.Params, game: str, seed: int) -
 
     ValueError if params.yaml has none, or of another recipe.
     """
-    told: settings.HistoryParams = settings.pick(params.history, game, "history")
-    settings.check_recipe(f"history.{game}", told.recipe, RECIPE)
-    preset: settings.TeacherPreset = settings.pick(params.teacher_presets, told.preset, "teacher preset")
-    decides = {
-        "history": told.model_dump(exclude=set() if preset.heeds_budget else {"steps"}),
-        "preset": preset.model_dump(exclude_none=True),
-        "environment": fingerprint(game, params.environment),
-        "epsilon": params.evaluation.epsilon,
-        "seed": seed,
-    }
+    made = made_with(params, game)
+    settings.check_recipe(f"history.{game}", params.history[game].recipe, RECIPE)
+    decides = {**made, "environment": fingerprint(game, params.environment), "seed": seed}
     return layout.work("train-history", f"{game}-{seed}", decides)
 
 
@@ -218,7 +220,7 @@ class _Recording:
         selecting = round(time.monotonic() - began, 1)
         point = Point(number, steps, selected, digest, round(self._seconds, 1), selecting)
         mark(f"train {game}-{self._seed}", steps, {"eval_return": selected})
-        self._history.add(point, {"select_episodes": episodes, "epsilon": epsilon})
+        self._history.add(point)
         self._seconds = 0.0
         say(f"{game} at {steps:,} steps: mean return {selected:.2f} on the seeds that choose")
         return point

@@ -264,7 +264,7 @@ class Params(Section):
     teachers: dict[str, TeacherParams]
     teacher_presets: dict[str, TeacherPreset]
     datasets: dict[str, DatasetParams]
-    mixes: dict[str, list[str]]
+    mixes: dict[str, Annotated[list[str], Field(min_length=1)]]
     students: dict[str, StudentParams]
     multitask: dict[str, MultitaskParams] = {}
     history: dict[str, HistoryParams] = {}
@@ -318,9 +318,13 @@ def load(path: Path) -> Params:
     try:
         raw = json.dumps(YAML(typ="safe", pure=True).load(path.read_text()))
     except YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}{where} is not valid YAML: {str(error).splitlines()[0]}") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds more than plain keys and values ({error})") from None
+    if raw == "null":
+        raise ValueError(f"{path} is empty: `pd-pipeline new GAME` writes one to begin with")
     try:
         return Params.model_validate_json(raw)
     except ValidationError as error:
@@ -363,7 +367,8 @@ def described_in(layout: Layout, params: Params, name: str) -> Path:
 def pick(section: dict[str, Any], key: str, name: str) -> Any:
     """`section[key]`; ValueError lists what there is."""
     if key not in section:
-        raise ValueError(f"params.yaml has no {name} {key!r}: it has {', '.join(section) or 'none'}")
+        remedy = f"; `pd-pipeline new {key}` begins an experiment with it" if name == "teacher" else ""
+        raise ValueError(f"params.yaml has no {name} {key!r}: it has {', '.join(section) or 'none'}{remedy}")
     return section[key]
 
 

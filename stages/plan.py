@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from pipeline.datasets.schema import MANIFEST
 from pipeline.rl.dqn import DqnLearner
 from pipeline.rl.replay import Transitions
 from stages import params as settings
-from stages.current import earlier_following, made, scored_otherwise, too_few_states
+from stages.current import earlier_following, made, made_with, scored_otherwise, too_few_states
 from stages.grid import games_of_cell, games_of_mix, scored_as
 from stages.history import History
 from stages.paths import Layout
@@ -52,11 +52,13 @@ class Job(NamedTuple):
 
 class Machine:
     """How fast this machine is: each rate is measured when it is first asked for, a second or two. `wanted` are the jobs, by
-    stage and name, that are asked for: by default all.
+    stage and name, that are asked for: by default all. `anew`, nothing is done.
     """
 
-    def __init__(self, params: settings.Params, wanted: Collection[tuple[str, str]] | None = None) -> None:
-        self._params, self._wanted = params, wanted
+    def __init__(
+        self, params: settings.Params, wanted: Collection[tuple[str, str]] | None = None, *, anew: bool = False
+    ) -> None:
+        self._params, self._wanted, self.anew = params, wanted, anew
         prepare_to_learn()  # as what learns does: a forward pass takes half as long
         self.forward = cache(self._forward)
         self.judge = cache(self._judge)
@@ -67,7 +69,7 @@ class Machine:
     def job(self, stage: str, name: str, done: bool, cost: Callable[[], float | None]) -> Job:
         """`cost` tells the seconds, if they are asked for. What is wanted is not done, whatever is there."""
         if self._wanted is None:
-            return Job(stage, name, done, 0.0 if done else cost())
+            return Job(stage, name, done and not self.anew, 0.0 if done and not self.anew else cost())
         wanted = (stage, name) in self._wanted
         return Job(stage, name, done and not wanted, cost() if wanted else 0.0)
 
@@ -158,18 +160,22 @@ def told(jobs: Collection[Job], unknown: int = 0) -> str:
     return f"about {duration(sum(job.seconds or 0.0 for job in jobs))}{beside} on this machine"
 
 
-def jobs(layout: Layout, params: settings.Params, wanted: Collection[tuple[str, str]] | None = None) -> Iterator[Job]:
-    """Everything that the grid asks for; rates are measured as far as something of it, or of what is `wanted`, is left."""
-    machine = Machine(params, wanted)
+def jobs(
+    layout: Layout, params: settings.Params, wanted: Collection[tuple[str, str]] | None = None, *, anew: bool = False
+) -> Iterator[Job]:
+    """Everything that the grid asks for; rates are measured as far as something of it, or of what is `wanted`, is left. `anew`
+    it is as if there were nothing.
+    """
+    machine = Machine(params, wanted, anew=anew)
     cells = params.cells()
     labelling = {}
     for game in dict.fromkeys(game for cell in cells for game in games_of_cell(layout, params, cell)):
         trained = (layout.teacher(game) / CARD).is_file()
         labelling[game] = str(load_card(layout.teacher(game))["network"]) if trained else "pqn"
-        yield machine.job("train-teacher", game, trained, lambda: None)
+        yield machine.job("train-teacher", game, trained, partial(_teaching, layout, params, machine, game))
         yield _evaluation(layout, params, machine, f"random/{game}", game)
         yield _evaluation(layout, params, machine, f"teachers/{game}", game, labelling[game])
-    unfinished = [c for c in cells if c.kind == "students" and not made(layout, params, c)]
+    unfinished = [c for c in cells if c.kind == "students" and (anew or not made(layout, params, c))]
     read = {name for cell in unfinished for name in params.mixes[cell.mix]}
     for name in dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix")):
         there = (layout.dataset(name) / MANIFEST).is_file()
@@ -186,6 +192,15 @@ def jobs(layout: Layout, params: settings.Params, wanted: Collection[tuple[str, 
             yield _evaluation(layout, params, machine, f"random/{game}", game)
         for seed in online.seeds:
             yield from _followed(layout, params, machine, game, seed)
+
+
+def _teaching(layout: Layout, params: settings.Params, machine: Machine, game: str) -> float | None:
+    """Seconds of a teacher's training; None for one that params.yaml does not have."""
+    if (teacher := params.teachers.get(game)) is None:
+        return None
+    episodes = -(-teacher.steps // teacher.select_every) * teacher.select_episodes + teacher.gate_episodes
+    learning = teacher.steps * machine.learn(teacher.preset, teacher.network, game)
+    return learning + machine.episodes(layout, game, episodes, teacher.network)
 
 
 def _collection(params: settings.Params, machine: Machine, name: str, done: bool, labelling: Mapping[str, str]) -> Job:
@@ -217,7 +232,7 @@ def _evaluation(
     name = name or agent
     wanted = params.evaluation.episodes_of("teacher" if agent.startswith("teachers/") else "student", game)
     played = 0
-    if layout.scores(name).is_file() and not anew and not scored_otherwise(layout, params, agent, name, game):
+    if layout.scores(name).is_file() and not (anew or machine.anew) and not scored_otherwise(layout, params, agent, name, game):
         played = int(json.loads(layout.scores(name).read_text())["episodes"])
     left = max(0, wanted - played)
     return machine.job("evaluate", name, not left, lambda: machine.episodes(layout, game, left or wanted, *networks))
@@ -276,9 +291,12 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
         return seconds + scores * (machine.play(game, told.network) + machine.play(game, variant.network))
 
     done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
-    recorded = History(layout.history(name)).points
-    enough = bool(recorded) and recorded[-1].steps >= told.steps
-    ends = [_evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network) for which in ("best", "last")]
+    recorded = History(layout.history(name))
+    enough = bool(recorded.points) and recorded.points[-1].steps >= told.steps and recorded.made == made_with(params, game)
+    ends = [
+        _evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network, anew=not (enough or done))
+        for which in ("best", "last")
+    ]
     yield machine.job("train-history", name, enough or (done and all(job.done for job in ends)), learning)  # who reads it
     yield machine.job("distill-online", name, done, following)
     yield from ends

@@ -88,7 +88,7 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
     facts = {
         "package": "{version}, revision {revision}".format(**code_version()),
         "command": command,
-        "protocol": _protocol(params, rows),
+        "protocol": _protocol(params, rows, online),
         "evaluation seed": params.evaluation.seed,
         **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
@@ -112,7 +112,8 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         beside=[row for name in params.beside if paper for row in _beside(layout.root / name, games)],
         earlier=earlier,
         collections=apart,
-        missing=[cell.name for cell in params.cells() if cell not in cells],
+        missing=[cell.name for cell in params.cells() if cell not in cells]
+        + [f"{game}-{seed}" for game, seed in runs if (game, seed) not in {(run.game, run.seed) for run in online}],
     )
     _publish(
         layout,
@@ -150,12 +151,12 @@ def _command(root: Path, *, partial: bool, paper: Path | None) -> str:
     return f"cd {within.rstrip('/')}; pd-pipeline repro" if within else "dvc repro"
 
 
-def _protocol(params: settings.Params, rows: Sequence[Row]) -> str:
+def _protocol(params: settings.Params, rows: Sequence[Row], online: Sequence[Run]) -> str:
     """How many episodes have been played, by agents and by teachers, and how they start and explore."""
     games: dict[int, dict[str, None]] = {}
-    for row in rows:
-        if row.score.role not in ("teacher", "random"):
-            games.setdefault(row.score.episodes, {})[row.score.game] = None
+    played = [(row.score.episodes, row.score.game) for row in rows if row.score.role not in ("teacher", "random")]
+    for episodes, game in [*played, *((len(run.student_N), run.game) for run in online)]:
+        games.setdefault(episodes, {})[game] = None
     counts = sorted(games) or [params.evaluation.episodes]
     each = " or ".join(f"{n} ({', '.join(games[n])})" for n in counts) if len(counts) > 1 else str(counts[0])
     taught = sorted({row.score.episodes for row in rows if row.score.role == "teacher"})
@@ -254,7 +255,7 @@ def _run(layout: Layout, params: settings.Params, game: str, seed: int) -> Run:
     for path in (folder / CURVE, folder / RETURNS):
         if not path.is_file():
             raise ValueError(
-                f"the report lacks {path}: run `pd-pipeline distill-online --game {game} --seed {seed}` or `dvc repro`"
+                f"the report lacks {path}: run `pd-pipeline distill-online --game {game} --seed {seed} --replay` or `dvc repro`"
             )
     if (following := load_card(folder).get("following")) is None:
         raise ValueError(f"{folder} does not tell how it followed: `dvc repro` makes it anew")

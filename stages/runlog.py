@@ -136,13 +136,14 @@ def show(
             now = time.monotonic()
             rate = (p.done - first) / max(1e-9, now - started)
             numbers = " ".join(f"{name} {p.metrics[name]:.4g}" for name in metrics if name in p.metrics)
-            note = f"{rate:,.0f} {p.unit}/s {numbers}" if rate >= 1 else f"{rate * 3600:,.0f} {p.unit}/h {numbers}"
+            pace = f"{rate:,.0f} {p.unit}/s" if rate >= 1 else f"{rate * 3600:,.0f} {p.unit}/h" if rate else ""
+            note = f"{pace} {numbers}".strip()
             if bar and task is not None:
                 bar.update(task, completed=p.done, total=p.total, note=note)
             elif now - last_line >= LINE_EVERY_SECONDS or p.done >= p.total:
                 last_line = now
-                left = (p.total - p.done) / rate if rate > 0 else math.inf
-                say(f"{title}: {p.done:,}/{p.total:,} {p.unit}, {note}, {duration(left)} left")
+                left = f"{duration((p.total - p.done) / rate)} left" if rate else ""
+                say(", ".join(filter(None, (f"{title}: {p.done:,}/{p.total:,} {p.unit}", note, left))))
             if learning:
                 mark(title, p.done, p.metrics)
             yield p

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.agents.checkpoints import CARD, load_agent, load_card
 from pipeline.agents.device import exact, pick_device
@@ -14,11 +14,14 @@ from pipeline.report.online import RETURNS
 from pipeline.report.scores import read_curve
 from stages import params as settings
 from stages.contest import Notes, tried
-from stages.current import earlier_following, episodes_at_points
+from stages.current import episodes_at_points
 from stages.history import History, Point
 from stages.paths import CURVE, Layout
 from stages.publish import alone_in, replaced_file, write_csv
 from stages.runlog import say
+
+INDEX: Final = "index.csv"
+"""Of the versions that a student learned from: who labelled each."""
 
 
 def is_there(layout: Layout, params: settings.Params, recorded: History, game: str, seed: int, run: str) -> bool:
@@ -27,14 +30,20 @@ def is_there(layout: Layout, params: settings.Params, recorded: History, game: s
     folder = layout.online(name)
     if not (folder / CARD).is_file() or load_card(folder).get("run") != run:
         return False
-    if earlier_following(layout, params, game, seed, scored=False):  # fewer steps
+    rows = read_curve(folder / CURVE)
+    if int(rows[-1]["steps"]) < params.history[game].steps:
         return False
-    told = [(row["snapshot"], row.get("follower")) for row in read_curve(folder / CURVE)]
+    index = layout.versions(name) / INDEX
+    if index.is_file() and [row["dataset_digest"] for row in read_curve(index)][:-1] != [row["dataset"] for row in rows]:
+        return False  # a run that was killed has published its own
+    told = [(row["snapshot"], row["labelled_by"], row.get("follower")) for row in rows]
     kept = [layout.followers(name) / f"{point.number:03}" for point in recorded.points]
     if not all((follower / CARD).is_file() for follower in kept):
         return False
     digests = (load_card(follower)["digest"] for follower in kept)
-    return told == list(zip((point.digest for point in recorded.points), digests, strict=True))
+    points = recorded.points
+    best = (recorded.best(point.number).digest for point in points)
+    return told == list(zip((point.digest for point in points), best, digests, strict=True))
 
 
 def score_more(layout: Layout, params: settings.Params, recorded: History, game: str, seed: int, device_name: str) -> Path:

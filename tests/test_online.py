@@ -270,7 +270,59 @@ def test_any_other_setting_of_a_follower_is_noticed(followed: Path) -> None:
     with edited_params(followed, params) as raw:
         raw["online"]["Breakout"] |= {"window": 2}
         raw["presets"]["fast"]["learning_rate"] = rate
+        raw["presets"]["fast"]["memory_gb"] = 1.5  # as another machine may want it
     assert earlier_following(*load_project(params), "Breakout", 0) == ""
+    assert "is there already" in call(followed, "distill-online", "--game", "Breakout", "--replay")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "told"),
+    [
+        ("history", "select_episodes", 1, "history.select_episodes 2, not 1"),
+        ("history", "network", "net2", "history.network net3, not net2"),
+        ("evaluation", "epsilon", 0.25, "epsilon 0.5, not 0.25"),
+        ("environment", "noop_max", 7, "environment.noop_max 30, not 7"),
+    ],
+)
+def test_a_history_of_other_settings_is_not_taken_for_one_of_these(
+    followed: Path, tmp_path: Path, section: str, name: str, value: Any, told: str
+) -> None:
+    folder = project(tmp_path)
+    shutil.copytree(followed / "data", folder / "data")
+    with edited_params(folder, folder / "params.yaml") as raw:
+        changed = raw["history"]["Breakout"] if section == "history" else raw[section]
+        changed[name] = value
+    refused = invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
+    assert f"data/history/Breakout-0 was made with {told}: set params.yaml back" in refused
+    assert f"teacher.{told.partition(', not')[0]}" in earlier_following(*load_project(folder / "params.yaml"), "Breakout", 0)
+    undone = [job["stage"] for job in json.loads(call(folder, "plan", "--json"))["jobs"] if not job["done"]]
+    assert undone[-5:] == ["train-history", "distill-online", "evaluate", "evaluate", "evaluate"]
+
+
+def best_of(points: list[dict[str, Any]]) -> list[str]:
+    """Who was the best up to each point."""
+    return [max(points[: number + 1], key=lambda p: p["selected"])["digest"] for number in range(len(points))]
+
+
+def test_a_record_whose_best_are_others_is_another_record(followed: Path, tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    shutil.copytree(followed / "data", folder / "data")
+    shutil.copytree(followed / ".work", folder / ".work")
+    path = folder / "data/history/Breakout-0/history.json"
+    told = json.loads(path.read_text())
+    last = max(range(3), key=lambda n: told["points"][n]["selected"])
+    told["points"][(last + 1) % 3]["selected"] = 1e6
+    path.write_text(json.dumps(told))
+    assert (
+        "follows another history: remove it to start afresh"
+        in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
+    )
+    path.write_text(json.dumps(told | {"points": json.loads((followed / path.relative_to(folder)).read_text())["points"][:2]}))
+    shutil.rmtree(folder / "data/online")
+    assert (
+        "follows another history: remove it to start afresh"
+        in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
+    )
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *at: int) -> None:
@@ -353,9 +405,9 @@ def test_interrupted_it_comes_to_the_same(recorded: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.slow
-def test_killed_while_it_publishes_it_publishes(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_it_publishes_it_publishes(followed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = project(tmp_path)
-    shutil.copytree(recorded / "data/history", folder / "data/history")
+    shutil.copytree(followed / "data/history", folder / "data/history")
     real, calls = replace_folder, itertools.count()
 
     def killed(*arguments: Any) -> None:
@@ -365,8 +417,7 @@ def test_killed_while_it_publishes_it_publishes(recorded: Path, tmp_path: Path, 
 
     monkeypatch.setattr("stages.distill_online.replace_folder", killed)
     assert [invoke(folder, "distill-online", "--game", "Breakout", "--replay").exit_code for _ in range(3)] == [130, 130, 0]
-    if (recorded / "data/online/Breakout-0").exists():
-        assert rows(folder) == rows(recorded)
+    assert rows(folder) == rows(followed)
     assert open_dataset(folder / "data/versions/Breakout-0/003").manifest.states == 200
 
 
@@ -445,11 +496,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
     result = invoke(folder, "distill-online", "--game", "Breakout", "--replay")
     assert result.exit_code == 1
     assert "is not a history" in result.output
-    damaged.write_text(json.dumps({"protocol": {}, "points": [[]]}))
+    damaged.write_text(json.dumps({"points": [[]]}))
     assert "is not a history" in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
     point = {"number": 0, "steps": 1, "selected": 0.0, "digest": "d", "seconds_learning": 1.0, "seconds_selecting": 1.0}
-    damaged.write_text(json.dumps({"protocol": {"epsilon": 0.4}, "points": [point]}))
+    damaged.write_text(json.dumps({"points": [point]}))
+    told = "does not tell how it was made: run `pd-pipeline train-history --game Breakout --seed 0` to record it again"
+    assert told in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
     assert (
-        "were chosen with epsilon 0.4, evaluation.epsilon is 0.5"
-        in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
+        "is a record that a teacher learning now would replace" in invoke(folder, "distill-online", "--game", "Breakout").output
     )

@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -78,6 +79,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
                 moments += 1
                 os.killpg(running.pid, signal.SIGKILL)
         _, said = running.communicate()
+        announced = (said.count("on the seeds that choose"), len(re.findall(r": teacher -?[0-9.]+, student", said)))
         published = (tmp_path / "data/online/Breakout-0/card.json").is_file()
         if published:
             check_whole(tmp_path, before)
@@ -86,4 +88,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         found = on_disk(tmp_path)
         assert found[0][: len(before[0])] == before[0]
         assert found[1][: len(before[1])] == before[1]
+        points, rows = len(found[0]) - len(before[0]), len(found[1]) - len(before[1])
+        assert points - announced[0] in (0, 1)  # what was saved last may not have been told of any more
+        assert rows - announced[1] in (0, 1)
         before = found

@@ -98,7 +98,10 @@ def load_card(folder: Path) -> dict[str, Any]:
     """The card of the agent in `folder`. ValueError says what is missing and how to get it."""
     path = folder / CARD
     if not path.is_file():
-        raise ValueError(f"no agent at {folder}: {CARD} is missing (run `dvc repro` to make it or `dvc pull` to fetch it)")
+        raise ValueError(
+            f"no agent at {folder}: {CARD} is missing; `pd-pipeline plan` tells what is left to make, "
+            f"`git checkout` or `dvc pull` brings back what was there"
+        )
     try:
         card = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -122,7 +125,9 @@ def load_agent(folder: Path, device: torch.device) -> Agent:
         network = QNetwork(spec, heads)
         network.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError:
-        raise ValueError(f"{folder / WEIGHTS} is missing: `dvc pull` or `git lfs pull` it, or run `dvc repro`") from None
+        raise ValueError(
+            f"{folder / WEIGHTS} is missing: bring it back with `git checkout` or `dvc pull`, or make the agent again"
+        ) from None
     except (SafetensorError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{folder} is damaged ({first}): restore it with `git checkout` or `dvc pull`") from None

@@ -340,11 +340,12 @@ def read_manifest(where: str | Path | Folder) -> Manifest:
         text = folder.read(schema.MANIFEST)
     except FileNotFoundError:
         reason = (
-            f"has no {schema.MANIFEST}: its collection never finished (run it again to resume)"
+            f"has no {schema.MANIFEST}: it is none, or its collection never finished (the same command goes on)"
             if folder.is_folder()
             else "does not exist"
         )
-        raise ValueError(f"dataset {folder} {reason}; `dvc repro` makes it, `dvc pull` fetches it") from None
+        remedy = "`pd-pipeline collect` makes one, `dvc pull` fetches what was pushed to a DVC remote"
+        raise ValueError(f"dataset {folder} {reason}; {remedy}") from None
     return parse_manifest(text, path)
 
 

@@ -152,7 +152,7 @@ At each point of the teacher's learning the policy that did best on the seeds th
 and the student goes on learning from what that policy has labelled; teacher, best so far and student are scored on other seeds.
 {tables.FOLLOWED}
 
-{tables.online(results.online).markdown()}{_asked(tables.bars_of_online(results.online))}"""
+{tables.online(results.online).markdown()}{_asked(tables.bars_of_online(results.online, results.missing))}"""
 
 
 def _predictors(found: Predicted) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import compress
@@ -199,9 +199,10 @@ TYPICAL: Final = (
 )
 FOLLOWED: Final = (
     "Change is the root mean square of the changes from point to point. The worst drop is below the best policy so far, "
-    "which other seeds chose, at the point that half of the episodes find the worst, measured on the other half; beside it "
-    "that only of points where the best was that of the point before, too; of the students also as a share of their "
-    "teachers', means over seeds, with its 95 % interval over episodes. Over several seeds: their mean, least and greatest. "
+    "which other seeds chose, at the point that half of the episodes find the worst, measured on the other half; the next "
+    "column counts only points at which the best policy had not just changed. The students' is also given over their "
+    "teachers', of means over seeds, with an interval over episodes that covers 95 % at least and has no upper end where in "
+    "some resamples the teachers do not drop. Over several seeds: their mean, least and greatest. "
     "At the end: the teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is "
     "(student - random) / (best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, "
     "paired by seed."
@@ -427,22 +428,25 @@ def bars_of_several(summaries: Sequence[Summary]) -> Table:
     return Table(["KL students", mean, "", of_a_game, ""], cells)
 
 
-def bars_of_online(runs: Sequence[Run]) -> Table:
-    """What is asked of students that follow a learning teacher (`paper.DROP`, `paper.KEPT`), over a game's seeds. Where the
-    interval over episodes has the bar in it, that is told: other episodes might say otherwise.
+def bars_of_online(runs: Sequence[Run], missing: Collection[str] = ()) -> Table:
+    """What is asked of students that follow a learning teacher (`paper.DROP`, `paper.KEPT`), over a game's seeds; open where
+    some of its runs, GAME-SEED, are `missing`. Where the interval over episodes has the bar in it, that is told: other episodes
+    might say otherwise.
     """
     cells = []
     for game in dict.fromkeys(run.game for run in runs):
         of_game = [run for run in runs if run.game == game]
         share, (least, most) = share_of_drop(of_game), share_within(of_game)
-        held = _surely(share <= DROP, most <= DROP if share <= DROP else least > DROP) if teachers_drop(of_game) else "open"
+        whole = game not in {name.rpartition("-")[0] for name in missing}
+        known = whole and teachers_drop(of_game)
+        held = _surely(share <= DROP, most <= DROP if share <= DROP else least > DROP) if known else "open"
         cells.append([f"{game}: worst drop, of the teacher's", f"at most {DROP:.3f}", f"{share:.3f}", held])
         kept = [percent for run in of_game if (percent := run.kept) is not None]
         if len(kept) < len(of_game):
             cells.append([f"{game}: kept %", f"at least {KEPT:.1f}", "", "open"])
             continue
         mean, (low, high) = float(np.mean(kept)), kept_within(of_game)
-        held = _surely(mean >= KEPT, low >= KEPT if mean >= KEPT else high < KEPT)
+        held = _surely(mean >= KEPT, low >= KEPT if mean >= KEPT else high < KEPT) if whole else "open"
         cells.append([f"{game}: kept %", f"at least {KEPT:.1f}", f"{mean:.1f}", held])
     return Table(["students, mean over seeds", "asked", "reached", ""], cells)
 

@@ -105,6 +105,28 @@ def test_the_share_has_an_interval_over_episodes() -> None:
     steady = replace(noisy, teacher_PN=noisy.teacher_PN + np.array([[0.0], [7.9]]))  # in some resamples it does not drop
     low, high = share_within([steady])
     assert low < math.inf == high
+    assert table([steady])[2][6].endswith(", no end]")
+
+
+def test_the_interval_of_the_share_covers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is the hardest: students that are worse at one point only, by half of an episode's deviation."""
+    monkeypatch.setattr("pipeline.report.bootstrap.RESAMPLES", 200)
+    teacher_P, best_P, behind_P = np.array([0, 8, 6, 9, 12, 10.5, 20, 15.0]), [0, 1, 1, 3, 4, 4, 6, 6], np.eye(8)[4]
+    rng = np.random.default_rng(0)
+
+    def drawn(seed: int) -> Run:
+        student_P = teacher_P[best_P] - behind_P
+        teacher_PN, student_PN = (mean_P[:, None] + rng.normal(scale=2.0, size=(8, 50)) for mean_P in (teacher_P, student_P))
+        return replace(run(seed, 0.0), teacher_PN=teacher_PN, student_PN=student_PN, best_P=best_P)
+
+    within = [share_within([drawn(seed) for seed in range(3)]) for _ in range(40)]
+    assert sum(low <= 1.0 / 5.0 <= high for low, high in within) >= 38
+
+
+def test_what_was_asked_is_open_until_all_seeds_are_there() -> None:
+    runs = [run(0, 4.0), run(1, 16.0)]
+    assert [row[3] for row in tables.bars_of_online(runs, ["Qbert-0"]).cells] == ["met", "missed"]
+    assert [row[2:] for row in tables.bars_of_online(runs, ["Pong-2"]).cells] == [["0.200", "open"], ["90.0", "open"]]
 
 
 def test_what_was_asked_is_of_the_means_over_seeds() -> None:
@@ -144,7 +166,7 @@ def test_what_the_episodes_do_not_tell_is_not_sure() -> None:
 
 def test_the_table_is_over_seeds() -> None:
     teacher, best, student = table([run(0, 4.0), run(1, 8.0)])
-    same = "6.00 (4.00 to 8.00)"  # change, drop, and drop where the best had stood
+    same = "6.00 (4.00 to 8.00)"  # change, drop, and drop where the best had not just changed
     assert teacher[:7] == ["Pong", "teacher", "2", same, same, same, ""]
     assert teacher[8] == "6.00 (6.00 to 6.00)"
     assert best[3:5] == ["0.00 (0.00 to 0.00)", "0.00 (0.00 to 0.00)"]

@@ -77,6 +77,23 @@ def test_a_dataset_of_fewer_states_than_asked_is_not_done(tmp_path: Path) -> Non
     assert collecting(states + 1).seconds == pytest.approx((states + 1) * STEP)
 
 
+def test_anew_it_is_as_if_there_were_nothing(tmp_path: Path) -> None:
+    episode = corridor_episode(0, np.random.default_rng(0))
+    write_dataset(tmp_path / "data/datasets/Pong", [episode, episode], game="Pong")
+    with edited_params(tmp_path) as raw:
+        raw["datasets"]["Pong"]["states"] = 2 * episode.steps
+    loaded, layout = params.load(tmp_path / "params.yaml"), Layout(tmp_path, ROOT / "data/teachers")
+    told = loaded.teachers["Pong"]
+    found = {job.stage: job for job in plan.jobs(layout, loaded)}
+    assert (found["train-teacher"].done, found["collect"].done) == (True, True)
+    anew = {job.stage: job for job in plan.jobs(layout, loaded, anew=True)}
+    assert not any(job.done for job in anew.values())
+    assert anew["collect"].seconds == pytest.approx(2 * episode.steps * STEP)
+    learning = told.steps * plan.Machine(loaded).learn(told.preset, told.network, "Pong")
+    played = -(-told.steps // told.select_every) * told.select_episodes + told.gate_episodes
+    assert anew["train-teacher"].seconds == pytest.approx(learning + played * plan.UNKNOWN_STEPS * STEP)
+
+
 def test_episodes_are_as_long_as_the_teachers_or_else_the_random_agents_were(tmp_path: Path) -> None:
     layout, machine = Layout(tmp_path, tmp_path / "zoo"), plan.Machine(params.load(ROOT / "params.yaml"))
     took = [machine.episodes(layout, "Pong", 10)]
