@@ -27,7 +27,7 @@ def test_round_trip(folder: Path) -> None:
 
 
 def test_a_missing_card_names_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no agent at .*dvc repro"):
+    with pytest.raises(ValueError, match=r"no agent at .*pd-pipeline plan"):
         load_agent(tmp_path, CPU)
 
 
