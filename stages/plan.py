@@ -68,8 +68,9 @@ class Machine:
 
     def job(self, stage: str, name: str, done: bool, cost: Callable[[], float | None]) -> Job:
         """`cost` tells the seconds, if they are asked for. What is wanted is not done, whatever is there."""
+        done = done and not self.anew
         if self._wanted is None:
-            return Job(stage, name, done and not self.anew, 0.0 if done and not self.anew else cost())
+            return Job(stage, name, done, 0.0 if done else cost())
         wanted = (stage, name) in self._wanted
         return Job(stage, name, done and not wanted, cost() if wanted else 0.0)
 
@@ -175,7 +176,7 @@ def jobs(
         yield machine.job("train-teacher", game, trained, partial(_teaching, layout, params, machine, game))
         yield _evaluation(layout, params, machine, f"random/{game}", game)
         yield _evaluation(layout, params, machine, f"teachers/{game}", game, labelling[game])
-    unfinished = [c for c in cells if c.kind == "students" and (anew or not made(layout, params, c))]
+    unfinished = [c for c in cells if c.kind == "students" and (machine.anew or not made(layout, params, c))]
     read = {name for cell in unfinished for name in params.mixes[cell.mix]}
     for name in dict.fromkeys(name for cell in cells for name in settings.pick(params.mixes, cell.mix, "mix")):
         there = (layout.dataset(name) / MANIFEST).is_file()
