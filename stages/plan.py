@@ -139,6 +139,11 @@ class Machine:
         """Seconds of so many episodes."""
         return count * _steps(layout, game) * self.play(game, *networks) if count else 0.0
 
+    def teach(self, layout: Layout, game: str, preset: str, network: str, steps: int, every: int, episodes: int) -> float:
+        """Seconds of learning from reward, with so many episodes that choose the best at every so many steps."""
+        played = self.episodes(layout, game, -(-steps // every) * episodes, network)
+        return steps * self.learn(preset, network, game) + played
+
     def distil(self, variant: settings.StudentParams) -> float:
         """Seconds of all updates of a variant."""
         preset = settings.pick(self._params.presets, variant.preset, "preset")
@@ -199,9 +204,10 @@ def _teaching(layout: Layout, params: settings.Params, machine: Machine, game: s
     """Seconds of a teacher's training; None for one that params.yaml does not have."""
     if (teacher := params.teachers.get(game)) is None:
         return None
-    episodes = -(-teacher.steps // teacher.select_every) * teacher.select_episodes + teacher.gate_episodes
-    learning = teacher.steps * machine.learn(teacher.preset, teacher.network, game)
-    return learning + machine.episodes(layout, game, episodes, teacher.network)
+    chosen = machine.teach(
+        layout, game, teacher.preset, teacher.network, teacher.steps, teacher.select_every, teacher.select_episodes
+    )
+    return chosen + machine.episodes(layout, game, teacher.gate_episodes, teacher.network)
 
 
 def _collection(params: settings.Params, machine: Machine, name: str, done: bool, labelling: Mapping[str, str]) -> Job:
@@ -266,10 +272,16 @@ def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: setti
 
 def multitask_seconds(layout: Layout, machine: Machine, baseline: settings.MultitaskParams, games: Sequence[str]) -> float:
     """What a baseline of these games takes, its selections included."""
-    selected = -(-baseline.steps // baseline.select_every) * baseline.select_episodes
     return sum(
-        baseline.steps * machine.learn(baseline.presets.get(game, baseline.preset), baseline.network, game)
-        + machine.episodes(layout, game, selected, baseline.network)
+        machine.teach(
+            layout,
+            game,
+            baseline.presets.get(game, baseline.preset),
+            baseline.network,
+            baseline.steps,
+            baseline.select_every,
+            baseline.select_episodes,
+        )
         for game in games
     )
 
@@ -279,17 +291,16 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
     name, online = f"{game}-{seed}", params.online[game]
     told: settings.HistoryParams = settings.pick(params.history, game, "history")
     variant: settings.StudentParams = settings.pick(params.students, online.student, "student")
-    points, steps = -(-told.steps // told.every), _steps(layout, game)
+    points = -(-told.steps // told.every)
 
     def learning() -> float:
-        choosing = points * told.select_episodes * steps * machine.play(game, told.network)
-        return told.steps * machine.learn(told.preset, told.network, game) + choosing
+        return machine.teach(layout, game, told.preset, told.network, told.steps, told.every, told.select_episodes)
 
     def following() -> float:
         seconds = (points * online.states + online.final_states) * machine.play(game, told.network)
         seconds += machine.distil(variant) * (points + online.final_updates / variant.updates)
-        scores = points * online.score_episodes * steps
-        return seconds + scores * (machine.play(game, told.network) + machine.play(game, variant.network))
+        scored = (machine.episodes(layout, game, points * online.score_episodes, who.network) for who in (told, variant))
+        return seconds + sum(scored)
 
     done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
     recorded = History(layout.history(name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ def _worst(first_PR: Values, other_PR: Values) -> Values:
     return found
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """One seed of a game: returns at each point, of the teacher as it was and of the student, and which point's teacher was the
     best so far.
@@ -102,10 +103,14 @@ class Run:
         later = [at for at in range(1, len(self.best_P)) if self.best_P[at] == self.best_P[at - 1]]
         return _drop((self.returns("best") - self.returns(who))[later]) if later else None
 
-    def drop_R(self, who: str) -> tuple[Values, Values]:
-        """The worst drop with other episodes, which understates small ones, and the greatest difference of means, which
-        overstates them.
+    @cached_property
+    def drops_R(self) -> dict[str, tuple[Values, Values]]:
+        """Of `teacher` and `student` the worst drop with other episodes, which understates small ones, and the greatest
+        difference of means, which overstates them.
         """
+        return {who: self._drop_R(who) for who in ("teacher", "student")}
+
+    def _drop_R(self, who: str) -> tuple[Values, Values]:
         halves = _halves(self.returns("best") - self.returns(who))
         first_PR, other_PR = (
             np.stack([resampled_means(below_N, f"{half} of {self.game}-{self.seed}") for below_N in below_PN])
@@ -145,7 +150,7 @@ def share_within(runs: Sequence[Run]) -> tuple[float, float]:
     some resamples teachers do not drop its end is infinite.
     """
     (student_R, most_R), (teacher_R, of_most_R) = (
-        np.sum([run.drop_R(who) for run in runs], axis=0) for who in ("student", "teacher")
+        np.sum([run.drops_R[who] for run in runs], axis=0) for who in ("student", "teacher")
     )
     low, _ = _ends(student_R, of_most_R)
     _, high = _ends(most_R, teacher_R)
@@ -161,7 +166,7 @@ def _ends(student_R: Values, teacher_R: Values) -> tuple[float, float]:
 
 def teachers_drop(runs: Sequence[Run]) -> bool:
     """Whether the teachers dropped at all, surely: of nothing there is no share, and who never rises keeps everything."""
-    low, _ = percentiles(np.sum([run.drop_R("teacher")[0] for run in runs], axis=0))
+    low, _ = percentiles(np.sum([run.drops_R["teacher"][0] for run in runs], axis=0))
     return low > 0
 
 
