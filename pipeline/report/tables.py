@@ -35,6 +35,10 @@ from pipeline.report.summary import Game, Lead, Standing, Summary
 INTERVAL: Final = re.compile(r"\[[^\]]*\]")
 
 
+NUMBER: Final = re.compile(r"-?\d")
+"""How a cell of a column of numbers begins."""
+
+
 def _unbroken(cell: str) -> str:
     """As HTML, in which no line ends within an interval."""
     return INTERVAL.sub(lambda interval: interval[0].replace(" ", "&nbsp;"), escape(cell))
@@ -49,15 +53,20 @@ class Table:
     classes: Sequence[str] = ()
 
     def html(self, caption: str) -> str:
-        """Sortable; all columns but the first are aligned as numbers by the style sheet's `.number`. Where a table is wide,
-        lines break before intervals, not in them.
+        """Sortable; columns of numbers are aligned by the style sheet's `.number`. Where a table is wide, lines break before
+        intervals, not in them.
         """
-        titles = "".join(f'<th scope="col"><button type="button">{_unbroken(name)}</button></th>' for name in self.head)
+        numbers = [all(NUMBER.match(cell) for cell in column if cell) for column in zip(*self.cells, strict=True)]
+        kinds = [' class="number"' if number else "" for number in numbers or [False] * len(self.head)]
+        titles = "".join(
+            f'<th scope="col"{kind}><button type="button">{_unbroken(name)}</button></th>'
+            for name, kind in zip(self.head, kinds, strict=True)
+        )
         body = "".join(
-            f'<tr class="{escape(kind)}"><td>{escape(first)}</td>'
-            + "".join(f'<td class="number">{_unbroken(cell)}</td>' for cell in rest)
+            f'<tr class="{escape(row_kind)}">'
+            + "".join(f"<td{kind}>{_unbroken(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
             + "</tr>"
-            for (first, *rest), kind in zip(self.cells, self.classes or ["student"] * len(self.cells), strict=True)
+            for row, row_kind in zip(self.cells, self.classes or ["student"] * len(self.cells), strict=True)
         )
         table = f"<caption>{escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>{body}</tbody>"
         return f'<div class="scroll"><table>{table}</table></div>'
