@@ -24,7 +24,7 @@ from pipeline.datasets.schema import MANIFEST
 from pipeline.rl.dqn import DqnLearner
 from pipeline.rl.replay import Transitions
 from stages import params as settings
-from stages.current import earlier_following, made, made_with, scored_otherwise, too_few_states
+from stages.current import earlier_following, episodes_at_points, made, made_with, scored_otherwise, too_few_states
 from stages.grid import games_of_cell, games_of_mix, scored_as
 from stages.history import History
 from stages.paths import Layout
@@ -297,12 +297,14 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
         return machine.teach(layout, game, told.preset, told.network, told.steps, told.every, told.select_episodes)
 
     def following() -> float:
+        scores = sum(machine.episodes(layout, game, points * max(0, lacking), who.network) for who in (told, variant))
+        if done and not machine.anew:
+            return scores
         seconds = (points * online.states + online.final_states) * machine.play(game, told.network)
-        seconds += machine.distil(variant) * (points + online.final_updates / variant.updates)
-        scored = (machine.episodes(layout, game, points * online.score_episodes, who.network) for who in (told, variant))
-        return seconds + sum(scored)
+        return seconds + machine.distil(variant) * (points + online.final_updates / variant.updates) + scores
 
     done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
+    lacking = online.score_episodes - (episodes_at_points(layout.online(name)) if done and not machine.anew else 0)
     recorded = History(layout.history(name))
     enough = bool(recorded.points) and recorded.points[-1].steps >= told.steps and recorded.made == made_with(params, game)
     ends = [
@@ -310,7 +312,7 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
         for which in ("best", "last")
     ]
     yield machine.job("train-history", name, enough or (done and all(job.done for job in ends)), learning)  # who reads it
-    yield machine.job("distill-online", name, done, following)
+    yield machine.job("distill-online", name, done and lacking <= 0, following)
     yield from ends
     yield _evaluation(layout, params, machine, f"online/{name}", game, variant.network, anew=not done)
 

@@ -145,6 +145,12 @@ def share_of_drop(runs: Sequence[Run]) -> float:
     return student / teacher
 
 
+def told_share(runs: Sequence[Run], digits: int = 2) -> str:
+    """`share_of_drop` in a table; empty where it is infinite."""
+    share = share_of_drop(runs)
+    return f"{share:.{digits}f}" if math.isfinite(share) else ""
+
+
 def share_within(runs: Sequence[Run]) -> tuple[float, float]:
     """An interval of `share_of_drop` over episodes that covers 95 % at least: each end of drops that err to its side. Where in
     some resamples teachers do not drop its end is infinite.
@@ -176,17 +182,19 @@ def kept_within(runs: Sequence[Run]) -> tuple[float, float]:
     return percentiles(np.mean(drawn, axis=0)) if drawn else (0.0, 0.0)
 
 
-def spread(values: Sequence[float | None], digits: int = 2) -> str:
+def spread(values: Sequence[float | None]) -> str:
     """Mean, and over several seeds their least and greatest, and of how many of them where some have none; empty where all."""
     there = [value for value in values if value is not None]
     if not there:
         return ""
-    told = f"{np.mean(there):.{digits}f}"
+    told = f"{np.mean(there):.2f}"
     if len(there) > 1:
-        told += f" ({min(there):.{digits}f} to {max(there):.{digits}f})"
+        told += f" ({min(there):.2f} to {max(there):.2f})"
     return told if len(there) == len(values) else f"{told}, {len(there)} of {len(values)} seeds"
 
 
+NO_DROP: Final = "teachers did not drop"
+"""In place of a share of it."""
 HEAD = (
     "game",
     "who",
@@ -208,9 +216,9 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
     for game in dict.fromkeys(run.game for run in runs):
         of_game = [run for run in runs if run.game == game]
         low, high = kept_within(of_game)
-        least, most = share_within(of_game)
+        share, (least, most) = told_share(of_game), share_within(of_game)
         student = [
-            f"{share_of_drop(of_game):.2f} [{least:.2f}, {f'{most:.2f}' if math.isfinite(most) else 'no end'}]",
+            f"{share} [{least:.2f}, {f'{most:.2f}' if math.isfinite(most) else 'no end'}]" if share else NO_DROP,
             spread([run.kept for run in of_game]),
             f"{low:.1f} to {high:.1f}" if high else "",
         ]

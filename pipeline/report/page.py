@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -183,7 +183,7 @@ def _online(runs: Sequence[Run]) -> str:
         figure(
             figures.following(of_game := [run for run in runs if run.game == game]),
             f"{game}: mean returns at each point of the teacher's learning, on seeds that did not choose the best; a line per seed. "
-            f"Frames are those that the teacher learned from; for the student {of_game[0].states:,} steps more were played at each point.",
+            f"Frames are those that the teacher learned from; for the student {_each([run.states for run in of_game])} steps more were played at each point.",
         )
         for game in dict.fromkeys(run.game for run in runs)
     ]
@@ -192,6 +192,10 @@ def _online(runs: Sequence[Run]) -> str:
     )
     table = tables.online(runs).html(f"{tables.FOLLOWED} Those at the end: {ends}.")
     return f"<section><h2>Following a teacher that is still learning</h2>{table}<div class='figures'>{''.join(drawn)}</div></section>"
+
+
+def _each(counts: Iterable[int]) -> str:
+    return " or ".join(f"{count:,}" for count in dict.fromkeys(counts))
 
 
 def _predictors(found: Predicted | None) -> str:
