@@ -89,7 +89,7 @@ def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cel
 
 
 def earlier_following(layout: Layout, params: settings.Params, game: str, seed: int) -> str:
-    """How a student followed its learning teacher, and how that learned, as `earlier_settings`; also by how few episodes."""
+    """How a student followed its learning teacher, and how that learned, as `earlier_settings`."""
     folder = layout.online(f"{game}-{seed}")
     if not (folder / CARD).is_file():
         return ""
@@ -104,8 +104,6 @@ def earlier_following(layout: Layout, params: settings.Params, game: str, seed: 
     if steps < settings.pick(params.history, game, "history").steps:
         different["steps"] = steps
     different |= {name: then for name, _, then in differing(followed(params, game), told)}
-    if (episodes := episodes_at_points(folder)) < online.score_episodes:
-        different["score_episodes"] = episodes
     return _told(different)
 
 

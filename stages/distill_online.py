@@ -393,7 +393,6 @@ class Follower:
                 "snapshot": best.number,
                 "steps": best.steps,
                 "return": best.selected,
-                "return_on_other_seeds": self.rows[best.number]["teacher_return"],
                 "snapshot_digest": best.digest,
                 "dataset_digest": dataset,
             }

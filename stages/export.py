@@ -106,7 +106,8 @@ def _record(loaded: Agent, game: str) -> dict[str, Any]:
 
 
 def _datasets(layout: Layout, loaded: Agent, game: str, dataset: str | None) -> list[Dataset]:
-    """Where the states come from: `dataset`, or else the game's in the student's mix, the game's own, or its sample.
+    """Where the states come from: `dataset`, or else the game's in the student's mix, the last version that it followed by, the
+    game's own, or its sample.
 
     ValueError where none of them is at hand, or one is of another game.
     """
@@ -115,7 +116,8 @@ def _datasets(layout: Layout, loaded: Agent, game: str, dataset: str | None) -> 
     else:
         mix = layout.mix(str(loaded.card.get("mix")))
         learned = [layout.dataset(i.dataset) for i in read_mix(mix).get(game, ())] if mix.is_file() else []
-        choices = [learned, [layout.dataset(game)], [layout.data / "samples" / game]]
+        versions = layout.all_versions(f"{game}-{loaded.card['seed']}") if "following" in loaded.card else []
+        choices = [learned, versions[-1:], [layout.dataset(game)], [layout.data / "samples" / game]]
         here = (folders for folders in choices if folders and all((folder / MANIFEST).is_file() for folder in folders))
         places = [*next(here, [])]
     if not places:

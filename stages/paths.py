@@ -57,6 +57,10 @@ class Layout:
         """What that student learned from: a dataset a point of the history."""
         return self.data / "versions" / name
 
+    def all_versions(self, name: str) -> list[Path]:
+        """Their folders, as far as they are here, the last one last."""
+        return sorted(path for path in self.versions(name).glob("*") if path.is_dir())
+
     def followers(self, name: str) -> Path:
         """That student as it was at each point."""
         return self.data / "followers" / name

@@ -24,7 +24,7 @@ from pipeline.datasets.schema import MANIFEST
 from pipeline.rl.dqn import DqnLearner
 from pipeline.rl.replay import Transitions
 from stages import params as settings
-from stages.current import earlier_following, made, made_with, scored_otherwise, too_few_states
+from stages.current import earlier_following, episodes_at_points, made, made_with, scored_otherwise, too_few_states
 from stages.grid import games_of_cell, games_of_mix, scored_as
 from stages.history import History
 from stages.paths import Layout
@@ -139,6 +139,11 @@ class Machine:
         """Seconds of so many episodes."""
         return count * _steps(layout, game) * self.play(game, *networks) if count else 0.0
 
+    def teach(self, layout: Layout, game: str, preset: str, network: str, steps: int, every: int, episodes: int) -> float:
+        """Seconds of learning from reward, with so many episodes that choose the best at every so many steps."""
+        played = self.episodes(layout, game, -(-steps // every) * episodes, network)
+        return steps * self.learn(preset, network, game) + played
+
     def distil(self, variant: settings.StudentParams) -> float:
         """Seconds of all updates of a variant."""
         preset = settings.pick(self._params.presets, variant.preset, "preset")
@@ -199,9 +204,10 @@ def _teaching(layout: Layout, params: settings.Params, machine: Machine, game: s
     """Seconds of a teacher's training; None for one that params.yaml does not have."""
     if (teacher := params.teachers.get(game)) is None:
         return None
-    episodes = -(-teacher.steps // teacher.select_every) * teacher.select_episodes + teacher.gate_episodes
-    learning = teacher.steps * machine.learn(teacher.preset, teacher.network, game)
-    return learning + machine.episodes(layout, game, episodes, teacher.network)
+    chosen = machine.teach(
+        layout, game, teacher.preset, teacher.network, teacher.steps, teacher.select_every, teacher.select_episodes
+    )
+    return chosen + machine.episodes(layout, game, teacher.gate_episodes, teacher.network)
 
 
 def _collection(params: settings.Params, machine: Machine, name: str, done: bool, labelling: Mapping[str, str]) -> Job:
@@ -266,10 +272,16 @@ def _cell(layout: Layout, params: settings.Params, machine: Machine, cell: setti
 
 def multitask_seconds(layout: Layout, machine: Machine, baseline: settings.MultitaskParams, games: Sequence[str]) -> float:
     """What a baseline of these games takes, its selections included."""
-    selected = -(-baseline.steps // baseline.select_every) * baseline.select_episodes
     return sum(
-        baseline.steps * machine.learn(baseline.presets.get(game, baseline.preset), baseline.network, game)
-        + machine.episodes(layout, game, selected, baseline.network)
+        machine.teach(
+            layout,
+            game,
+            baseline.presets.get(game, baseline.preset),
+            baseline.network,
+            baseline.steps,
+            baseline.select_every,
+            baseline.select_episodes,
+        )
         for game in games
     )
 
@@ -279,19 +291,20 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
     name, online = f"{game}-{seed}", params.online[game]
     told: settings.HistoryParams = settings.pick(params.history, game, "history")
     variant: settings.StudentParams = settings.pick(params.students, online.student, "student")
-    points, steps = -(-told.steps // told.every), _steps(layout, game)
+    points = -(-told.steps // told.every)
 
     def learning() -> float:
-        choosing = points * told.select_episodes * steps * machine.play(game, told.network)
-        return told.steps * machine.learn(told.preset, told.network, game) + choosing
+        return machine.teach(layout, game, told.preset, told.network, told.steps, told.every, told.select_episodes)
 
     def following() -> float:
+        scores = sum(machine.episodes(layout, game, points * max(0, lacking), who.network) for who in (told, variant))
+        if done and not machine.anew:
+            return scores
         seconds = (points * online.states + online.final_states) * machine.play(game, told.network)
-        seconds += machine.distil(variant) * (points + online.final_updates / variant.updates)
-        scores = points * online.score_episodes * steps
-        return seconds + scores * (machine.play(game, told.network) + machine.play(game, variant.network))
+        return seconds + machine.distil(variant) * (points + online.final_updates / variant.updates) + scores
 
     done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
+    lacking = online.score_episodes - (episodes_at_points(layout.online(name)) if done and not machine.anew else 0)
     recorded = History(layout.history(name))
     enough = bool(recorded.points) and recorded.points[-1].steps >= told.steps and recorded.made == made_with(params, game)
     ends = [
@@ -299,7 +312,7 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
         for which in ("best", "last")
     ]
     yield machine.job("train-history", name, enough or (done and all(job.done for job in ends)), learning)  # who reads it
-    yield machine.job("distill-online", name, done, following)
+    yield machine.job("distill-online", name, done and lacking <= 0, following)
     yield from ends
     yield _evaluation(layout, params, machine, f"online/{name}", game, variant.network, anew=not done)
 

@@ -67,8 +67,11 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         cells = finished(layout, params, cells, others=bool(online))
     earlier, apart = (_names_by(layout, params, cells, told) for told in (earlier_settings, _told_collections))
     for run in online:
-        if told := earlier_following(layout, params, run.game, run.seed):
-            earlier.setdefault(told, []).append(f"{run.game}-{run.seed}")
+        told = [earlier_following(layout, params, run.game, run.seed)]
+        if (episodes := run.student_PN.shape[1]) < params.online[run.game].score_episodes:
+            told.append(f"score_episodes {episodes}")
+        if any(told):
+            earlier.setdefault(", ".join(filter(None, told)), []).append(f"{run.game}-{run.seed}")
     if not partial:
         _refuse_outdated(layout, params, cells, earlier)
     taught = dict.fromkeys(cell.mix for cell in cells if cell.kind == "students")
@@ -93,7 +96,9 @@ def run(layout: Layout, params: settings.Params, paper: Path | None, *, partial:
         **{f"teacher of {s.game}": s.who.teacher.card["digest"] for s in sections},
         **{f"mix {name}": ", ".join(i.digest for of in mix.values() for i in of) for name, mix in mixes.items()},
         **({"ale-py": sections[0].who.teacher.card["environment"]["ale_py"]} if sections else {}),
-        **{f"learned by earlier settings ({differences})": ", ".join(names) for differences, names in earlier.items()},
+        **{
+            f"learned or scored by earlier settings ({differences})": ", ".join(names) for differences, names in earlier.items()
+        },
         **{f"learned from another collection ({datasets})": ", ".join(names) for datasets, names in apart.items()},
         **({"latency": f"median of 500 calls in torch, one state, one core of {processor()}"} if latency else {}),
     }
@@ -307,7 +312,8 @@ def _refuse_outdated(
     if earlier:
         told = "; ".join(f"{', '.join(names)} ({differences})" for differences, names in earlier.items())
         raise ValueError(
-            f"learned by other settings than params.yaml has now: {told}: `dvc repro` makes them anew, --partial says so"
+            f"learned or scored by other settings than params.yaml has now: {told}: "
+            f"`dvc repro` makes them anew, --partial says so"
         )
 
 

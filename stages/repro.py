@@ -21,8 +21,10 @@ from stages.paths import Layout
 from stages.runlog import duration, say, show
 
 if TYPE_CHECKING:
+    from dvc.output import Output
     from dvc.repo import Repo
     from dvc.stage import Stage
+    from networkx import DiGraph
 
 LOOK_EVERY_SECONDS = 0.2
 OURS = "pd-pipeline "
@@ -119,7 +121,7 @@ def _work(repo: Repo, targets: Sequence[str]) -> dict[str, Work]:
         """Whether it was made of something else. Students depend on how the datasets of their mix were collected, not on what
         came out: where that is all that differs, nobody needs them collected.
         """
-        if not str(stage.cmd).startswith(MIX):
+        if not _is_mix(stage):
             return bool(stage.changed(allow_missing=True, upstream=upstream))
         made = {out.fs_path for s in upstream for out in s.outs}
         return any(dep.status() for dep in stage.deps if dep.fs_path not in made)
@@ -130,21 +132,42 @@ def _work(repo: Repo, targets: Sequence[str]) -> dict[str, Work]:
         if never_run or not wanted.isdisjoint(upstream) or changed(stage, upstream):
             wanted.add(stage)
 
-    def read_by(stage: Stage) -> set[Stage]:
-        """What makes the inputs of a stage. A mix is a list of datasets: who learns from it reads these as well."""
-        upstream = set(graph.successors(stage))
-        mixes = [s for s in upstream if str(s.cmd).startswith(MIX)] if str(stage.cmd).startswith(DISTILL) else []
-        return upstream.union(*map(graph.successors, mixes))
-
     for stage in reversed(order):
         if stage in wanted:
-            absent = {s for s in read_by(stage) if not all(out.exists for out in s.outs)}
+            absent = {maker for maker in _read_by(graph, stage) if _lacks(graph, stage, maker)}
             wanted |= absent
             # What is made again may come out otherwise, as may what is there: the mix names it by its digest.
-            for mix in (s for s in graph.successors(stage) if str(s.cmd).startswith(MIX)):
+            for mix in filter(_is_mix, graph.successors(stage)):
                 if absent.intersection(graph.successors(mix)) or any(dep.exists and dep.status() for dep in mix.deps):
                     wanted.add(mix)
-    return {s.addressing: Work(s, frozenset(x.addressing for x in read_by(s) & wanted)) for s in order if s in wanted}
+    return {s.addressing: Work(s, frozenset(x.addressing for x in _read_by(graph, s) & wanted)) for s in order if s in wanted}
+
+
+def _mixed(graph: DiGraph, stage: Stage) -> set[Stage]:
+    """What makes the datasets of a mix that a stage learns from: a mix is a list, these are read as well."""
+    learns = str(stage.cmd).startswith(DISTILL)
+    return {maker for mix in graph.successors(stage) if learns and _is_mix(mix) for maker in graph.successors(mix)}
+
+
+def _read_by(graph: DiGraph, stage: Stage) -> set[Stage]:
+    """What makes the inputs of a stage."""
+    return {*graph.successors(stage), *_mixed(graph, stage)}
+
+
+def _is_mix(stage: Stage) -> bool:
+    return str(stage.cmd).startswith(MIX)
+
+
+def _lacks(graph: DiGraph, stage: Stage, maker: Stage) -> bool:
+    """Whether something is missing of what a stage reads of another's: it need not read all."""
+    outs = [out for out in maker.outs if not out.exists]
+    return bool(outs) and (maker in _mixed(graph, stage) or any(_overlap(out, dep) for out in outs for dep in stage.deps))
+
+
+def _overlap(out: Output, dep: Output) -> bool:
+    """Whether one lies in the other, or is it."""
+    made, read = Path(out.fs_path), Path(dep.fs_path)
+    return made.is_relative_to(read) or read.is_relative_to(made)
 
 
 def _run(

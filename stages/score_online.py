@@ -28,7 +28,7 @@ def is_there(layout: Layout, params: settings.Params, recorded: History, game: s
     """Whether the student of this `run` has been published, and is there as it was at each point of the history."""
     name = f"{game}-{seed}"
     folder = layout.online(name)
-    if not (folder / CARD).is_file() or load_card(folder).get("run") != run:
+    if not ((folder / CARD).is_file() and (folder / CURVE).is_file()) or load_card(folder).get("run") != run:
         return False
     rows = read_curve(folder / CURVE)
     if int(rows[-1]["steps"]) < params.history[game].steps:
@@ -55,7 +55,7 @@ def score_more(layout: Layout, params: settings.Params, recorded: History, game:
         return folder
     work = layout.work("score-online", name, load_card(folder)["digest"])
     with alone_in(work):
-        known, returns = read_curve(folder / RETURNS), []
+        known, returns = read_curve(folder / RETURNS) if there else [], []
         for point in recorded.points:
             student = layout.followers(name) / f"{point.number:03}"
             returns += episodes(params, game, seed, point, recorded.agent(point), student, known, work, device_name)

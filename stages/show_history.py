@@ -27,7 +27,7 @@ def run(layout: Layout, game: str, seed: int, dataset: str | None, states: int, 
     history = History(layout.history(name))
     if not history.points:
         raise ValueError(f"{layout.history(name)} has no history: run `pd-pipeline train-history --game {game} --seed {seed}`")
-    versions = sorted(path for path in layout.versions(name).glob("*") if path.is_dir())
+    versions = layout.all_versions(name)
     if dataset is None and not versions:
         raise ValueError(f"{layout.versions(name)} has no dataset to take states from: name one with --dataset")
     opened = open_dataset(dataset or versions[-1])

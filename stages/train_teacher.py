@@ -198,8 +198,9 @@ class _Teaching(Training):
         self.learner.begin_with(weights, steps=steps, **done)
 
     def facts(self, steps: int) -> dict[str, Any]:
-        own = {"updates": self.learner.tally.updates, "seed": self.teacher.seed, "recipe": self.teacher.recipe}
-        return super().facts(steps) | own
+        taken = (int(row["updates"]) for row in self.curve if row["steps"] == steps)
+        updates = next(taken, self.learner.tally.updates)
+        return super().facts(steps) | {"updates": updates, "seed": self.teacher.seed, "recipe": self.teacher.recipe}
 
     def spent(self) -> bool:
         """Whether the budget of steps or that of time is spent."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from pipeline.agents.checkpoints import CARD, load_agent, load_card, save_agent
 from pipeline.atari.envs import EnvConfig
 from pipeline.datasets.compare import differing
 from pipeline.progress import Progress
+from pipeline.report.scores import read_curve
 from pipeline.rl.learner import Learner
 from pipeline.rl.multitask import MultitaskLearner
 from stages.paths import CURVE
@@ -288,8 +288,7 @@ def _read_curve(path: Path) -> list[dict[str, Any]]:
     """The rows of a published curve, none where it has none. ValueError if it is not one."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_curve(path)
     try:
         return [row | {"steps": int(row["steps"])} for row in rows]
     except (KeyError, ValueError):

@@ -24,6 +24,7 @@ from stages import collect, distill_online, history, score_online
 from stages.cli import main
 from stages.current import earlier_following
 from stages.params import load_project
+from stages.plan import jobs
 from stages.publish import replace_folder
 from tests.fakes import blocks_of_four, edited_params
 from tests.rl.test_dqn import CONFIG as DQN
@@ -116,12 +117,11 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
     for number, (row, labelled) in enumerate(zip([*told, None], index, strict=True)):
         best = max(points[: number + 1], key=lambda p: p["selected"])
         assert (labelled["steps"], labelled["return"]) == (str(best["steps"]), str(best["selected"]))
-        assert labelled["return_on_other_seeds"] == told[best["number"]]["teacher_return"]
         version = open_dataset(recorded / f"data/versions/Breakout-0/{labelled['version']}", check_files=True).manifest
         assert (version.digest, version.states) == (labelled["dataset_digest"], 150 if row else 200)
         assert version.teacher["digest"] == labelled["snapshot_digest"] == best["digest"]
         if row:
-            assert (row["best_return"], row["labelled_by"]) == (labelled["return_on_other_seeds"], best["digest"])
+            assert (row["best_return"], row["labelled_by"]) == (told[best["number"]]["teacher_return"], best["digest"])
             assert (row["dataset"], row["snapshot"]) == (version.digest, points[number]["digest"])
     with (recorded / "data/online/Breakout-0/returns.csv").open(newline="") as file:
         episodes = list(csv.DictReader(file))
@@ -264,7 +264,10 @@ def test_any_other_setting_of_a_follower_is_noticed(followed: Path) -> None:
         raw["online"]["Breakout"] |= {"window": 3, "seeds": [0]}
         raw["presets"]["fast"]["learning_rate"] = 1.0
     assert earlier_following(*load_project(params), "Breakout", 0).endswith(", window 2")
-    assert "learned by other settings than params.yaml has now: Breakout-0 (learning_rate " in invoke(followed, "report").output
+    assert (
+        "learned or scored by other settings than params.yaml has now: Breakout-0 (learning_rate "
+        in invoke(followed, "report").output
+    )
     undone = [(job["stage"], job["name"]) for job in json.loads(call(followed, "plan", "--json"))["jobs"] if not job["done"]]
     assert {("distill-online", "Breakout-0"), ("evaluate", "online/Breakout-0")} <= set(undone)
     with edited_params(followed, params) as raw:
@@ -347,7 +350,10 @@ def test_more_episodes_at_each_point_are_played_without_learning_anew(followed: 
     with edited_params(folder, folder / "params.yaml") as raw:
         raw["online"]["Breakout"]["score_episodes"] = 3
     project_of = load_project(folder / "params.yaml")
-    assert earlier_following(*project_of, "Breakout", 0).endswith("score_episodes 2")
+    assert earlier_following(*project_of, "Breakout", 0) == ""
+    left, whole = (next(job for job in jobs(*project_of, anew=anew) if job.stage == "distill-online") for anew in (False, True))
+    assert not left.done
+    assert 0 < (left.seconds or 0) < (whole.seconds or 0)  # of scores alone
     told = call(folder, "distill-online", "--game", "Breakout", "--replay")
     assert "3 episodes a point" in told
     assert "distill Breakout" not in told
@@ -362,6 +368,11 @@ def test_more_episodes_at_each_point_are_played_without_learning_anew(followed: 
             assert float(new[f"{who}_return"]) == pytest.approx(sum(here) / 3)
             assert float(old[f"{who}_return"]) == pytest.approx(sum(here[:2]) / 2)
         assert new["best_return"] == rows(folder)[int(new["best_point"])]["teacher_return"]
+    lost = folder / "data/online/Breakout-0" / RETURNS
+    told_all = lost.read_bytes()
+    lost.unlink()
+    assert "distill Breakout" not in call(folder, "distill-online", "--game", "Breakout", "--replay")
+    assert lost.read_bytes() == told_all
 
 
 def test_the_student_of_a_point_may_be_evaluated(followed: Path) -> None:

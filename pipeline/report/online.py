@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ def _worst(first_PR: Values, other_PR: Values) -> Values:
     return found
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """One seed of a game: returns at each point, of the teacher as it was and of the student, and which point's teacher was the
     best so far.
@@ -102,10 +103,14 @@ class Run:
         later = [at for at in range(1, len(self.best_P)) if self.best_P[at] == self.best_P[at - 1]]
         return _drop((self.returns("best") - self.returns(who))[later]) if later else None
 
-    def drop_R(self, who: str) -> tuple[Values, Values]:
-        """The worst drop with other episodes, which understates small ones, and the greatest difference of means, which
-        overstates them.
+    @cached_property
+    def drops_R(self) -> dict[str, tuple[Values, Values]]:
+        """Of `teacher` and `student` the worst drop with other episodes, which understates small ones, and the greatest
+        difference of means, which overstates them.
         """
+        return {who: self._drop_R(who) for who in ("teacher", "student")}
+
+    def _drop_R(self, who: str) -> tuple[Values, Values]:
         halves = _halves(self.returns("best") - self.returns(who))
         first_PR, other_PR = (
             np.stack([resampled_means(below_N, f"{half} of {self.game}-{self.seed}") for below_N in below_PN])
@@ -140,12 +145,18 @@ def share_of_drop(runs: Sequence[Run]) -> float:
     return student / teacher
 
 
+def told_share(runs: Sequence[Run], digits: int = 2) -> str:
+    """`share_of_drop` in a table; empty where it is infinite."""
+    share = share_of_drop(runs)
+    return f"{share:.{digits}f}" if math.isfinite(share) else ""
+
+
 def share_within(runs: Sequence[Run]) -> tuple[float, float]:
     """An interval of `share_of_drop` over episodes that covers 95 % at least: each end of drops that err to its side. Where in
     some resamples teachers do not drop its end is infinite.
     """
     (student_R, most_R), (teacher_R, of_most_R) = (
-        np.sum([run.drop_R(who) for run in runs], axis=0) for who in ("student", "teacher")
+        np.sum([run.drops_R[who] for run in runs], axis=0) for who in ("student", "teacher")
     )
     low, _ = _ends(student_R, of_most_R)
     _, high = _ends(most_R, teacher_R)
@@ -161,7 +172,7 @@ def _ends(student_R: Values, teacher_R: Values) -> tuple[float, float]:
 
 def teachers_drop(runs: Sequence[Run]) -> bool:
     """Whether the teachers dropped at all, surely: of nothing there is no share, and who never rises keeps everything."""
-    low, _ = percentiles(np.sum([run.drop_R("teacher")[0] for run in runs], axis=0))
+    low, _ = percentiles(np.sum([run.drops_R["teacher"][0] for run in runs], axis=0))
     return low > 0
 
 
@@ -171,17 +182,19 @@ def kept_within(runs: Sequence[Run]) -> tuple[float, float]:
     return percentiles(np.mean(drawn, axis=0)) if drawn else (0.0, 0.0)
 
 
-def spread(values: Sequence[float | None], digits: int = 2) -> str:
+def spread(values: Sequence[float | None]) -> str:
     """Mean, and over several seeds their least and greatest, and of how many of them where some have none; empty where all."""
     there = [value for value in values if value is not None]
     if not there:
         return ""
-    told = f"{np.mean(there):.{digits}f}"
+    told = f"{np.mean(there):.2f}"
     if len(there) > 1:
-        told += f" ({min(there):.{digits}f} to {max(there):.{digits}f})"
+        told += f" ({min(there):.2f} to {max(there):.2f})"
     return told if len(there) == len(values) else f"{told}, {len(there)} of {len(values)} seeds"
 
 
+NO_DROP: Final = "teachers did not drop"
+"""In place of a share of it."""
 HEAD = (
     "game",
     "who",
@@ -203,9 +216,9 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
     for game in dict.fromkeys(run.game for run in runs):
         of_game = [run for run in runs if run.game == game]
         low, high = kept_within(of_game)
-        least, most = share_within(of_game)
+        share, (least, most) = told_share(of_game), share_within(of_game)
         student = [
-            f"{share_of_drop(of_game):.2f} [{least:.2f}, {f'{most:.2f}' if math.isfinite(most) else 'no end'}]",
+            f"{share} [{least:.2f}, {f'{most:.2f}' if math.isfinite(most) else 'no end'}]" if share else NO_DROP,
             spread([run.kept for run in of_game]),
             f"{low:.1f} to {high:.1f}" if high else "",
         ]

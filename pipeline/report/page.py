@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -26,7 +26,7 @@ body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; font: 16px/1.5 system-
 h1 { font-size: 1.7rem; margin: 0 0 .3rem } h2 { margin: 2.2rem 0 .6rem; font-size: 1.25rem } p, li { max-width: 46rem }
 .soft { color: var(--soft) } .scroll { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: .85rem } caption { text-align: left; padding-top: 1rem; color: var(--soft); padding-bottom: .4rem; white-space: normal; max-width: min(46rem, calc(100vw - 4rem)) }
-th, td { padding: .35rem .45rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap } td:first-child { white-space: normal } .number { text-align: right; font-variant-numeric: tabular-nums; white-space: normal } th { white-space: normal; vertical-align: bottom }
+th, td { padding: .35rem .45rem; border-bottom: 1px solid var(--line); text-align: left } .number { text-align: right; font-variant-numeric: tabular-nums } th { vertical-align: bottom }
 th button { all: unset; cursor: pointer; font-weight: 600 } th button:focus-visible { outline: 2px solid var(--accent) } th[aria-sort] button { color: var(--accent) }
 tr.teacher, tr.random { background: var(--band) }
 figure { margin: 1rem 0 } figure svg { width: 100%; max-width: 46rem; height: auto; background: #fff; border-radius: 6px; padding: .5rem } figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem } .wide { overflow-x: auto } .wide svg { max-width: none; min-width: 44rem }
@@ -183,7 +183,7 @@ def _online(runs: Sequence[Run]) -> str:
         figure(
             figures.following(of_game := [run for run in runs if run.game == game]),
             f"{game}: mean returns at each point of the teacher's learning, on seeds that did not choose the best; a line per seed. "
-            f"Frames are those that the teacher learned from; for the student {of_game[0].states:,} steps more were played at each point.",
+            f"Frames are those that the teacher learned from; for the student {_each([run.states for run in of_game])} steps more were played at each point.",
         )
         for game in dict.fromkeys(run.game for run in runs)
     ]
@@ -192,6 +192,10 @@ def _online(runs: Sequence[Run]) -> str:
     )
     table = tables.online(runs).html(f"{tables.FOLLOWED} Those at the end: {ends}.")
     return f"<section><h2>Following a teacher that is still learning</h2>{table}<div class='figures'>{''.join(drawn)}</div></section>"
+
+
+def _each(counts: Iterable[int]) -> str:
+    return " or ".join(f"{count:,}" for count in dict.fromkeys(counts))
 
 
 def _predictors(found: Predicted | None) -> str:

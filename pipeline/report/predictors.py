@@ -54,7 +54,6 @@ class Group(NamedTuple):
 
     game: str
     loss: str | None
-    students: int
     pairs: int
     correlations: Mapping[str, Correlation]
 
@@ -119,7 +118,7 @@ def correlate(points: Sequence[Point]) -> tuple[list[Group], str | None]:
             found[name] = Correlation(value, percentiles(drawn_R) if abs(value) < PERFECT else None)
             kind = strength_R.setdefault(loss and "within", {})
             kind.setdefault(name, []).append(drawn_R if name in RISING else -drawn_R)
-        groups.append(Group(game, loss, count, pairs, found))
+        groups.append(Group(game, loss, pairs, found))
     if not groups:
         return [], None
     mean_R = {name: np.mean(drawn, axis=0) for name, drawn in strength_R["within" if "within" in strength_R else None].items()}

@@ -42,7 +42,7 @@ Our protocol: {results.protocol}, raw full-game return, seeds counted from the s
 teacher and students. The paper starts episodes from human play, which is not public. Compare levels, not decimals.{teaching}
 """
     for differences, names in results.earlier.items():
-        head += f"\nLearned by earlier settings ({differences}) and not made anew yet: {', '.join(names)}.\n"
+        head += f"\nLearned or scored by earlier settings ({differences}) and not made anew yet: {', '.join(names)}.\n"
     if results.missing:
         head += (
             "\nLeft out, as they are not made or evaluated yet, or learned from other data or were scored otherwise than now: "

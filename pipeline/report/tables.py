@@ -13,7 +13,17 @@ import numpy as np
 
 from pipeline.report import bootstrap
 from pipeline.report.aggregate import Aggregate
-from pipeline.report.online import HEAD, Run, kept_within, share_of_drop, share_within, table, teachers_drop
+from pipeline.report.online import (
+    HEAD,
+    NO_DROP,
+    Run,
+    kept_within,
+    share_of_drop,
+    share_within,
+    table,
+    teachers_drop,
+    told_share,
+)
 from pipeline.report.paper import (
     BARS,
     DROP,
@@ -35,6 +45,10 @@ from pipeline.report.summary import Game, Lead, Standing, Summary
 INTERVAL: Final = re.compile(r"\[[^\]]*\]")
 
 
+NUMBER: Final = re.compile(r"-?\d")
+"""How a cell of a column of numbers begins."""
+
+
 def _unbroken(cell: str) -> str:
     """As HTML, in which no line ends within an interval."""
     return INTERVAL.sub(lambda interval: interval[0].replace(" ", "&nbsp;"), escape(cell))
@@ -49,15 +63,20 @@ class Table:
     classes: Sequence[str] = ()
 
     def html(self, caption: str) -> str:
-        """Sortable; all columns but the first are aligned as numbers by the style sheet's `.number`. Where a table is wide,
-        lines break before intervals, not in them.
+        """Sortable; columns of numbers are aligned by the style sheet's `.number`. Where a table is wide, lines break before
+        intervals, not in them.
         """
-        titles = "".join(f'<th scope="col"><button type="button">{_unbroken(name)}</button></th>' for name in self.head)
+        numbers = [all(NUMBER.match(cell) for cell in column if cell) for column in zip(*self.cells, strict=True)]
+        kinds = [' class="number"' if number else "" for number in numbers or [False] * len(self.head)]
+        titles = "".join(
+            f'<th scope="col"{kind}><button type="button">{_unbroken(name)}</button></th>'
+            for name, kind in zip(self.head, kinds, strict=True)
+        )
         body = "".join(
-            f'<tr class="{escape(kind)}"><td>{escape(first)}</td>'
-            + "".join(f'<td class="number">{_unbroken(cell)}</td>' for cell in rest)
+            f'<tr class="{escape(row_kind)}">'
+            + "".join(f"<td{kind}>{_unbroken(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
             + "</tr>"
-            for (first, *rest), kind in zip(self.cells, self.classes or ["student"] * len(self.cells), strict=True)
+            for row, row_kind in zip(self.cells, self.classes or ["student"] * len(self.cells), strict=True)
         )
         table = f"<caption>{escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>{body}</tbody>"
         return f'<div class="scroll"><table>{table}</table></div>'
@@ -440,7 +459,7 @@ def bars_of_online(runs: Sequence[Run], missing: Collection[str] = ()) -> Table:
         whole = game not in {name.rpartition("-")[0] for name in missing}
         known = whole and teachers_drop(of_game)
         held = _surely(share <= DROP, most <= DROP if share <= DROP else least > DROP) if known else "open"
-        cells.append([f"{game}: worst drop, of the teacher's", f"at most {DROP:.3f}", f"{share:.3f}", held])
+        cells.append([f"{game}: worst drop, of the teacher's", f"at most {DROP:.3f}", told_share(of_game, 3) or NO_DROP, held])
         kept = [percent for run in of_game if (percent := run.kept) is not None]
         if len(kept) < len(of_game):
             cells.append([f"{game}: kept %", f"at least {KEPT:.1f}", "", "open"])

@@ -70,6 +70,7 @@ def test_a_student_that_never_learns_has_dropped() -> None:
     assert share_of_drop([useless]) == 2.5
     assert share_of_drop([run(0, 0.0)]) == math.inf
     assert share_within([run(0, 0.0)]) == (math.inf, math.inf)
+    assert table([run(0, 0.0)])[2][6] == "teachers did not drop"
 
 
 def test_the_best_is_who_other_seeds_chose() -> None:
@@ -102,7 +103,7 @@ def test_the_share_has_an_interval_over_episodes() -> None:
     low, high = share_within([noisy])
     assert low < share_of_drop([noisy]) < high
     assert 0.0 < high - low < 0.3
-    steady = replace(noisy, teacher_PN=noisy.teacher_PN + np.array([[0.0], [7.9]]))  # in some resamples it does not drop
+    steady = replace(noisy, teacher_PN=noisy.teacher_PN + np.array([[0.0], [7.7]]))  # in some resamples it does not drop
     low, high = share_within([steady])
     assert low < math.inf == high
     assert table([steady])[2][6].endswith(", no end]")
@@ -136,7 +137,7 @@ def test_what_was_asked_is_of_the_means_over_seeds() -> None:
     assert tables.bars_of_online([run(0, 4.0)]).cells[0][2:] == ["0.500", "missed"]
     steady = [run(0, 0.0), run(1, 16.0)]  # the first teacher never dropped
     assert tables.bars_of_online(steady).cells[0][2:] == ["0.250", "met"]
-    assert tables.bars_of_online(steady[:1]).cells[0][2:] == ["inf", "open"]  # of nothing
+    assert tables.bars_of_online(steady[:1]).cells[0][2:] == ["teachers did not drop", "open"]  # of nothing
     assert tables.bars_of_online([replace(steady[0], student_PN=constant(10.0, 10.0))]).cells[0][2:] == ["0.000", "open"]
     hopeless = [run(0, 4.0), replace(run(1, 4.0), random_N=np.array([11.0]))]
     assert tables.bars_of_online(hopeless).cells[1][2:] == ["", "open"]

@@ -111,6 +111,21 @@ def test_data_are_made_again_for_who_reads_them_alone(tmp_path: Path) -> None:
     assert repro(layout, "dvc.yaml", dry=True).split() == ["collect", "mix", "distill-new", "evaluate", "report"]
 
 
+def test_of_what_a_stage_makes_only_what_is_read_must_be_there(tmp_path: Path) -> None:
+    """As of who follows a learning teacher: the student is in Git, what it learned from is not."""
+    follow = makes("student", "touch student versions")
+    follow["outs"].append("versions")
+    stages = {"follow": follow, "evaluate": makes("scores", None, "student"), "history": makes("page", None, "versions")}
+    layout = experiment(tmp_path / "repo", stages)
+    for name in ("student", "versions"):
+        (layout.root / name).touch()
+    command(layout.root, "dvc", "commit", "-q", "-f", "follow")
+    (layout.root / "versions").unlink()
+    assert repro(layout, "follow", dry=True) == "nothing to run"
+    assert repro(layout, "evaluate", dry=True) == "evaluate"
+    assert repro(layout, "history", dry=True).split() == ["follow", "history"]
+
+
 def test_students_are_not_made_anew_because_their_data_came_out_otherwise(tmp_path: Path) -> None:
     """As where they were collected on another make of CPU: the mix names other digests, and the same recipes."""
     collect = makes("data", "cat shade > data", "recipe", cached=True)  # the shade is what nobody records
