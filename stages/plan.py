@@ -298,23 +298,23 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
 
     def following() -> float:
         scores = sum(machine.episodes(layout, game, points * max(0, lacking), who.network) for who in (told, variant))
-        if done and not machine.anew:
+        if there:
             return scores
         seconds = (points * online.states + online.final_states) * machine.play(game, told.network)
         return seconds + machine.distil(variant) * (points + online.final_updates / variant.updates) + scores
 
-    done = (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
-    lacking = online.score_episodes - (episodes_at_points(layout.online(name)) if done and not machine.anew else 0)
+    there = not machine.anew and (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
+    lacking = online.score_episodes - (episodes_at_points(layout.online(name)) if there else 0)
     recorded = History(layout.history(name))
     enough = bool(recorded.points) and recorded.points[-1].steps >= told.steps and recorded.made == made_with(params, game)
     ends = [
-        _evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network, anew=not (enough or done))
+        _evaluation(layout, params, machine, f"history/{name}/{which}", game, told.network, anew=not (enough or there))
         for which in ("best", "last")
     ]
-    yield machine.job("train-history", name, enough or (done and all(job.done for job in ends)), learning)  # who reads it
-    yield machine.job("distill-online", name, done and lacking <= 0, following)
+    yield machine.job("train-history", name, enough or (there and all(job.done for job in ends)), learning)  # who reads it
+    yield machine.job("distill-online", name, there and lacking <= 0, following)
     yield from ends
-    yield _evaluation(layout, params, machine, f"online/{name}", game, variant.network, anew=not done)
+    yield _evaluation(layout, params, machine, f"online/{name}", game, variant.network, anew=not there)
 
 
 def _variant(actor: str) -> str:

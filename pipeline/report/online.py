@@ -145,10 +145,14 @@ def share_of_drop(runs: Sequence[Run]) -> float:
     return student / teacher
 
 
+NO_DROP: Final = "teachers did not drop"
+"""In place of a share of it."""
+
+
 def told_share(runs: Sequence[Run], digits: int = 2) -> str:
-    """`share_of_drop` in a table; empty where it is infinite."""
+    """`share_of_drop` in a table; `NO_DROP` where it is infinite."""
     share = share_of_drop(runs)
-    return f"{share:.{digits}f}" if math.isfinite(share) else ""
+    return f"{share:.{digits}f}" if math.isfinite(share) else NO_DROP
 
 
 def share_within(runs: Sequence[Run]) -> tuple[float, float]:
@@ -193,8 +197,6 @@ def spread(values: Sequence[float | None]) -> str:
     return told if len(there) == len(values) else f"{told}, {len(there)} of {len(values)} seeds"
 
 
-NO_DROP: Final = "teachers did not drop"
-"""In place of a share of it."""
 HEAD = (
     "game",
     "who",
@@ -218,7 +220,7 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
         low, high = kept_within(of_game)
         share, (least, most) = told_share(of_game), share_within(of_game)
         student = [
-            f"{share} [{least:.2f}, {f'{most:.2f}' if math.isfinite(most) else 'no end'}]" if share else NO_DROP,
+            share if share == NO_DROP else f"{share} [{least:.2f}, {f'{most:.2f}' if math.isfinite(most) else 'no end'}]",
             spread([run.kept for run in of_game]),
             f"{low:.1f} to {high:.1f}" if high else "",
         ]

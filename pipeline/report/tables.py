@@ -15,7 +15,6 @@ from pipeline.report import bootstrap
 from pipeline.report.aggregate import Aggregate
 from pipeline.report.online import (
     HEAD,
-    NO_DROP,
     Run,
     kept_within,
     share_of_drop,
@@ -459,7 +458,7 @@ def bars_of_online(runs: Sequence[Run], missing: Collection[str] = ()) -> Table:
         whole = game not in {name.rpartition("-")[0] for name in missing}
         known = whole and teachers_drop(of_game)
         held = _surely(share <= DROP, most <= DROP if share <= DROP else least > DROP) if known else "open"
-        cells.append([f"{game}: worst drop, of the teacher's", f"at most {DROP:.3f}", told_share(of_game, 3) or NO_DROP, held])
+        cells.append([f"{game}: worst drop, of the teacher's", f"at most {DROP:.3f}", told_share(of_game, 3), held])
         kept = [percent for run in of_game if (percent := run.kept) is not None]
         if len(kept) < len(of_game):
             cells.append([f"{game}: kept %", f"at least {KEPT:.1f}", "", "open"])
