@@ -190,6 +190,16 @@ def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) 
     call(followed, "report", "--paper", str(followed / "online.md"))
     assert "Following a teacher that is still learning" in (followed / "data/report/index.html").read_text()
     assert "| Breakout | student | 1 | " in (followed / "online.md").read_text()
+    with edited_params(followed, followed / "params.yaml") as raw:
+        raw["online"]["Breakout"]["score_episodes"] = 3
+    assert "than params.yaml has now: Breakout-0 (score_episodes 2)" in invoke(followed, "report").output
+    call(followed, "report", "--partial", "--paper", str(followed / "online.md"))
+    assert (
+        "scored by earlier settings (score_episodes 2) and not made anew yet: Breakout-0."
+        in (followed / "online.md").read_text()
+    )
+    with edited_params(followed, followed / "params.yaml") as raw:
+        raw["online"]["Breakout"]["score_episodes"] = 2
     scores = followed / "data/scores/history/Breakout-0/best.json"
     before = scores.read_text()
     scores.write_text(before.replace(json.loads(before)["agent_digest"], "0" * 64))
