@@ -119,8 +119,7 @@ def followed(params: settings.Params, game: str) -> dict[str, Any]:
     the updates at each point, and how its teacher was made.
     """
     online = params.online[game]
-    told = online.model_dump(exclude={"seeds", "recipe", "score_episodes"})
-    return told | {"updates": params.students[online.student].updates, "teacher": made_with(params, game)}
+    return online.following() | {"updates": params.students[online.student].updates, "teacher": made_with(params, game)}
 
 
 def made_with(params: settings.Params, game: str) -> dict[str, Any]:

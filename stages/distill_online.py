@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import pairwise
@@ -61,7 +61,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     if replay:
         _check_recorded(recorded, made, f"train-history --game {game} --seed {seed}")
     decides = {
-        "online": told.model_dump(exclude={"seeds", "score_episodes"}),
+        "online": told.following() | {"recipe": told.recipe},
         "variant": variant.model_dump(),
         "preset": {key: value for key, value in config.settings().items() if key not in WATCHING},
         "seed": seed,
@@ -201,7 +201,7 @@ class Follower:
         moments = [time.monotonic()]
         version = self._collect(point.number, best, self._told.states, scheduler)
         moments.append(time.monotonic())
-        measured = self._learn(self._labelled_by(best, point.number), self._variant.updates)
+        measured = self._learn(best, point.number, self._variant.updates)
         follower = self._keep(point, version)
         moments.append(time.monotonic())
         took = [round(after - before, 1) for before, after in pairwise(moments)]
@@ -299,15 +299,15 @@ class Follower:
         folder.rename(dropped)
         shutil.rmtree(dropped)
 
-    def _labelled_by(self, best: Point, latest: int) -> list[int]:
-        """The last `window` versions that this policy labelled, up to the latest, which it did."""
-        return [*(row["point"] for row in self.rows if row["best_point"] == best.number), latest][-self._told.window :]
-
-    def _learn(self, numbers: Sequence[int], updates: int) -> dict[str, float]:
-        """Go on learning from these versions, a whole schedule of the preset's; returns what held-out episodes say.
+    def _learn(self, best: Point, latest: int, updates: int) -> dict[str, float]:
+        """Go on learning from the last `window` versions, up to the latest, that this policy has labelled, a whole schedule of
+        the preset's; returns what held-out episodes say.
 
         A version's held-out episodes are the same at every point: what has been learned from once is never measured on.
         """
+        earlier = [row["point"] for row in self.rows if row["best_point"] == best.number]
+        numbers = [*earlier, latest][-self._told.window :]
+        shrink = 1.0 if earlier else self._told.shrink
         versions = [open_dataset(self._version(number), check_files=True) for number in numbers]
         first = self._seed * (settings.MOST_POINTS + 1)
         joined = Joined(versions)
@@ -320,9 +320,10 @@ class Follower:
             self._compute,
             first + numbers[-1],
             start=self._network,
+            shrink=shrink,
             splits={self._game: joined.split(self._config.held_out, [first + number for number in numbers])},
         )
-        if self._optimizer is not None:
+        if self._optimizer is not None and shrink == 1:
             student.load_optimizer(self._optimizer)
         watching = "-".join(str(self._config.settings()[name]) for name in WATCHING)  # in what order states come depends on it
         version = joined.parts[-1].manifest.digest[:12]
@@ -356,7 +357,7 @@ class Follower:
     def _learn_last(self, folder: Path, scheduler: str) -> None:
         number, best = len(self.rows), self._history.best(len(self.rows))
         version = self._collect(number, best, self._told.final_states, scheduler)
-        measured = self._learn(self._labelled_by(best, number), self._told.final_updates)
+        measured = self._learn(best, number, self._told.final_updates)
         assert self._network is not None
         shutil.rmtree(self._work / "versions/.work", ignore_errors=True)
         shutil.rmtree(self._work / "notes", ignore_errors=True)

@@ -175,19 +175,25 @@ class HistoryParams(Section):
 class OnlineParams(Section):
     """A student, a variant of `students`, that follows a history: at each point the best policy so far plays a version of a
     dataset, `states` with `epsilon`, and the student makes the variant's `updates` on that policy's versions, the last
-    `window` of them; then everybody's curve has a score of `score_episodes`. After the last point the final best plays
-    `final_states`, for `final_updates`. The preset's schedule spans each of these. `seeds` are what the report shows.
+    `window` of them; where it has only just become the best, with `shrink` of its weights and the rest of fresh ones. Then
+    everybody's curve has a score of `score_episodes`. After the last point the final best plays `final_states`, for
+    `final_updates`. The preset's schedule spans each of these. `seeds` are what the report shows.
     """
 
     student: str
     states: int = Field(gt=0)
     epsilon: float = Field(ge=0, le=1)
     window: int = Field(gt=0)
+    shrink: float = Field(default=1.0, ge=0, le=1)
     score_episodes: int = Field(gt=1)
     final_states: int = Field(gt=0)
     final_updates: int = Field(gt=0)
     seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(min_length=1)
     recipe: int
+
+    def following(self) -> dict[str, Any]:
+        """All that decides how a student follows, but for its recipe; what is not set is not told."""
+        return self.model_dump(exclude={"seeds", "score_episodes", "recipe"}, exclude_defaults=True)
 
 
 class GridParams(Section):

@@ -135,7 +135,7 @@ def test_the_student_follows_the_record(recorded: Path) -> None:
 
 
 def test_the_student_goes_on_from_point_to_point_and_learns_from_the_bests_last_versions(
-    recorded: Path, monkeypatch: pytest.MonkeyPatch
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Watched(Student):
         """Remembers what it began with and learned from."""
@@ -144,6 +144,7 @@ def test_the_student_goes_on_from_point_to_point_and_learns_from_the_bests_last_
             self.began = start and {name: weights.clone() for name, weights in start.state_dict().items()}
             self.learned = [part.manifest.digest for part in sources[0].parts]
             self.optimizer_began: Any = None
+            self.shrink = others["shrink"]
             super().__init__(config, objective, spec, sources, *more, start=start, **others)
             seen.append(self)
 
@@ -168,8 +169,25 @@ def test_the_student_goes_on_from_point_to_point_and_learns_from_the_bests_last_
             assert student.began.keys() == before.network.state_dict().keys()
             assert all(torch.equal(weights, student.began[name]) for name, weights in before.network.state_dict().items())
     assert max(len(student.learned) for student in seen) == 2
+    assert {student.shrink for student in seen} == {1.0}
     published = load_agent(recorded / "data/online/Breakout-0", torch.device("cpu")).network.state_dict()
     assert all(torch.equal(weights, published[name]) for name, weights in seen[-1].network.state_dict().items())
+
+    seen.clear()
+    folder = project(tmp_path)
+    shutil.copytree(recorded / "data/history", folder / "data/history")
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["online"]["Breakout"]["shrink"] = 0.5
+    call(folder, "distill-online", "--game", "Breakout", "--replay")
+    labelled = [row["snapshot"] for row in index]
+    for number, student in enumerate(seen):
+        new = labelled.index(labelled[number]) == number
+        assert student.shrink == (0.5 if new else 1.0)
+        assert (student.optimizer_began is None) == new
+    assert json.loads((folder / "data/online/Breakout-0/card.json").read_text())["following"]["shrink"] == 0.5
+    with edited_params(folder, folder / "params.yaml") as raw:
+        del raw["online"]["Breakout"]["shrink"]
+    assert earlier_following(*load_project(folder / "params.yaml"), "Breakout", 0) == "shrink 0.5"
 
 
 def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) -> None:

@@ -112,8 +112,10 @@ class Student:
     """A learning student: network, optimiser, best weights so far, and the data it learns from, one source a game.
 
     It may begin with the weights of an agent, `start`, whose other games it keeps; with `frozen` these stay as they are and
-    only the heads of new games learn. `teacher` is the network that labelled the dataset; only feature regression wants it.
-    `splits` hold out other episodes of a game than `seed` would. ValueError where that does not go together.
+    only the heads of new games learn. With `shrink` below 1 it begins with that share of them and the rest of fresh ones: what
+    has learned something else before generalises worse than what begins anew (Ash and Adams 2020, arXiv 1910.08475).
+    `teacher` is the network that labelled the dataset; only feature regression wants it. `splits` hold out other episodes of a
+    game than `seed` would. ValueError where that does not go together.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Student:
         *,
         interleave: Interleave = "together",
         start: QNetwork | None = None,
+        shrink: float = 1.0,
         frozen: bool = False,
         teacher: QNetwork | None = None,
         splits: Mapping[str, Split] | None = None,
@@ -166,7 +169,10 @@ class Student:
         self._unit = {game: self._blind_loss(lesson) if objective.balanced else 1.0 for game, lesson in self.lessons.items()}
         steps = {game: lesson.loader.episode_steps for game, lesson in self.lessons.items()}
         self._turns = Turns(steps, interleave, config.batch, seed) if interleave != "together" else None
-        self.network = self._begin(spec, {source.game: source.actions for source in sources}, start)
+        heads = {source.game: source.actions for source in sources}
+        self.network = self._begin(spec, heads, start)
+        if start is not None and shrink < 1:
+            self._mix_in(self._begin(spec, heads, None), 1 - shrink)
         self.bridge, self._teacher = None, None
         if objective.feature_weight:
             if len(self.lessons) > 1:
@@ -231,6 +237,13 @@ class Student:
             targets = {game: target for game in new if (target := self._regressed(shown[game])) is not None}
             standardise(network, {game: batch.obs_BCHW for game, batch in shown.items()}, targets, trunk=start is None)
         return network
+
+    @torch.no_grad()
+    def _mix_in(self, fresh: QNetwork, share: float) -> None:
+        """Draw the network's weights towards these by that share of the way; heads of games that it does not learn stay."""
+        ours = dict(self.network.named_parameters())
+        for name, weights in fresh.named_parameters():
+            ours[name].lerp_(weights, share)
 
     def _regressed(self, batch: Batch) -> Tensor | None:
         """The outputs that a student of Q-values should have; None for a student of a policy."""

@@ -160,6 +160,18 @@ def test_a_game_is_added_without_touching_the_others(pair: list[Dataset]) -> Non
         assert all(same.values()) == frozen
 
 
+@pytest.mark.parametrize("shrink", [0.0, 0.25, 1.0])
+def test_a_shrunk_start_is_part_fresh(pair: list[Dataset], shrink: float) -> None:
+    old = student(pair, updates=100)
+    list(train(old))
+    fresh, both = (student(pair[1:], start=start, shrink=shrink).network for start in (None, old.network))
+    for name, weights in both.named_parameters():
+        before = old.network.get_parameter(name)
+        learned = not name.startswith("heads.Corridor")
+        expected = shrink * before + (1 - shrink) * fresh.get_parameter(name) if learned else before
+        assert torch.allclose(weights, expected, atol=1e-7)
+
+
 def test_what_does_not_go_together(pair: list[Dataset]) -> None:
     start = new_network(SPEC, {"Corridor": 3}, CPU.device, 0)
     with pytest.raises(ValueError, match="plays Corridor with 3 actions, its dataset has 2"):
