@@ -183,7 +183,7 @@ def _differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any
 
 
 def _told(different: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in different.items())
+    return ", ".join(f"{name} {'not set' if value is None else value}" for name, value in different.items())
 
 
 def scored_otherwise(layout: Layout, params: settings.Params, agent: str, name: str, game: str) -> bool:

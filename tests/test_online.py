@@ -188,6 +188,11 @@ def test_the_student_goes_on_from_point_to_point_and_learns_from_the_bests_last_
     with edited_params(folder, folder / "params.yaml") as raw:
         del raw["online"]["Breakout"]["shrink"]
     assert earlier_following(*load_project(folder / "params.yaml"), "Breakout", 0) == "shrink 0.5"
+    with edited_params(recorded, recorded / "params.yaml") as raw:
+        raw["online"]["Breakout"]["shrink"] = 0.5
+    assert earlier_following(*load_project(recorded / "params.yaml"), "Breakout", 0) == "shrink not set"
+    with edited_params(recorded, recorded / "params.yaml") as raw:
+        del raw["online"]["Breakout"]["shrink"]
 
 
 def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) -> None:
