@@ -33,7 +33,7 @@ figure { margin: 1rem 0 } figure svg { width: 100%; max-width: 46rem; height: au
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1.5rem }
 .frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)); gap: 1rem } .frames figure { margin: 0 } .frames img { width: 100%; image-rendering: pixelated; border-radius: 6px }
 .clips { display: flex; flex-wrap: wrap; gap: 1rem } .clips figure { margin: 0; width: 11rem } video { width: 100%; border-radius: 6px; background: #000; image-rendering: pixelated; object-fit: contain; object-position: top }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
+dl { display: grid; grid-template-columns: fit-content(20rem) 1fr; gap: .2rem 1rem; font-size: .9rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 @media print { video, .clips { display: none } body { max-width: none } }
 """
 
