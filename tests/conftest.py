@@ -9,6 +9,7 @@ import fsspec
 import pytest
 import torch
 from distributed import Client, LocalCluster
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from pipeline.agents.checkpoints import save_agent
@@ -16,6 +17,9 @@ from pipeline.agents.networks import NETWORKS, QNetwork
 from pipeline.atari.envs import fingerprint
 from stages import evaluate
 from tests.fakes import ENVIRONMENT, blocks_of_four
+
+settings.register_profile("any machine", deadline=None)  # a slow one is no failure
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

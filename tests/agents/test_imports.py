@@ -192,7 +192,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         load_foreign(tmp_path / "no.zip", "sb3", "Pong", 6)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200), cut=st.integers(0, 2000), source=st.sampled_from(["sb3", "cleanrl"]))
 def test_any_bytes_load_or_are_a_value_error(tmp_path: Path, sb3: Any, data: bytes, cut: int, source: Source) -> None:
     path = tmp_path / "any"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -33,7 +33,6 @@ def test_singular_values_become_one_or_so(rows: int, columns: int, seed: int) ->
     assert ((told > 0.6) & (told < 1.3)).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4), st.booleans())
 def test_together_they_become_what_each_becomes(shapes: list[tuple[int, int]], large: bool) -> None:
     shapes = [*shapes, (TOGETHER + 1, TOGETHER + 9)] if large else shapes

@@ -76,7 +76,7 @@ def test_npz_holds_every_byte(source: Dataset, tmp_path: Path) -> None:
     ]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), stacked=st.booleans())
 def test_minari_and_back_is_the_same_dataset(
     small_shards: None, tmp_path_factory: pytest.TempPathFactory, lengths: list[int], stacked: bool

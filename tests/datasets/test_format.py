@@ -55,7 +55,7 @@ def faults_of(folder: Path) -> list[str]:
     return found
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_what_is_written_is_read(small_shards: None, tmp_path_factory: Any, lengths: list[int]) -> None:
     folder = tmp_path_factory.mktemp("round") / "set"
@@ -340,7 +340,7 @@ def test_a_chunk_that_unpacks_to_more_than_it_should_is_not_unpacked(
         dataset.read("q", 0, 3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_no_frame_is_thought_to_decode_to_less_than_it_does(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 400_000))

@@ -206,7 +206,7 @@ def mangle(path: Path, data: st.DataObject) -> None:
     path.write_bytes(content[:at] + data.draw(st.binary(max_size=40)) + content[at + data.draw(st.integers(0, 40)) :])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_mangled_dataset_is_read_or_refused(good: Path, tmp_path: Path, data: st.DataObject) -> None:
     folder = tmp_path / "set"

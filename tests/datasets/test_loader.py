@@ -82,7 +82,7 @@ def test_windows_mix_distant_blocks(dataset: Dataset, small_blocks: None) -> Non
     assert loader._plan(0) != loader._plan(1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(blocks=st.integers(1, 5), size=st.sampled_from([5, 16, 33]), depth=st.sampled_from([1, 4]))
 def test_stacks_are_the_readers(dataset: Dataset, stacks: dict[int, np.ndarray], blocks: int, size: int, depth: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -19,7 +19,7 @@ from tests.report.test_summary import game, results
 
 SCORES = st.lists(st.integers(-30, 150) | st.floats(-50, 200, width=32), min_size=1, max_size=8)  # whole numbers: ties
 GAMES = st.dictionaries(st.sampled_from(["Breakout", "Freeway", "Pong"]), SCORES, min_size=1)
-FEW = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=40)
 OneRun = Mapping[str, npt.ArrayLike]
 
 

@@ -39,7 +39,7 @@ def test_where_they_agree_there_is_no_dispute() -> None:
     assert largest(iter([]), 4) == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 10), max_size=200), st.integers(1, 6))
 def test_of_any_play(regrets: list[float], count: int) -> None:
     found = largest(iter([moment(step, [0, regret], 0) for step, regret in enumerate(regrets)]), count)

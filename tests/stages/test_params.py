@@ -126,7 +126,7 @@ def test_a_missing_or_broken_file(tmp_path: Path) -> None:
         params.load(tmp_path / "params.yaml")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     text=st.text(max_size=60)
     | st.sampled_from(["null", "[]", "3", "a: {b: 1}", "zoo: 3", "? [1]\n: 2", "!!python/object:os.system {}"])
