@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.agents.checkpoints import load_agent
@@ -13,7 +13,7 @@ from pipeline.agents.device import exact
 from pipeline.agents.policies import q_function
 from pipeline.atari.games import find_game
 from pipeline.datasets.describe import gaps
-from pipeline.datasets.reader import Dataset, open_dataset
+from pipeline.datasets.reader import open_dataset
 from pipeline.report.evolution import render
 from stages.history import History
 from stages.paths import Layout
@@ -33,7 +33,7 @@ def run(layout: Layout, game: str, seed: int, dataset: str | None, states: int, 
     opened = open_dataset(dataset or versions[-1])
     if opened.game != find_game(game).name:
         raise ValueError(f"dataset {opened.folder} is of {opened.game}, not of {find_game(game).name}")
-    chosen = decisive(opened, states)
+    chosen = decisive(opened.read("q", 0, len(opened)), states)
     state_SCHW = opened.stacks(chosen)
     q_P = []
     for point in history.points:
@@ -63,8 +63,13 @@ def run(layout: Layout, game: str, seed: int, dataset: str | None, states: int, 
     return target
 
 
-def decisive(dataset: Dataset, count: int) -> list[int]:
-    """The steps at which the best action stands out most, each in a stretch of the dataset of its own."""
-    gap_N = gaps(dataset.read("q", 0, len(dataset)))
-    edges = np.linspace(0, len(dataset), min(count, len(dataset)) + 1).astype(int)
-    return [int(start + gap_N[start:stop].argmax()) for start, stop in pairwise(edges)]
+def decisive(q_NA: npt.NDArray[np.float32], count: int) -> list[int]:
+    """The steps at which the best action stands out most, each in a stretch of the dataset of its own. Actions take turns being
+    the best: otherwise where one kind of moment decides, as when Pong's ball comes down, that moment comes again and again."""
+    gap_N, best_N = gaps(q_NA), q_NA.argmax(axis=1)
+    chosen = []
+    for number, stretch in enumerate(np.array_split(np.arange(len(q_NA)), min(count, len(q_NA)))):
+        turn = stretch[best_N[stretch] == number % q_NA.shape[1]]
+        among = turn if len(turn) else stretch
+        chosen.append(int(among[gap_N[among].argmax()]))
+    return chosen

@@ -47,7 +47,8 @@ def _story(q_PA: npt.NDArray[np.float32], step_P: Sequence[int], actions: Sequen
     others = np.flatnonzero(preferred_P != last)
     since = int(others[-1]) + 1 if len(others) else 0
     changes = int(np.count_nonzero(np.diff(preferred_P)))
-    return f"{actions[last]} has been preferred since step {step_P[since]:,}; the preference changed {changes} times."
+    told = {0: "never changed", 1: "changed once"}.get(changes, f"changed {changes} times")
+    return f"{actions[last]} has been preferred since step {step_P[since]:,}; the preference {told}."
 
 
 def _picture(

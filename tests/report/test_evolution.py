@@ -1,9 +1,11 @@
-"""What the pictures of a policy's evolution say."""
+"""What the pictures of a policy's evolution say, and which states they show."""
 
 import numpy as np
+import pytest
 
 from pipeline.report.evolution import render
 from pipeline.report.film import standing
+from stages.show_history import decisive
 
 
 def test_standing_is_between_the_least_and_the_most_valued() -> None:
@@ -11,7 +13,22 @@ def test_standing_is_between_the_least_and_the_most_valued() -> None:
     assert found.tolist() == [[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]
 
 
-def test_the_page_tells_since_when() -> None:
-    q_PSA = np.array([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]], [[2.0, 0.0]]], dtype=np.float32)
+@pytest.mark.parametrize(
+    ("preferred", "story"),
+    [
+        ([0, 1, 0, 0], "UP has been preferred since step 30; the preference changed 2 times."),
+        ([1, 1, 1, 0], "UP has been preferred since step 40; the preference changed once."),
+        ([1, 1, 1, 1], "DOWN has been preferred since step 10; the preference never changed."),
+    ],
+)
+def test_the_page_tells_since_when(preferred: list[int], story: str) -> None:
+    q_PSA = np.eye(2, dtype=np.float32)[preferred][:, None]
     page = render("title", {}, np.zeros((1, 84, 84), np.uint8), q_PSA, [10, 20, 30, 40], ["UP", "DOWN"], ["a state"])
-    assert "UP has been preferred since step 30; the preference changed 2 times." in page
+    assert story in page
+
+
+def test_actions_take_turns_where_they_matter_most() -> None:
+    q_NA = np.array([[9, 0], [5, 0], [0, 3], [7, 0], [0, 2], [8, 0], [1, 0], [4, 0]], dtype=np.float32)
+    assert decisive(q_NA, 2) == [0, 4]  # step 5 stands out more, but is the first action's again
+    assert decisive(q_NA, 4) == [0, 2, 5, 7]  # nobody prefers the second in the last two
+    assert decisive(q_NA, 100) == list(range(8))
