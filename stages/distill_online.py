@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,10 +33,13 @@ from stages.history import History, Point, live, work_folder
 from stages.paths import CURVE, Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state, write_csv
 from stages.runlog import mark, say
-from stages.score_online import INDEX, episodes, is_there, mean_returns, score_more
+from stages.score_online import INDEX, episodes, is_kept, is_published, mean_returns, score_more
 
+CHECKPOINT: Final = "checkpoint.pt"
 DROPPED: Final = "dropped"
 """Where a folder goes before it is removed."""
+SECONDS: Final = "seconds.json"
+"""What each part of a point has taken, over all sittings."""
 RECIPE = 1
 """Bump when what this stage does changes (ARCHITECTURE.md, recipes); its parts are pinned as collect's and distill's."""
 
@@ -65,13 +67,20 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         "variant": variant.model_dump(),
         "preset": {key: value for key, value in config.settings().items() if key not in WATCHING},
         "seed": seed,
-        "history": recorded.points[0].digest if replay else making.name,  # both may go on
         "made": made,
         "environment": fingerprint(game, params.environment),
     }
-    work = layout.work("distill-online", name, decides)
-    if is_there(layout, params, recorded, game, seed, work.name):
-        return score_more(layout, params, recorded, game, seed, device_name)
+    begins = [making.name, *(point.digest for point in recorded.points[:1])]  # of a history that may go on, live and recorded
+    live_work, *replay_work = (layout.work("distill-online", name, decides | {"history": begin}) for begin in begins)
+    work = replay_work[0] if replay else live_work
+    if is_published(layout, params, recorded, game, seed, [folder.name for folder in (live_work, *replay_work)]):
+        if is_kept(layout, name):
+            return score_more(layout, params, recorded, game, seed, device_name)
+        if not (work / CHECKPOINT).is_file():
+            raise ValueError(
+                f"{layout.online(name)} is there, made by these settings, but not {layout.followers(name)}, the student as it "
+                f"was at each point: bring that from where it was made, or remove {layout.online(name)} to make all of it anew"
+            )
     with ExitStack() as stack:
         stack.enter_context(alone_in(work))
         if replay:
@@ -79,7 +88,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         else:
             stack.enter_context(alone_in(making))
             history = History(making / "history")
-            _check_replaced(recorded, history)
+            history.check_replaces(recorded)
             points = live(params, game, seed, making, history, device_name)
         prepare_to_learn()
         follower = Follower(layout, params, game, seed, work, history, device_name)
@@ -131,14 +140,6 @@ def _check_recorded(recorded: History, made: Mapping[str, Any], command: str) ->
         )
 
 
-def _check_replaced(recorded: History, making: History) -> None:
-    """ValueError where a record would be replaced by another than what it has become."""
-    if [p.digest for p in recorded.points] != [p.digest for p in making.points[: len(recorded.points)]]:
-        raise ValueError(
-            f"{recorded.folder} is a record that a teacher learning now would replace: follow it with --replay, or remove it"
-        )
-
-
 def _walk(history: History) -> Generator[Point, None, None]:
     yield from history.points
 
@@ -167,9 +168,10 @@ class Follower:
         self.rows: list[dict[str, Any]] = []
         self._returns: list[dict[str, Any]] = []
         shutil.rmtree(work / DROPPED, ignore_errors=True)
-        state = load_state(work / "checkpoint.pt")
+        self._seconds: dict[str, float] = json.loads((work / SECONDS).read_text()) if (work / SECONDS).is_file() else {}
+        state = load_state(work / CHECKPOINT)
         if state is not None:
-            with resuming(work / "checkpoint.pt"):
+            with resuming(work / CHECKPOINT):
                 self.rows, self._returns, self._optimizer = state["rows"], state["returns"], state["optimizer"]
                 self._network = place(QNetwork(settings.network(self._variant.network), state["heads"]), self._compute.device)
                 self._network.load_state_dict(state["network"])
@@ -184,9 +186,9 @@ class Follower:
             raise self._another()
         if sum(told["point"] == point.number for told in self._returns) == self._told.score_episodes:
             return
-        began = time.monotonic()
-        returns = self._score(point, row["best_point"])
-        row |= returns | {"seconds_scoring": round(time.monotonic() - began, 1)}
+        with self._timed(point, "scoring"):
+            returns = self._score(point, row["best_point"])
+        row |= returns | self._took(point, "scoring")
         self._save()
         mark(f"follow {self._game}-{self._seed}", point.steps, returns)
         told = ", ".join(f"{who.removesuffix('_return')} {value:.2f}" for who, value in returns.items())
@@ -198,13 +200,11 @@ class Follower:
     def _learn_at(self, point: Point, scheduler: str) -> None:
         """Collect and learn, and begin the point's row."""
         best = self._history.best(point.number)
-        moments = [time.monotonic()]
-        version = self._collect(point.number, best, self._told.states, scheduler)
-        moments.append(time.monotonic())
-        measured = self._learn(best, point.number, self._variant.updates)
-        follower = self._keep(point, version)
-        moments.append(time.monotonic())
-        took = [round(after - before, 1) for before, after in pairwise(moments)]
+        with self._timed(point, "collecting"):
+            version = self._collect(point.number, best, self._told.states, scheduler)
+        with self._timed(point, "distilling"):
+            measured = self._learn(best, point.number, self._variant.updates)
+            follower = self._keep(point, version)
         self.rows.append(
             {
                 "point": point.number,
@@ -219,11 +219,27 @@ class Follower:
                 "follower": follower,
                 "seconds_learning": point.seconds_learning,
                 "seconds_selecting": point.seconds_selecting,
-                **dict(zip(("seconds_collecting", "seconds_distilling"), took, strict=True)),
+                **self._took(point, "collecting", "distilling"),
             }
         )
         self._save()
         self._forget_updates()
+
+    @contextmanager
+    def _timed(self, point: Point, what: str) -> Iterator[None]:
+        """Also a sitting that is stopped in it counts, not one that is killed."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            key = f"{point.number} {what}"
+            self._seconds[key] = self._seconds.get(key, 0.0) + time.monotonic() - began
+            with replaced_file(self._work / SECONDS) as part:
+                part.write_text(json.dumps(self._seconds))
+
+    def _took(self, point: Point, *parts: str) -> dict[str, float]:
+        """Columns of a row."""
+        return {f"seconds_{what}": round(self._seconds[f"{point.number} {what}"], 1) for what in parts}
 
     def _save(self) -> None:
         assert self._network is not None
@@ -234,7 +250,7 @@ class Follower:
             "network": self._network.state_dict(),
             "optimizer": self._optimizer,
         }
-        save_state(self._work / "checkpoint.pt", state)
+        save_state(self._work / CHECKPOINT, state)
 
     def _follower(self, point: Point) -> Path:
         return self._work / "followers" / f"{point.number:03}"
@@ -243,10 +259,17 @@ class Follower:
         """The student as it is at a point: whoever wants more episodes of it need not make it again. Returns its digest."""
         assert self._network is not None
         manifest = version.manifest
-        told = {"role": "snapshot", "game": self._game, "environment": manifest.environment, "teacher": manifest.teacher}
-        return str(
-            save_agent(self._follower(point), self._network, {**told, "steps": point.steps, "seed": self._seed})["digest"]
-        )
+        card = {
+            "role": "snapshot",
+            "game": self._game,
+            "environment": manifest.environment,
+            "teacher": manifest.teacher,
+            "variant": self._told.student,
+            "objective": asdict(self._variant.objective()),
+            "steps": point.steps,
+            "seed": self._seed,
+        }
+        return str(save_agent(self._follower(point), self._network, card)["digest"])
 
     def _forget_updates(self) -> None:
         """What a stopped run would have gone on from within a point, whose network is kept by now."""

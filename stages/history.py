@@ -54,7 +54,8 @@ class History:
             self.points = [Point(**row) for row in told["points"]]
             self.made: dict[str, Any] = dict(told.get("made", {}))
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not a history ({error}): restore it with `dvc pull` or run train-history") from None
+            remedy = "restore it, from git if it is kept there, or remove it and run train-history"
+            raise ValueError(f"{path} is not a history ({error}): {remedy}") from None
 
     def agent(self, point: Point) -> Path:
         """The folder of a snapshot."""
@@ -68,6 +69,12 @@ class History:
         """Its agent is there already."""
         self.points.append(point)
         self._write(self.folder)
+
+    def check_replaces(self, recorded: History) -> None:
+        """ValueError where a record would be replaced by another than what it has become."""
+        if [p.digest for p in recorded.points] != [p.digest for p in self.points[: len(recorded.points)]]:
+            told = "is a record that a teacher learning now would replace: follow it with --replay, or remove it"
+            raise ValueError(f"{recorded.folder} {told}")
 
     def _write(self, folder: Path) -> None:
         told = {"made": self.made, "points": [p._asdict() for p in self.points]}
@@ -89,11 +96,20 @@ class History:
 
 
 def run(layout: Layout, params: settings.Params, game: str, seed: int, device_name: str) -> Path:
-    """Train, or go on training, and publish data/history/GAME-SEED, whose folder it returns."""
+    """Train, or go on training, and publish data/history/GAME-SEED, whose folder it returns. A record of the same settings is
+    not made anew: a learner that went on from what is in git alone would begin at nothing.
+    """
     game = find_game(game).name
     work = work_folder(layout, params, game, seed)
+    recorded = History(layout.history(f"{game}-{seed}"))
+    same = recorded.made == made_with(params, game)
+    if same and recorded.points[-1].steps >= params.history[game].steps and not (work / "history" / RECORD).is_file():
+        say(f"{recorded.folder} is there already, of {recorded.points[-1].steps:,} steps: remove it to make it anew")
+        return recorded.folder
     with alone_in(work):
         history = History(work / "history")
+        if same:
+            history.check_replaces(recorded)
         for _ in live(params, game, seed, work, history, device_name):
             pass
         target = layout.history(f"{game}-{seed}")

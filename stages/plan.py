@@ -29,6 +29,7 @@ from stages.grid import games_of_cell, games_of_mix, scored_as
 from stages.history import History
 from stages.paths import Layout
 from stages.runlog import duration
+from stages.score_online import is_kept
 
 PROBE_SECONDS = 1.5
 BACKWARD = 3.0
@@ -137,7 +138,7 @@ class Machine:
 
     def episodes(self, layout: Layout, game: str, count: int, *networks: str) -> float:
         """Seconds of so many episodes."""
-        return count * _steps(layout, game) * self.play(game, *networks) if count else 0.0
+        return count * steps_of_episode(layout, game) * self.play(game, *networks) if count else 0.0
 
     def teach(self, layout: Layout, game: str, preset: str, network: str, steps: int, every: int, episodes: int) -> float:
         """Seconds of learning from reward, with so many episodes that choose the best at every so many steps."""
@@ -298,7 +299,7 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
 
     def following() -> float:
         scores = sum(machine.episodes(layout, game, points * max(0, lacking), who.network) for who in (told, variant))
-        if there:
+        if there and is_kept(layout, name):
             return scores
         seconds = (points * online.states + online.final_states) * machine.play(game, told.network)
         return seconds + machine.distil(variant) * (points + online.final_updates / variant.updates) + scores
@@ -322,9 +323,12 @@ def _variant(actor: str) -> str:
     return actor.rsplit("/", 1)[-1].rsplit("-", 1)[0]
 
 
-def _steps(layout: Layout, game: str) -> float:
-    """Steps of the teacher's episodes, as far as it has been evaluated, or else of the random agent's."""
-    played = (layout.episodes(f"{who}/{game}") for who in ("teachers", "random"))
+def steps_of_episode(layout: Layout, game: str) -> float:
+    """Steps of the teacher's episodes, or of a recorded one's at its best, as far as they have been evaluated, or else of the
+    random agent's.
+    """
+    best = (path.relative_to(layout.data) for path in sorted(layout.data.glob(f"history/{game}-*/best")))
+    played = (layout.episodes(str(agent)) for agent in (f"teachers/{game}", *best, f"random/{game}"))
     path = next((path for path in played if path.is_file()), None)
     return float(np.mean(pq.read_table(path)["steps"].to_numpy())) if path else UNKNOWN_STEPS
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,26 +25,30 @@ INDEX: Final = "index.csv"
 """Of the versions that a student learned from: who labelled each."""
 
 
-def is_there(layout: Layout, params: settings.Params, recorded: History, game: str, seed: int, run: str) -> bool:
-    """Whether the student of this `run` has been published, and is there as it was at each point of the history."""
-    name = f"{game}-{seed}"
-    folder = layout.online(name)
-    if not ((folder / CARD).is_file() and (folder / CURVE).is_file()) or load_card(folder).get("run") != run:
+def is_published(
+    layout: Layout, params: settings.Params, recorded: History, game: str, seed: int, runs: Collection[str]
+) -> bool:
+    """Whether the student of one of these `runs` has been published, and followed this history to its end."""
+    folder = layout.online(f"{game}-{seed}")
+    if not ((folder / CARD).is_file() and (folder / CURVE).is_file()) or load_card(folder).get("run") not in runs:
         return False
     rows = read_curve(folder / CURVE)
     if int(rows[-1]["steps"]) < params.history[game].steps:
         return False
-    index = layout.versions(name) / INDEX
+    points = [(point.digest, recorded.best(point.number).digest) for point in recorded.points]
+    return points == [(row["snapshot"], row["labelled_by"]) for row in rows]
+
+
+def is_kept(layout: Layout, name: str) -> bool:
+    """Whether a student that has been published is here as it was at each point, and no versions but those it learned from."""
+    rows, index = read_curve(layout.online(name) / CURVE), layout.versions(name) / INDEX
     if index.is_file() and [row["dataset_digest"] for row in read_curve(index)][:-1] != [row["dataset"] for row in rows]:
         return False  # a run that was killed has published its own
-    told = [(row["snapshot"], row["labelled_by"], row.get("follower")) for row in rows]
-    kept = [layout.followers(name) / f"{point.number:03}" for point in recorded.points]
-    if not all((follower / CARD).is_file() for follower in kept):
-        return False
-    digests = (load_card(follower)["digest"] for follower in kept)
-    points = recorded.points
-    best = (recorded.best(point.number).digest for point in points)
-    return told == list(zip((point.digest for point in points), best, digests, strict=True))
+    kept = [layout.followers(name) / f"{int(row['point']):03}" for row in rows]
+    return all(
+        (follower / CARD).is_file() and load_card(follower)["digest"] == row.get("follower")
+        for follower, row in zip(kept, rows, strict=True)
+    )
 
 
 def score_more(layout: Layout, params: settings.Params, recorded: History, game: str, seed: int, device_name: str) -> Path:
@@ -56,14 +61,13 @@ def score_more(layout: Layout, params: settings.Params, recorded: History, game:
     work = layout.work("score-online", name, load_card(folder)["digest"])
     with alone_in(work):
         known, returns = read_curve(folder / RETURNS) if there else [], []
-        for point in recorded.points:
-            student = layout.followers(name) / f"{point.number:03}"
+        rows: list[dict[str, Any]] = [*read_curve(folder / CURVE)]
+        for row, point in zip(rows, recorded.points, strict=True):
+            began, student = time.monotonic(), layout.followers(name) / f"{point.number:03}"
             returns += episodes(params, game, seed, point, recorded.agent(point), student, known, work, device_name)
-        means = [mean_returns(returns, point.number) for point in recorded.points]
-        rows = [
-            {**row, **mean, "best_return": means[int(row["best_point"])]["teacher_return"]}
-            for row, mean in zip(read_curve(folder / CURVE), means, strict=True)
-        ]
+            row.update(mean_returns(returns, point.number))
+            row["best_return"] = rows[int(row["best_point"])]["teacher_return"]
+            row["seconds_scoring"] = round(float(row["seconds_scoring"]) + time.monotonic() - began, 1)
         # By the last one it is told whether there are enough: killed between them, the same command makes both again.
         for table, lines in ((CURVE, rows), (RETURNS, returns)):
             with replaced_file(folder / table) as part:

@@ -4,8 +4,9 @@ import csv
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pipeline.distill.offline import Student
 from pipeline.report.online import RETURNS
 from stages import collect, distill_online, history, score_online
 from stages.cli import main
-from stages.current import earlier_following
+from stages.current import earlier_following, made_with
 from stages.params import load_project
 from stages.plan import jobs
 from stages.publish import replace_folder
@@ -221,6 +222,8 @@ def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) 
         "scored by earlier settings (score_episodes 2) and not made anew yet: Breakout-0."
         in (followed / "online.md").read_text()
     )
+    asked = [line for line in (followed / "online.md").read_text().splitlines() if line.startswith("| Breakout: ")]
+    assert [line.endswith("| open |") for line in asked] == [True, True]
     with edited_params(followed, followed / "params.yaml") as raw:
         raw["online"]["Breakout"]["score_episodes"] = 2
     scores = followed / "data/scores/history/Breakout-0/best.json"
@@ -288,6 +291,18 @@ def test_a_version_that_another_policy_labelled_is_made_again(
         (begun / "seen").touch()
     manifest = follower._collect(4, last, 150, "").manifest
     assert (manifest.teacher["digest"], manifest.states) == (last.digest, 150)
+
+
+def test_what_a_stopped_sitting_took_counts(recorded: Path, tmp_path: Path) -> None:
+    layout, params = load_project(recorded / "params.yaml")
+    record = history.History(layout.history("Breakout-0"))
+    for stopped in (KeyboardInterrupt, None):
+        follower = distill_online.Follower(layout, params, "Breakout", 0, tmp_path, record, "cpu")
+        with suppress(KeyboardInterrupt), follower._timed(record.points[1], "collecting"):
+            time.sleep(0.3)
+            if stopped:
+                raise stopped
+    assert 0.6 <= follower._took(record.points[1], "collecting")["seconds_collecting"] < 5
 
 
 def test_any_other_setting_of_a_follower_is_noticed(followed: Path) -> None:
@@ -374,7 +389,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *at: int) -> None:
         monkeypatch.setattr(module, "tried", tried)
 
 
-def test_more_episodes_at_each_point_are_played_without_learning_anew(followed: Path, tmp_path: Path) -> None:
+def test_more_episodes_at_each_point_are_played_without_learning_anew(
+    followed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = project(tmp_path)
     for made in ("history", "online", "followers"):
         shutil.copytree(followed / "data" / made, folder / "data" / made)
@@ -406,10 +423,41 @@ def test_more_episodes_at_each_point_are_played_without_learning_anew(followed: 
     lost.unlink()
     assert "distill Breakout" not in call(folder, "distill-online", "--game", "Breakout", "--replay")
     assert lost.read_bytes() == told_all
+    shutil.rmtree(folder / "data/followers")
+    for raised in (3, 4):  # a clone, which has not the student as it was at each point
+        with edited_params(folder, folder / "params.yaml") as raw:
+            raw["online"]["Breakout"]["score_episodes"] = raised
+        result = invoke(folder, "distill-online", "--game", "Breakout", "--replay")
+        assert result.exit_code == 1
+        assert "data/online/Breakout-0 is there, made by these settings, but not " in result.output
+    assert lost.read_bytes() == told_all
+    monkeypatch.setattr("stages.plan.Machine.episodes", lambda *_: 0.0)
+    left = next(job for job in jobs(*load_project(folder / "params.yaml")) if job.stage == "distill-online")
+    assert not left.done
+    assert left.seconds  # to make all of it anew, as the refusal says
+
+
+def test_a_record_in_a_clone_is_not_made_anew(recorded: Path, tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    shutil.copytree(recorded / "data/history", folder / "data/history")
+    path = folder / "data/history/Breakout-0/history.json"
+    before = path.read_bytes()
+    told = "data/history/Breakout-0 is there already, of 192 steps: remove it to make it anew"
+    assert told in call(folder, "train-history", "--game", "Breakout")
+    with edited_params(folder, folder / "params.yaml") as raw:  # as if it were of fewer steps than wanted
+        raw["history"]["Breakout"]["steps"] = 256
+    path.write_text(json.dumps(json.loads(before) | {"made": made_with(load_project(folder / "params.yaml")[1], "Breakout")}))
+    result = invoke(folder, "train-history", "--game", "Breakout")
+    assert result.exit_code == 1
+    assert "is a record that a teacher learning now would replace" in result.output
 
 
 def test_the_student_of_a_point_may_be_evaluated(followed: Path) -> None:
     assert "followers/Breakout-0/001: mean return" in call(followed, "evaluate", "followers/Breakout-0/001")
+    labels = ("--labels-from", str(followed / "data/followers/Breakout-0/001"))
+    result = invoke(followed, "collect", "--game", "Breakout", *labels, "--states", "50", "--out", str(followed / "labelled"))
+    assert result.exit_code == 1
+    assert "gives a policy's logits, not Q-values" in result.output
 
 
 @pytest.mark.slow
@@ -478,6 +526,8 @@ def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, m
     assert ours[0]["digest"] == theirs[0]["digest"]  # afterwards a resumed learner plays other episodes
     assert [(int(row["steps"]), row["snapshot"]) for row in rows(folder)] == [(p["steps"], p["digest"]) for p in ours]
     assert len(ours) == 3
+    assert "is there already" in call(folder, "distill-online", "--game", "Breakout", "--replay")
+    assert "is there already" in call(folder, "distill-online", "--game", "Breakout")
 
 
 @pytest.mark.slow
@@ -518,6 +568,7 @@ def test_a_history_that_was_too_short_goes_on(tmp_path: Path, monkeypatch: pytes
     told = json.loads(made.read_text())
     told["points"].insert(0, told["points"][0] | {"steps": 128})  # now 128, 256, 320
     made.write_text(json.dumps(told))
+    shutil.rmtree(path.parent)
     assert "has 3 snapshots and 2 to come, 4 at most" in invoke(folder, "train-history", "--game", "breakout").output
 
 
