@@ -98,6 +98,7 @@ def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
     for name, stage in stages_of(path).items():
         told = stage.get("params", [])
         params = {param for param in told if isinstance(param, str)}
+        params |= {param for file in told if not isinstance(file, str) for param in file.get("params.yaml", [])}
         command = stage["cmd"].split()[1]
         assert not params & {"presets", "students", "teachers", "teacher_presets", "datasets", "evaluation"}, name
         if command == "distill":
@@ -117,6 +118,10 @@ def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
         if command == "distill-online":
             deciding = OnlineParams.model_fields.keys() - {"seeds"}  # of others: a new one reruns nobody
             assert {p for p in params if p.startswith("online")} == {f"online.${{item.game}}.{key}" for key in deciding}
+            students = [raw["online"][game]["student"] for game in stage["matrix"]["game"]]
+            assert {p for p in params if p.startswith("students.")} == {f"students.{student}" for student in students}
+            presets = {raw["students"][student]["preset"] for student in students}
+            assert {p for p in params if p.startswith("presets.")} == {f"presets.{preset}" for preset in presets}
         if command == "evaluate":
             deciding = set(raw["evaluation"]) - {"width"}  # slots at once; episodes do not depend on it
             if " teachers/" not in stage["cmd"]:
