@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from pipeline.report import tables
@@ -146,13 +147,14 @@ Mean returns, raw, [95 %] over episodes:
 
 
 def _following(results: Results) -> str:
+    unmade = [*results.missing, *chain.from_iterable(results.earlier.values())]
     return f"""## Following a teacher that is still learning
 
 At each point of the teacher's learning the policy that did best on the seeds that choose labels a new version of the dataset,
 and the student goes on learning from what that policy has labelled; teacher, best so far and student are scored on other seeds.
 {tables.FOLLOWED}
 
-{tables.online(results.online).markdown()}{_asked(tables.bars_of_online(results.online, results.missing))}"""
+{tables.online(results.online).markdown()}{_asked(tables.bars_of_online(results.online, unmade))}"""
 
 
 def _predictors(found: Predicted) -> str:

@@ -446,16 +446,16 @@ def bars_of_several(summaries: Sequence[Summary]) -> Table:
     return Table(["KL students", mean, "", of_a_game, ""], cells)
 
 
-def bars_of_online(runs: Sequence[Run], missing: Collection[str] = ()) -> Table:
+def bars_of_online(runs: Sequence[Run], unmade: Collection[str] = ()) -> Table:
     """What is asked of students that follow a learning teacher (`paper.DROP`, `paper.KEPT`), over a game's seeds; open where
-    some of its runs, GAME-SEED, are `missing`. Where the interval over episodes has the bar in it, that is told: other episodes
-    might say otherwise.
+    some of its runs, GAME-SEED, are yet to be made, or to be made anew (`unmade`). Where the interval over episodes has the bar
+    in it, that is told: other episodes might say otherwise.
     """
     cells = []
     for game in dict.fromkeys(run.game for run in runs):
         of_game = [run for run in runs if run.game == game]
         share, (least, most) = share_of_drop(of_game), share_within(of_game)
-        whole = game not in {name.rpartition("-")[0] for name in missing}
+        whole = game not in {name.rpartition("-")[0] for name in unmade}
         known = whole and teachers_drop(of_game)
         held = _surely(share <= DROP, most <= DROP if share <= DROP else least > DROP) if known else "open"
         cells.append([f"{game}: worst drop, of the teacher's", f"at most {DROP:.3f}", told_share(of_game, 3), held])

@@ -35,14 +35,26 @@ def test_each_half_of_the_episodes_measures_where_the_other_is_worst() -> None:
 
 
 @pytest.mark.parametrize(
-    ("true", "found", "greatest"), [(0.0, 0.0, 0.22), (0.25, 0.10, 0.30), (0.5, 0.42, 0.51), (1.0, 1.0, 1.0)]
+    ("episodes", "true", "found", "greatest"),
+    [
+        (50, 0.0, 0.0, 0.31),
+        (50, 0.25, 0.07, 0.36),
+        (50, 0.5, 0.30, 0.52),
+        (50, 1.0, 0.97, 1.0),
+        (200, 0.0, 0.0, 0.15),
+        (200, 0.25, 0.14, 0.26),
+        (200, 0.5, 0.48, 0.50),
+        (200, 1.0, 1.0, 1.0),
+    ],
 )
-def test_noise_is_no_drop_and_a_drop_like_the_noise_is_measured_as_less(true: float, found: float, greatest: float) -> None:
-    """Ten points of 100 new episodes each, at one of them worse than the best by so many deviations of an episode: the drop
+def test_noise_is_no_drop_and_a_drop_like_the_noise_is_measured_as_less(
+    episodes: int, true: float, found: float, greatest: float
+) -> None:
+    """Ten points of so many new episodes each, at one of them worse than the best by so many deviations of an episode: the drop
     as measured, and what the greatest difference of means would be. docs/distilling.md tells of these.
     """
     rng = np.random.default_rng(0)
-    noise = rng.normal(size=(400, 2, 10, 100))
+    noise = rng.normal(size=(400, 2, 10, episodes))
     noise[:, 1, 4] -= true
     assert np.mean([(best - own).mean(axis=1).max() for best, own in noise]) == pytest.approx(greatest, abs=0.02)
     assert np.mean([steadiness(own, best).drop for best, own in noise]) == pytest.approx(found, abs=0.02)
