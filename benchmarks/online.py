@@ -23,17 +23,16 @@ from stages.cluster import cluster
 from stages.distill_online import Follower
 from stages.history import History, live
 from stages.paths import Layout
+from stages.plan import steps_of_episode
 
 STEPS, STATES, UPDATES, EPISODES, LENGTH = 2048, 16_384, 150, 16, 300
 """A point's, and an episode's steps. Fewer episodes at once would take as long: states are valued 16 at a time."""
 POINTS = 6
 """The first is not counted."""
-PLAYED = 2000
-"""Steps of an episode of the experiment, about."""
 
 
 def main(game: str) -> None:
-    params = settings.load(Path("experiments/online/params.yaml"))
+    layout, params = settings.load_project(Path("experiments/online/params.yaml"))
     small = _small(params, game)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core a run, as the experiment's hours are told
@@ -57,13 +56,14 @@ def main(game: str) -> None:
     states, updates = online.states + online.final_states / points, params.students[online.student].updates
     collecting = states * seconds("collecting") / STATES
     distilling = (updates + online.final_updates / points) * seconds("distilling") / UPDATES
-    scoring = online.score_episodes * PLAYED * seconds("scoring") / (EPISODES * LENGTH)
+    played = steps_of_episode(layout, game)
+    scoring = online.score_episodes * played * seconds("scoring") / (EPISODES * LENGTH)
     print(f"{game}, {1 / without:.0f} steps/s alone; beside a student, {STEPS / seconds('learning'):.0f} while it learns")
     parts = {"learning": learning, "collecting": collecting, "distilling": distilling, "scores": scoring}
     print("seconds a point: " + ", ".join(f"{what} {took:.0f}" for what, took in parts.items()))
     beside = learning + collecting + distilling
     kept, scored = (told.every * without / total for total in (beside, beside + scoring))
-    print(f"kept: {kept:.0%} of its steps/s, or {scored:.0%} with scores")
+    print(f"kept: {kept:.0%} of its steps/s, or {scored:.0%} with scores of {played:,.0f} steps an episode")
 
 
 def _small(params: settings.Params, game: str) -> settings.Params:
