@@ -2,7 +2,8 @@
 
 Two learners of `experiments/online` take turns, from point to point; one has a student. Points are close here and the student
 does little at each, in short episodes: what a step, a state and an update take is put together as the experiment has them, the
-final updates spread over its points. Scores, which distilling does not want, are told apart.
+final updates spread over its points; a student that rests learns as often as the recorded histories have a new best. Scores,
+which distilling does not want, are told apart.
 
     python -m benchmarks.online [GAME]
 """
@@ -53,17 +54,26 @@ def main(game: str) -> None:
         return float(statistics.median(row[f"seconds_{what}"] for row in follower.rows[1:]))
 
     learning = told.every * seconds("learning") / STEPS
-    states, updates = online.states + online.final_states / points, params.students[online.student].updates
+    learns = _share_of_bests(layout, game) if online.rests else 1.0
+    states = learns * online.states + online.final_states / points
+    updates = learns * params.students[online.student].updates + online.final_updates / points
     collecting = states * seconds("collecting") / STATES
-    distilling = (updates + online.final_updates / points) * seconds("distilling") / UPDATES
+    distilling = updates * seconds("distilling") / UPDATES
     played = steps_of_episode(layout, game)
     scoring = online.score_episodes * played * seconds("scoring") / (EPISODES * LENGTH)
     print(f"{game}, {1 / without:.0f} steps/s alone; beside a student, {STEPS / seconds('learning'):.0f} while it learns")
     parts = {"learning": learning, "collecting": collecting, "distilling": distilling, "scores": scoring}
+    print(f"the student learns at {learns:.0%} of the points")
     print("seconds a point: " + ", ".join(f"{what} {took:.0f}" for what, took in parts.items()))
     beside = learning + collecting + distilling
     kept, scored = (told.every * without / total for total in (beside, beside + scoring))
     print(f"kept: {kept:.0%} of its steps/s, or {scored:.0%} with scores of {played:,.0f} steps an episode")
+
+
+def _share_of_bests(layout: Layout, game: str) -> float:
+    """At which share of the points of the histories that are there the best so far has just changed."""
+    found = [History(path) for path in layout.data.glob(f"history/{game}-*")]
+    return statistics.mean(len(history.bests()) / len(history.points) for history in found)
 
 
 def _small(params: settings.Params, game: str) -> settings.Params:
@@ -76,7 +86,7 @@ def _small(params: settings.Params, game: str) -> settings.Params:
         update={
             "environment": replace(params.environment, max_episode_frames=LENGTH * params.environment.frame_skip),
             "history": {game: told.model_copy(update=history)},
-            "online": {game: online.model_copy(update={"states": STATES, "score_episodes": EPISODES})},
+            "online": {game: online.model_copy(update={"states": STATES, "score_episodes": EPISODES, "rests": False})},
             "teacher_presets": {told.preset: preset.model_copy(update={"dqn": replace(preset.dqn, replay_start=STEPS // 2)})},
             "students": {online.student: student.model_copy(update={"updates": UPDATES})},
         }

@@ -33,7 +33,7 @@ from stages.history import History, Point, live, work_folder
 from stages.paths import CURVE, Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state, write_csv
 from stages.runlog import mark, say
-from stages.score_online import INDEX, episodes, is_kept, is_published, mean_returns, score_more
+from stages.score_online import INDEX, episodes, first_as, is_kept, is_published, mean_returns, score_more
 
 CHECKPOINT: Final = "checkpoint.pt"
 DROPPED: Final = "dropped"
@@ -146,11 +146,11 @@ def _walk(history: History) -> Generator[Point, None, None]:
 
 class Follower:
     """The student's resumable state: network and optimiser after the last point, a row per point, and one per episode there.
-    A row without returns is of a point that is yet to be scored.
+    A row without returns is of a point that is yet to be scored, one without a dataset of a point where the student rested.
 
     At a point the policy that did best on the seeds that choose labels a new version of the dataset; the student goes on
-    learning from the versions of that policy; it and the teacher are scored on seeds that chose nobody. After the last point
-    the final best labels one more version, for the student's last updates.
+    learning from the versions of that policy, or rests if it has already; it and the teacher are scored on seeds that chose
+    nobody. After the last point the final best labels one more version, for the student's last updates.
     """
 
     def __init__(
@@ -198,13 +198,17 @@ class Follower:
         return ValueError(f"{self._work} follows another history: remove it to start afresh")
 
     def _learn_at(self, point: Point, scheduler: str) -> None:
-        """Collect and learn, and begin the point's row."""
+        """Collect and learn, unless the student rests, and begin the point's row."""
         best = self._history.best(point.number)
-        with self._timed(point, "collecting"):
-            version = self._collect(point.number, best, self._told.states, scheduler)
-        with self._timed(point, "distilling"):
-            measured = self._learn(best, point.number, self._variant.updates)
-            follower = self._keep(point, version)
+        version = None
+        if (learned := self._learned_from(best)) and self._told.rests:
+            measured = self.rows[-1]
+        else:
+            with self._timed(point, "collecting"):
+                version = self._collect(point.number, best, self._told.states, scheduler)
+            with self._timed(point, "distilling"):
+                measured = self._learn(best, point.number, self._variant.updates)
+        follower = self._keep(point, version or open_dataset(self._version(learned[-1])))
         self.rows.append(
             {
                 "point": point.number,
@@ -215,7 +219,7 @@ class Follower:
                 **{key: measured[key] for key in MEASURES},
                 "snapshot": point.digest,
                 "labelled_by": best.digest,
-                "dataset": version.manifest.digest,
+                "dataset": version.manifest.digest if version else "",
                 "follower": follower,
                 "seconds_learning": point.seconds_learning,
                 "seconds_selecting": point.seconds_selecting,
@@ -239,7 +243,7 @@ class Follower:
 
     def _took(self, point: Point, *parts: str) -> dict[str, float]:
         """Columns of a row."""
-        return {f"seconds_{what}": round(self._seconds[f"{point.number} {what}"], 1) for what in parts}
+        return {f"seconds_{what}": round(self._seconds.get(f"{point.number} {what}", 0.0), 1) for what in parts}
 
     def _save(self) -> None:
         assert self._network is not None
@@ -322,13 +326,17 @@ class Follower:
         folder.rename(dropped)
         shutil.rmtree(dropped)
 
+    def _learned_from(self, best: Point) -> list[int]:
+        """The numbers of the versions that this policy has labelled."""
+        return [row["point"] for row in self.rows if row["best_point"] == best.number and row["dataset"]]
+
     def _learn(self, best: Point, latest: int, updates: int) -> dict[str, float]:
         """Go on learning from the last `window` versions, up to the latest, that this policy has labelled, a whole schedule of
         the preset's; returns what held-out episodes say.
 
         A version's held-out episodes are the same at every point: what has been learned from once is never measured on.
         """
-        earlier = [row["point"] for row in self.rows if row["best_point"] == best.number]
+        earlier = self._learned_from(best)
         numbers = [*earlier, latest][-self._told.window :]
         shrink = 1.0 if earlier else self._told.shrink
         versions = [open_dataset(self._version(number), check_files=True) for number in numbers]
@@ -359,7 +367,8 @@ class Follower:
     def _score(self, point: Point, best: int) -> dict[str, float]:
         """Play what a point lacks of episodes: the mean returns there, and of the teacher that was the `best`."""
         agents = self._history.agent(point), self._follower(point)
-        here = episodes(self._params, self._game, self._seed, point, *agents, self._returns, self._work, self._device)
+        was = first_as(self.rows, point.number)
+        here = episodes(self._params, self._game, self._seed, point, *agents, was, self._returns, self._work, self._device)
         others = [row for row in self._returns if row["point"] != point.number]
         self._returns = sorted([*others, *here], key=lambda row: int(row["point"]))
         return mean_returns(here, point.number) | {"best_return": mean_returns(self._returns, best)["teacher_return"]}
@@ -370,7 +379,7 @@ class Follower:
         if number != len(self._history.points):
             raise self._another()
         card = load_card(folder) if (folder / CARD).is_file() else {}
-        if not card or (card["versions"], card["teacher"]["digest"]) != (number + 1, best.digest):
+        if not card or (card.get("points"), card["teacher"]["digest"]) != (number, best.digest):
             self._learn_last(folder, scheduler)
         final = open_dataset(self._version(number)).manifest.digest
         write_csv(self._work / "versions" / INDEX, self._index(final))
@@ -382,6 +391,7 @@ class Follower:
         version = self._collect(number, best, self._told.final_states, scheduler)
         measured = self._learn(best, number, self._told.final_updates)
         assert self._network is not None
+        labelled = sum(bool(row["dataset"]) for row in self.rows)
         shutil.rmtree(self._work / "versions/.work", ignore_errors=True)
         shutil.rmtree(self._work / "notes", ignore_errors=True)
         save_agent(
@@ -395,8 +405,9 @@ class Follower:
                 "variant": self._told.student,
                 "seed": self._seed,
                 "objective": asdict(self._variant.objective()),
-                "updates": self._variant.updates * len(self.rows) + self._told.final_updates,
-                "versions": len(self.rows) + 1,
+                "updates": self._variant.updates * labelled + self._told.final_updates,
+                "points": number,
+                "versions": labelled + 1,
                 "following": followed(self._params, self._game),
                 "run": self._work.name,
                 "held_out": {key: measured[key] for key in MEASURES},
@@ -410,15 +421,16 @@ class Follower:
 
     def _index(self, final: str) -> list[dict[str, Any]]:
         """Which snapshot labelled each version, a row each; `final` is the digest of the last version."""
-        labelled = [(self._history.points[row["best_point"]], row["dataset"]) for row in self.rows]
+        number, points = len(self.rows), self._history.points
+        labelled = [(row["point"], points[row["best_point"]], row["dataset"]) for row in self.rows if row["dataset"]]
         return [
             {
-                "version": self._version(number).name,
+                "version": self._version(version).name,
                 "snapshot": best.number,
                 "steps": best.steps,
                 "return": best.selected,
                 "snapshot_digest": best.digest,
                 "dataset_digest": dataset,
             }
-            for number, (best, dataset) in enumerate([*labelled, (self._history.best(len(self.rows)), final)])
+            for version, best, dataset in [*labelled, (number, self._history.best(number), final)]
         ]

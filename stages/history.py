@@ -65,6 +65,10 @@ class History:
         """The best of the points up to this one, by the seeds that choose."""
         return max(self.points[: number + 1], key=lambda p: p.selected)
 
+    def bests(self) -> list[Point]:
+        """The points that were better than all before them."""
+        return [point for point in self.points if self.best(point.number) == point]
+
     def add(self, point: Point) -> None:
         """Its agent is there already."""
         self.points.append(point)

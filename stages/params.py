@@ -175,9 +175,10 @@ class HistoryParams(Section):
 class OnlineParams(Section):
     """A student, a variant of `students`, that follows a history: at each point the best policy so far plays a version of a
     dataset, `states` with `epsilon`, and the student makes the variant's `updates` on that policy's versions, the last
-    `window` of them; where it has only just become the best, with `shrink` of its weights and the rest of fresh ones. Then
-    everybody's curve has a score of `score_episodes`. After the last point the final best plays `final_states`, for
-    `final_updates`. The preset's schedule spans each of these. `seeds` are what the report shows.
+    `window` of them; where it has only just become the best, with `shrink` of its weights and the rest of fresh ones, and where
+    it has not, if the student `rests`, none of all this. Then everybody's curve has a score of `score_episodes`. After the last
+    point the final best plays `final_states`, for `final_updates`. The preset's schedule spans each of these. `seeds` are what
+    the report shows.
     """
 
     student: str
@@ -185,6 +186,7 @@ class OnlineParams(Section):
     epsilon: float = Field(ge=0, le=1)
     window: int = Field(gt=0)
     shrink: float = Field(default=1.0, ge=0, le=1)
+    rests: bool = False
     score_episodes: int = Field(gt=1)
     final_states: int = Field(gt=0)
     final_updates: int = Field(gt=0)

@@ -301,8 +301,9 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
         scores = sum(machine.episodes(layout, game, points * max(0, lacking), who.network) for who in (told, variant))
         if there and is_kept(layout, name):
             return scores
-        seconds = (points * online.states + online.final_states) * machine.play(game, told.network)
-        return seconds + machine.distil(variant) * (points + online.final_updates / variant.updates) + scores
+        lessons = len(recorded.bests()) if enough and online.rests else points
+        seconds = (lessons * online.states + online.final_states) * machine.play(game, told.network)
+        return seconds + machine.distil(variant) * (lessons + online.final_updates / variant.updates) + scores
 
     there = not machine.anew and (layout.online(name) / CARD).is_file() and not earlier_following(layout, params, game, seed)
     lacking = online.score_episodes - (episodes_at_points(layout.online(name)) if there else 0)

@@ -42,7 +42,8 @@ def is_published(
 def is_kept(layout: Layout, name: str) -> bool:
     """Whether a student that has been published is here as it was at each point, and no versions but those it learned from."""
     rows, index = read_curve(layout.online(name) / CURVE), layout.versions(name) / INDEX
-    if index.is_file() and [row["dataset_digest"] for row in read_curve(index)][:-1] != [row["dataset"] for row in rows]:
+    labelled = [row["dataset"] for row in rows if row["dataset"]]
+    if index.is_file() and [row["dataset_digest"] for row in read_curve(index)][:-1] != labelled:
         return False  # a run that was killed has published its own
     kept = [layout.followers(name) / f"{int(row['point']):03}" for row in rows]
     return all(
@@ -60,11 +61,13 @@ def score_more(layout: Layout, params: settings.Params, recorded: History, game:
         return folder
     work = layout.work("score-online", name, load_card(folder)["digest"])
     with alone_in(work):
-        known, returns = read_curve(folder / RETURNS) if there else [], []
+        known: list[dict[str, Any]] = [*read_curve(folder / RETURNS)] if there else []
+        returns: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = [*read_curve(folder / CURVE)]
         for row, point in zip(rows, recorded.points, strict=True):
             began, student = time.monotonic(), layout.followers(name) / f"{point.number:03}"
-            returns += episodes(params, game, seed, point, recorded.agent(point), student, known, work, device_name)
+            agents, was = (recorded.agent(point), student), first_as(rows, point.number)
+            returns += episodes(params, game, seed, point, *agents, was, [*known, *returns], work, device_name)
             row.update(mean_returns(returns, point.number))
             row["best_return"] = rows[int(row["best_point"])]["teacher_return"]
             row["seconds_scoring"] = round(float(row["seconds_scoring"]) + time.monotonic() - began, 1)
@@ -84,26 +87,34 @@ def episodes(
     point: Point,
     teacher: Path,
     student: Path,
+    was: int,
     known: Iterable[Mapping[str, Any]],
     work: Path,
     device_name: str,
 ) -> list[dict[str, Any]]:
-    """A row of returns.csv per episode of a point, on seeds that choose nobody; what is `known` is not played again."""
+    """A row of returns.csv per episode of a point, on seeds that choose nobody. What is `known` is not played again, of the
+    student also what it played at the point at which it `was` the same.
+    """
     compute = exact(pick_device(device_name))
-    here = [row for row in known if int(row["point"]) == point.number]
     found = []
-    for who, folder in {"teacher": teacher, "student": student}.items():
+    for who, folder, at in (("teacher", teacher, point.number), ("student", student, was)):
         agent = load_agent(folder, compute.device)
         notes = Notes(work / f"notes/{point.number:03}-{who}-{agent.digest[:12]}.jsonl")
         noted = {episode.seed for episode in notes.finished}
-        told = (Episode(int(row["seed"]), float(row[who]), 0, stalled=False) for row in here)
-        notes.finished += [episode for episode in told if episode.seed not in noted]
+        told = {int(row["seed"]): float(row[who]) for row in known if int(row["point"]) == at}
+        notes.finished += [Episode(played, value, 0, stalled=False) for played, value in told.items() if played not in noted]
         count, name = params.online[game].score_episodes, f"{game} {who} at {point.steps:,}"
         found.append(tried(agent.network, compute, params, game, "follow", seed, count, name=name, notes=notes))
     return [
         {"point": point.number, "seed": t.seed, "teacher": t.episode_return, "student": s.episode_return}
         for t, s in zip(*found, strict=True)
     ]
+
+
+def first_as(rows: Iterable[Mapping[str, Any]], number: int) -> int:
+    """The first point at which the student was what it is at this one."""
+    followers = {int(row["point"]): row["follower"] for row in rows}
+    return next(point for point, follower in followers.items() if follower == followers[number])
 
 
 def mean_returns(returns: Iterable[Mapping[str, Any]], number: int) -> dict[str, float]:

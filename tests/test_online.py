@@ -196,6 +196,41 @@ def test_the_student_goes_on_from_point_to_point_and_learns_from_the_bests_last_
         del raw["online"]["Breakout"]["shrink"]
 
 
+@pytest.mark.parametrize(("selected", "lessons"), [((2.0, 1.0, 3.0), [0, 2]), ((3.0, 1.0, 2.0), [0])])
+def test_a_student_that_rests_learns_where_the_best_is_new(
+    recorded: Path, tmp_path: Path, selected: tuple[float, ...], lessons: list[int]
+) -> None:
+    folder = project(tmp_path)
+    shutil.copytree(recorded / "data/history", folder / "data/history")
+    path = folder / "data/history/Breakout-0/history.json"
+    told = json.loads(path.read_text())
+    told["points"] = [point | {"selected": chosen} for point, chosen in zip(told["points"], selected, strict=True)]
+    path.write_text(json.dumps(told))
+    assert [point.number for point in history.History(path.parent).bests()] == lessons
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["online"]["Breakout"]["rests"] = True
+    call(folder, "distill-online", "--game", "Breakout", "--replay")
+    with (folder / "data/versions/Breakout-0/index.csv").open(newline="") as file:
+        index = {int(row["version"]): row["dataset_digest"] for row in csv.DictReader(file)}
+    assert [*index] == [*lessons, 3]
+    assert [row["dataset"] for row in rows(folder)] == [index.get(number, "") for number in range(3)]
+    assert len({row["follower"] for row in rows(folder)}) == len(lessons)
+    card = json.loads((folder / "data/online/Breakout-0/card.json").read_text())
+    assert (card["versions"], card["updates"]) == (len(lessons) + 1, 4 * len(lessons) + 8)
+    for episodes in (2, 3):  # of a student that rests nobody plays them again
+        with edited_params(folder, folder / "params.yaml") as raw:
+            raw["online"]["Breakout"]["score_episodes"] = episodes
+        found = call(folder, "distill-online", "--game", "Breakout", "--replay")
+        assert ("is there already" in found) == (episodes == 2)
+        with (folder / "data/online/Breakout-0" / RETURNS).open(newline="") as file:
+            returns = [(int(row["point"]), row["student"]) for row in csv.DictReader(file)]
+        assert len(returns) == 3 * episodes
+        student = [[value for at, value in returns if at == number] for number in range(3)]
+        assert student[1] == student[0]
+        assert (student[2] == student[1]) or 2 in lessons
+    assert earlier_following(*load_project(folder / "params.yaml"), "Breakout", 0) == ""
+
+
 def test_the_report_shows_who_followed_the_record_that_is_there(followed: Path) -> None:
     assert "evaluate online/Breakout-0" in invoke(followed, "report").output
     assert "no student of the params' grid has been evaluated yet" in invoke(followed, "report", "--partial").output
