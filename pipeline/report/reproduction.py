@@ -151,7 +151,8 @@ def _following(results: Results) -> str:
     return f"""## Following a teacher that is still learning
 
 At each point of the teacher's learning, or where a student `rests` at each new best, the policy that did best on the seeds that
-choose labels a new version of the dataset, and the student goes on learning from what that policy has labelled; teacher, best so far and student are scored on other seeds.
+choose labels a new version of the dataset, and the student goes on learning from what that policy has labelled; teacher, best
+so far and student are scored on other seeds.
 {tables.FOLLOWED}
 
 {tables.online(results.online).markdown()}{_asked(tables.bars_of_online(results.online, unmade))}"""
