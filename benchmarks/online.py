@@ -60,7 +60,8 @@ def main(game: str) -> None:
     collecting = states * seconds("collecting") / STATES
     distilling = updates * seconds("distilling") / UPDATES
     played = steps_of_episode(layout, game)
-    scoring = online.score_episodes * played * seconds("scoring") / (EPISODES * LENGTH)
+    both = (1 + learns) / 2  # who rests has the same episodes
+    scoring = both * online.score_episodes * played * seconds("scoring") / (EPISODES * LENGTH)
     print(f"{game}, {1 / without:.0f} steps/s alone; beside a student, {STEPS / seconds('learning'):.0f} while it learns")
     parts = {"learning": learning, "collecting": collecting, "distilling": distilling, "scores": scoring}
     print(f"the student learns at {learns:.0%} of the points")
@@ -73,7 +74,7 @@ def main(game: str) -> None:
 def _share_of_bests(layout: Layout, game: str) -> float:
     """At which share of the points of the histories that are there the best so far has just changed."""
     found = [History(path) for path in layout.data.glob(f"history/{game}-*")]
-    return statistics.mean(len(history.bests()) / len(history.points) for history in found)
+    return statistics.mean(len(history.bests()) / len(history.points) for history in found) if found else 1.0
 
 
 def _small(params: settings.Params, game: str) -> settings.Params:

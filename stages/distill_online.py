@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -33,13 +32,11 @@ from stages.history import History, Point, live, work_folder
 from stages.paths import CURVE, Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state, write_csv
 from stages.runlog import mark, say
-from stages.score_online import INDEX, episodes, first_as, is_kept, is_published, mean_returns, score_more
+from stages.score_online import INDEX, Spent, episodes, first_as, is_kept, is_published, mean_returns, score_more
 
 CHECKPOINT: Final = "checkpoint.pt"
 DROPPED: Final = "dropped"
 """Where a folder goes before it is removed."""
-SECONDS: Final = "seconds.json"
-"""What each part of a point has taken, over all sittings."""
 RECIPE = 1
 """Bump when what this stage does changes (ARCHITECTURE.md, recipes); its parts are pinned as collect's and distill's."""
 
@@ -71,16 +68,18 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         "environment": fingerprint(game, params.environment),
     }
     begins = [making.name, *(point.digest for point in recorded.points[:1])]  # of a history that may go on, live and recorded
-    live_work, *replay_work = (layout.work("distill-online", name, decides | {"history": begin}) for begin in begins)
-    work = replay_work[0] if replay else live_work
-    if is_published(layout, params, recorded, game, seed, [folder.name for folder in (live_work, *replay_work)]):
+    works = [layout.work("distill-online", name, decides | {"history": begin}) for begin in begins]
+    work = works[1 if replay else 0]
+    if is_published(layout, params, recorded, game, seed, [folder.name for folder in works]):
         if is_kept(layout, name):
             return score_more(layout, params, recorded, game, seed, device_name)
-        if not (work / CHECKPOINT).is_file():
+        begun = [folder for folder in works if (folder / CHECKPOINT).is_file()]
+        if not begun:
             raise ValueError(
                 f"{layout.online(name)} is there, made by these settings, but not {layout.followers(name)}, the student as it "
                 f"was at each point: bring that from where it was made, or remove {layout.online(name)} to make all of it anew"
             )
+        work = begun[0]
     with ExitStack() as stack:
         stack.enter_context(alone_in(work))
         if replay:
@@ -168,7 +167,7 @@ class Follower:
         self.rows: list[dict[str, Any]] = []
         self._returns: list[dict[str, Any]] = []
         shutil.rmtree(work / DROPPED, ignore_errors=True)
-        self._seconds: dict[str, float] = json.loads((work / SECONDS).read_text()) if (work / SECONDS).is_file() else {}
+        self._spent = Spent(work)
         state = load_state(work / CHECKPOINT)
         if state is not None:
             with resuming(work / CHECKPOINT):
@@ -186,9 +185,9 @@ class Follower:
             raise self._another()
         if sum(told["point"] == point.number for told in self._returns) == self._told.score_episodes:
             return
-        with self._timed(point, "scoring"):
+        with self._spent.on(f"scoring {point.number}"):
             returns = self._score(point, row["best_point"])
-        row |= returns | self._took(point, "scoring")
+        row |= returns | {"seconds_scoring": self._spent.told(f"scoring {point.number}")}
         self._save()
         mark(f"follow {self._game}-{self._seed}", point.steps, returns)
         told = ", ".join(f"{who.removesuffix('_return')} {value:.2f}" for who, value in returns.items())
@@ -203,10 +202,12 @@ class Follower:
         version = None
         if (learned := self._learned_from(best)) and self._told.rests:
             measured = self.rows[-1]
+            if self._version(point.number).exists():  # the last one of a shorter history
+                self._drop(self._version(point.number))
         else:
-            with self._timed(point, "collecting"):
+            with self._spent.on(f"collecting {point.number}"):
                 version = self._collect(point.number, best, self._told.states, scheduler)
-            with self._timed(point, "distilling"):
+            with self._spent.on(f"distilling {point.number}"):
                 measured = self._learn(best, point.number, self._variant.updates)
         follower = self._keep(point, version or open_dataset(self._version(learned[-1])))
         self.rows.append(
@@ -223,27 +224,11 @@ class Follower:
                 "follower": follower,
                 "seconds_learning": point.seconds_learning,
                 "seconds_selecting": point.seconds_selecting,
-                **self._took(point, "collecting", "distilling"),
+                **{f"seconds_{what}": self._spent.told(f"{what} {point.number}") for what in ("collecting", "distilling")},
             }
         )
         self._save()
         self._forget_updates()
-
-    @contextmanager
-    def _timed(self, point: Point, what: str) -> Iterator[None]:
-        """Also a sitting that is stopped in it counts, not one that is killed."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            key = f"{point.number} {what}"
-            self._seconds[key] = self._seconds.get(key, 0.0) + time.monotonic() - began
-            with replaced_file(self._work / SECONDS) as part:
-                part.write_text(json.dumps(self._seconds))
-
-    def _took(self, point: Point, *parts: str) -> dict[str, float]:
-        """Columns of a row."""
-        return {f"seconds_{what}": round(self._seconds.get(f"{point.number} {what}", 0.0), 1) for what in parts}
 
     def _save(self) -> None:
         assert self._network is not None

@@ -298,10 +298,11 @@ def _followed(layout: Layout, params: settings.Params, machine: Machine, game: s
         return machine.teach(layout, game, told.preset, told.network, told.steps, told.every, told.select_episodes)
 
     def following() -> float:
-        scores = sum(machine.episodes(layout, game, points * max(0, lacking), who.network) for who in (told, variant))
+        lessons = len(recorded.bests()) if enough and online.rests else points
+        played = ((told, points), (variant, lessons))  # who rests has the same episodes
+        scores = sum(machine.episodes(layout, game, at * max(0, lacking), who.network) for who, at in played)
         if there and is_kept(layout, name):
             return scores
-        lessons = len(recorded.bests()) if enough and online.rests else points
         seconds = (lessons * online.states + online.final_states) * machine.play(game, told.network)
         return seconds + machine.distil(variant) * (lessons + online.final_updates / variant.updates) + scores
 

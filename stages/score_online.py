@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +25,29 @@ from stages.runlog import say
 
 INDEX: Final = "index.csv"
 """Of the versions that a student learned from: who labelled each."""
+
+
+class Spent:
+    """How many seconds each part of a run has taken, over all its sittings in `work`, but for those that were killed in it."""
+
+    def __init__(self, work: Path) -> None:
+        self._path = work / "seconds.json"
+        self._seconds: dict[str, float] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+
+    @contextmanager
+    def on(self, part: str) -> Iterator[None]:
+        """Whatever is done here counts, also when it is stopped."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[part] = self._seconds.get(part, 0.0) + time.monotonic() - began
+            with replaced_file(self._path) as written:
+                written.write_text(json.dumps(self._seconds))
+
+    def told(self, part: str) -> float:
+        """To a tenth."""
+        return round(self._seconds.get(part, 0.0), 1)
 
 
 def is_published(
@@ -64,13 +89,16 @@ def score_more(layout: Layout, params: settings.Params, recorded: History, game:
         known: list[dict[str, Any]] = [*read_curve(folder / RETURNS)] if there else []
         returns: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = [*read_curve(folder / CURVE)]
+        spent = Spent(work)
         for row, point in zip(rows, recorded.points, strict=True):
-            began, student = time.monotonic(), layout.followers(name) / f"{point.number:03}"
-            agents, was = (recorded.agent(point), student), first_as(rows, point.number)
-            returns += episodes(params, game, seed, point, *agents, was, [*known, *returns], work, device_name)
+            agents = recorded.agent(point), layout.followers(name) / f"{point.number:03}"
+            was = first_as(rows, point.number)
+            with spent.on(f"scoring {point.number}"):
+                returns += episodes(params, game, seed, point, *agents, was, [*known, *returns], work, device_name)
             row.update(mean_returns(returns, point.number))
             row["best_return"] = rows[int(row["best_point"])]["teacher_return"]
-            row["seconds_scoring"] = round(float(row["seconds_scoring"]) + time.monotonic() - began, 1)
+            before = float(row["seconds_scoring"]) if there else 0.0
+            row["seconds_scoring"] = round(before + spent.told(f"scoring {point.number}"), 1)
         # By the last one it is told whether there are enough: killed between them, the same command makes both again.
         for table, lines in ((CURVE, rows), (RETURNS, returns)):
             with replaced_file(folder / table) as part:

@@ -20,6 +20,7 @@ from pipeline.agents.checkpoints import load_agent
 from pipeline.collect import Collection
 from pipeline.datasets.reader import open_dataset
 from pipeline.distill.offline import Student
+from pipeline.evaluate import play
 from pipeline.report.online import RETURNS
 from stages import collect, distill_online, history, score_online
 from stages.cli import main
@@ -198,7 +199,7 @@ def test_the_student_goes_on_from_point_to_point_and_learns_from_the_bests_last_
 
 @pytest.mark.parametrize(("selected", "lessons"), [((2.0, 1.0, 3.0), [0, 2]), ((3.0, 1.0, 2.0), [0])])
 def test_a_student_that_rests_learns_where_the_best_is_new(
-    recorded: Path, tmp_path: Path, selected: tuple[float, ...], lessons: list[int]
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selected: tuple[float, ...], lessons: list[int]
 ) -> None:
     folder = project(tmp_path)
     shutil.copytree(recorded / "data/history", folder / "data/history")
@@ -217,6 +218,13 @@ def test_a_student_that_rests_learns_where_the_best_is_new(
     assert len({row["follower"] for row in rows(folder)}) == len(lessons)
     card = json.loads((folder / "data/online/Breakout-0/card.json").read_text())
     assert (card["versions"], card["updates"]) == (len(lessons) + 1, 4 * len(lessons) + 8)
+    played: list[int] = []
+
+    def counted(world: Any, policy: Any, seeds: Any) -> Any:
+        played.append(len(seeds))
+        return play(world, policy, seeds)
+
+    monkeypatch.setattr("stages.contest.play", counted)
     for episodes in (2, 3):  # of a student that rests nobody plays them again
         with edited_params(folder, folder / "params.yaml") as raw:
             raw["online"]["Breakout"]["score_episodes"] = episodes
@@ -228,6 +236,7 @@ def test_a_student_that_rests_learns_where_the_best_is_new(
         student = [[value for at, value in returns if at == number] for number in range(3)]
         assert student[1] == student[0]
         assert (student[2] == student[1]) or 2 in lessons
+    assert played == [1] * (3 + len(lessons))
     assert earlier_following(*load_project(folder / "params.yaml"), "Breakout", 0) == ""
 
 
@@ -328,16 +337,15 @@ def test_a_version_that_another_policy_labelled_is_made_again(
     assert (manifest.teacher["digest"], manifest.states) == (last.digest, 150)
 
 
-def test_what_a_stopped_sitting_took_counts(recorded: Path, tmp_path: Path) -> None:
-    layout, params = load_project(recorded / "params.yaml")
-    record = history.History(layout.history("Breakout-0"))
+def test_what_a_stopped_sitting_took_counts(tmp_path: Path) -> None:
     for stopped in (KeyboardInterrupt, None):
-        follower = distill_online.Follower(layout, params, "Breakout", 0, tmp_path, record, "cpu")
-        with suppress(KeyboardInterrupt), follower._timed(record.points[1], "collecting"):
+        spent = score_online.Spent(tmp_path)
+        with suppress(KeyboardInterrupt), spent.on("collecting 1"):
             time.sleep(0.3)
             if stopped:
                 raise stopped
-    assert 0.6 <= follower._took(record.points[1], "collecting")["seconds_collecting"] < 5
+    assert 0.6 <= spent.told("collecting 1") < 5
+    assert spent.told("distilling 1") == 0
 
 
 def test_any_other_setting_of_a_follower_is_noticed(followed: Path) -> None:
@@ -563,6 +571,9 @@ def test_a_teacher_is_followed_while_it_learns(recorded: Path, tmp_path: Path, m
     assert len(ours) == 3
     assert "is there already" in call(folder, "distill-online", "--game", "Breakout", "--replay")
     assert "is there already" in call(folder, "distill-online", "--game", "Breakout")
+    shutil.rmtree(folder / "data/followers")
+    assert "published" in call(folder, "distill-online", "--game", "Breakout", "--replay")  # from where the live one was made
+    assert (folder / "data/followers/Breakout-0/002/card.json").is_file()
 
 
 @pytest.mark.slow

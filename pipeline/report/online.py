@@ -72,7 +72,7 @@ class Run:
 
     The episodes at the end, on seeds that chose nobody and made no curve, are of the teacher's last policy, of its best, and of
     the final student, the latter two on the same seeds, and of the random agent; `states` is how many steps were played at each
-    point for the student to learn from.
+    point where the student learned.
     """
 
     game: str

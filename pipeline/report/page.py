@@ -183,7 +183,7 @@ def _online(runs: Sequence[Run]) -> str:
         figure(
             figures.following(of_game := [run for run in runs if run.game == game]),
             f"{game}: mean returns at each point of the teacher's learning, on seeds that did not choose the best; a line per seed. "
-            f"Frames are those that the teacher learned from; for the student {_each([run.states for run in of_game])} steps more were played at each point.",
+            f"Frames are those that the teacher learned from; for the student {_each([run.states for run in of_game])} steps more were played at each point where it learned.",
         )
         for game in dict.fromkeys(run.game for run in runs)
     ]
