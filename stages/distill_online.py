@@ -73,13 +73,13 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     if is_published(layout, params, recorded, game, seed, [folder.name for folder in works]):
         if is_kept(layout, name):
             return score_more(layout, params, recorded, game, seed, device_name)
-        begun = [folder for folder in works if (folder / CHECKPOINT).is_file()]
-        if not begun:
+        run = load_card(layout.online(name))["run"]
+        work = next(folder for folder in works if folder.name == run)
+        if not (work / CHECKPOINT).is_file():
             raise ValueError(
                 f"{layout.online(name)} is there, made by these settings, but not {layout.followers(name)}, the student as it "
                 f"was at each point: bring that from where it was made, or remove {layout.online(name)} to make all of it anew"
             )
-        work = begun[0]
     with ExitStack() as stack:
         stack.enter_context(alone_in(work))
         if replay:
