@@ -32,7 +32,7 @@ from stages.history import History, Point, live, work_folder
 from stages.paths import CURVE, Layout
 from stages.publish import alone_in, load_state, replace_folder, replaced_file, resuming, save_state, write_csv
 from stages.runlog import mark, say
-from stages.score_online import INDEX, Spent, episodes, first_as, is_kept, is_published, mean_returns, score_more
+from stages.score_online import INDEX, Spent, episodes, is_kept, is_published, mean_returns, score_more
 
 CHECKPOINT: Final = "checkpoint.pt"
 DROPPED: Final = "dropped"
@@ -352,8 +352,7 @@ class Follower:
     def _score(self, point: Point, best: int) -> dict[str, float]:
         """Play what a point lacks of episodes: the mean returns there, and of the teacher that was the `best`."""
         agents = self._history.agent(point), self._follower(point)
-        was = first_as(self.rows, point.number)
-        here = episodes(self._params, self._game, self._seed, point, *agents, was, self._returns, self._work, self._device)
+        here = episodes(self._layout, self._params, self._game, self._seed, point, *agents, self._returns, self._device)
         others = [row for row in self._returns if row["point"] != point.number]
         self._returns = sorted([*others, *here], key=lambda row: int(row["point"]))
         return mean_returns(here, point.number) | {"best_return": mean_returns(self._returns, best)["teacher_return"]}
@@ -378,7 +377,6 @@ class Follower:
         assert self._network is not None
         labelled = sum(bool(row["dataset"]) for row in self.rows)
         shutil.rmtree(self._work / "versions/.work", ignore_errors=True)
-        shutil.rmtree(self._work / "notes", ignore_errors=True)
         save_agent(
             folder,
             self._network,

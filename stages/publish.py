@@ -20,15 +20,17 @@ from pipeline.progress import Progress
 
 
 @contextmanager
-def alone_in(work: Path) -> Iterator[None]:
-    """Make `work` and keep other processes out of it. ValueError if one is there: two would take each other's files away."""
+def alone_in(work: Path) -> Iterator[Path]:
+    """Make `work`, which it gives back, and keep other processes out of it. ValueError if one is there: two would take each
+    other's files away.
+    """
     work.mkdir(parents=True, exist_ok=True)
     with (work / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another process works in {work}: wait for it, or stop it and run this again") from None
-        yield
+        yield work
 
 
 def replace_folder(finished: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pipeline.agents.checkpoints import CARD, load_agent, load_card
 from pipeline.agents.device import exact, pick_device
+from pipeline.atari.envs import fingerprint
 from pipeline.evaluate import Episode
 from pipeline.report.online import RETURNS
 from pipeline.report.scores import read_curve
@@ -92,9 +93,8 @@ def score_more(layout: Layout, params: settings.Params, recorded: History, game:
         spent = Spent(work)
         for row, point in zip(rows, recorded.points, strict=True):
             agents = recorded.agent(point), layout.followers(name) / f"{point.number:03}"
-            was = first_as(rows, point.number)
             with spent.on(f"scoring {point.number}"):
-                returns += episodes(params, game, seed, point, *agents, was, [*known, *returns], work, device_name)
+                returns += episodes(layout, params, game, seed, point, *agents, known, device_name)
             row.update(mean_returns(returns, point.number))
             row["best_return"] = rows[int(row["best_point"])]["teacher_return"]
             before = float(row["seconds_scoring"]) if there else 0.0
@@ -109,40 +109,40 @@ def score_more(layout: Layout, params: settings.Params, recorded: History, game:
 
 
 def episodes(
+    layout: Layout,
     params: settings.Params,
     game: str,
     seed: int,
     point: Point,
     teacher: Path,
     student: Path,
-    was: int,
     known: Iterable[Mapping[str, Any]],
-    work: Path,
     device_name: str,
 ) -> list[dict[str, Any]]:
-    """A row of returns.csv per episode of a point, on seeds that choose nobody. What is `known` is not played again, of the
-    student also what it played at the point at which it `was` the same.
+    """A row of returns.csv per episode of a point, on seeds that choose nobody. What is `known` is not played again, nor what
+    is noted by the agent's digest: whoever follows the same teacher does not play its episodes again, nor a student that rests.
     """
-    compute = exact(pick_device(device_name))
+    compute, count = exact(pick_device(device_name)), params.online[game].score_episodes
+    decides = {
+        "environment": fingerprint(game, params.environment),
+        "epsilon": params.evaluation.epsilon,
+        "recipe": params.evaluation.recipe,
+    }
+    here = [row for row in known if int(row["point"]) == point.number]
     found = []
-    for who, folder, at in (("teacher", teacher, point.number), ("student", student, was)):
-        agent = load_agent(folder, compute.device)
-        notes = Notes(work / f"notes/{point.number:03}-{who}-{agent.digest[:12]}.jsonl")
-        noted = {episode.seed for episode in notes.finished}
-        told = {int(row["seed"]): float(row[who]) for row in known if int(row["point"]) == at}
-        notes.finished += [Episode(played, value, 0, stalled=False) for played, value in told.items() if played not in noted]
-        count, name = params.online[game].score_episodes, f"{game} {who} at {point.steps:,}"
-        found.append(tried(agent.network, compute, params, game, "follow", seed, count, name=name, notes=notes))
+    with alone_in(layout.work("follow", f"{game}-{seed}", decides)) as work:
+        for who, folder in (("teacher", teacher), ("student", student)):
+            agent = load_agent(folder, compute.device)
+            notes = Notes(work / f"{agent.digest}.jsonl")
+            told = {int(row["seed"]): float(row[who]) for row in here}
+            for noted in told.keys() - {episode.seed for episode in notes.finished}:
+                notes.finished.append(Episode(noted, told[noted], 0, stalled=False))
+            name = f"{game} {who} at {point.steps:,}"
+            found.append(tried(agent.network, compute, params, game, "follow", seed, count, name=name, notes=notes))
     return [
         {"point": point.number, "seed": t.seed, "teacher": t.episode_return, "student": s.episode_return}
         for t, s in zip(*found, strict=True)
     ]
-
-
-def first_as(rows: Iterable[Mapping[str, Any]], number: int) -> int:
-    """The first point at which the student was what it is at this one."""
-    followers = {int(row["point"]): row["follower"] for row in rows}
-    return next(point for point, follower in followers.items() if follower == followers[number])
 
 
 def mean_returns(returns: Iterable[Mapping[str, Any]], number: int) -> dict[str, float]:

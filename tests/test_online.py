@@ -197,6 +197,33 @@ def test_the_student_goes_on_from_point_to_point_and_learns_from_the_bests_last_
         del raw["online"]["Breakout"]["shrink"]
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many episodes are played at each time, from now on."""
+    played: list[int] = []
+
+    def counting(world: Any, policy: Any, seeds: Any) -> Any:
+        played.append(len(seeds))
+        return play(world, policy, seeds)
+
+    monkeypatch.setattr("stages.contest.play", counting)
+    return played
+
+
+def test_whoever_follows_the_same_record_plays_none_of_its_teachers_episodes_again(
+    followed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project(tmp_path)
+    for made in ("data/history", ".work/follow"):
+        shutil.copytree(followed / made, folder / made)
+    with edited_params(folder, folder / "params.yaml") as raw:
+        raw["students"]["kl"]["updates"] = 5
+    played = counted(monkeypatch)
+    call(folder, "distill-online", "--game", "Breakout", "--replay")
+    assert played == [2, 2, 2]  # the student's
+    taught = [[row["teacher_return"] for row in rows(project)] for project in (folder, followed)]
+    assert taught[0] == taught[1]
+
+
 @pytest.mark.parametrize(("selected", "lessons"), [((2.0, 1.0, 3.0), [0, 2]), ((3.0, 1.0, 2.0), [0])])
 def test_a_student_that_rests_learns_where_the_best_is_new(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selected: tuple[float, ...], lessons: list[int]
@@ -218,13 +245,7 @@ def test_a_student_that_rests_learns_where_the_best_is_new(
     assert len({row["follower"] for row in rows(folder)}) == len(lessons)
     card = json.loads((folder / "data/online/Breakout-0/card.json").read_text())
     assert (card["versions"], card["updates"]) == (len(lessons) + 1, 4 * len(lessons) + 8)
-    played: list[int] = []
-
-    def counted(world: Any, policy: Any, seeds: Any) -> Any:
-        played.append(len(seeds))
-        return play(world, policy, seeds)
-
-    monkeypatch.setattr("stages.contest.play", counted)
+    played = counted(monkeypatch)
     for episodes in (2, 3):  # of a student that rests nobody plays them again
         with edited_params(folder, folder / "params.yaml") as raw:
             raw["online"]["Breakout"]["score_episodes"] = episodes
