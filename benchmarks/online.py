@@ -1,9 +1,10 @@
 """A teacher's training steps/s with a student that follows it, against without: which share is kept.
 
 Two learners of `experiments/online` take turns, from point to point; one has a student. Points are close here and the student
-does little at each, in short episodes: what a step, a state and an update take is put together as the experiment has them, the
-final updates spread over its points; a student that rests learns as often as the recorded histories have a new best. Scores,
-which distilling does not want, are told apart.
+does little at each, in short episodes: what a step, a state and an update take is put together as the experiment has them. A
+student that rests learns as often as the recorded histories have a new best. The making of the published student, when the
+teacher has learned, and scores, which distilling does not want, are told apart. Each point is compared with its neighbour, so
+that a machine which is slower for a while is so for both.
 
     python -m benchmarks.online [GAME]
 """
@@ -13,8 +14,10 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +33,7 @@ STEPS, STATES, UPDATES, EPISODES, LENGTH = 2048, 16_384, 150, 16, 300
 """A point's, and an episode's steps. Fewer episodes at once would take as long: states are valued 16 at a time."""
 POINTS = 6
 """The first is not counted."""
+BESIDE = ("learning", "collecting", "distilling")
 
 
 def main(game: str) -> None:
@@ -46,29 +50,40 @@ def main(game: str) -> None:
         follower = Follower(Layout(Path(name), Path(name)), small, game, 0, followed, histories[1], "cpu")
         for _, point in zip(*runs, strict=True):
             follower.follow(point, scheduler)
-    told, online = params.history[game], params.online[game]
-    points = -(-told.steps // told.every)
-    without = statistics.median(point.seconds_learning for point in histories[0].points[1:]) / STEPS
-
-    def seconds(what: str) -> float:
-        return float(statistics.median(row[f"seconds_{what}"] for row in follower.rows[1:]))
-
-    learning = told.every * seconds("learning") / STEPS
-    learns = _share_of_bests(layout, game) if online.rests else 1.0
-    states = learns * online.states + online.final_states / points
-    updates = learns * params.students[online.student].updates + online.final_updates / points
-    collecting = states * seconds("collecting") / STATES
-    distilling = updates * seconds("distilling") / UPDATES
+    online, learns = params.online[game], 1.0
+    if online.rests:
+        learns = _share_of_bests(layout, game)
+        print(f"the student learns at {learns:.0%} of the points")
     played = steps_of_episode(layout, game)
+    took_alone = [point.seconds_learning for point in histories[0].points[1:]]
+    costs = [_costs(params, game, row, learns, played) for row in follower.rows[1:]]
+    without = [params.history[game].every * took / STEPS for took in took_alone]
+    print("seconds a point: " + ", ".join(f"{what} {statistics.median(c[what] for c in costs):.0f}" for what in costs[0]))
+    print(f"{game} alone: {STEPS / statistics.median(took_alone):.0f} steps/s. Kept, median of the points, least and most:")
+    for extra, parts in (
+        ("beside a student", BESIDE),
+        ("with the making of the published one, after the last step", [*BESIDE, "final student"]),
+        (f"and with scores, of {played:,.0f} steps an episode", [*costs[0]]),
+    ):
+        kept = sorted(took / sum(c[part] for part in parts) for took, c in zip(without, costs, strict=True))
+        print(f"  {extra}: {statistics.median(kept):.0%}, {kept[0]:.0%} to {kept[-1]:.0%}")
+
+
+def _costs(params: settings.Params, game: str, row: Mapping[str, Any], learns: float, played: float) -> dict[str, float]:
+    """Seconds that a point of the experiment takes at the speeds of this one: what is done beside learning, what after it
+    (the published student, spread over the points), and the scores.
+    """
+    told, online = params.history[game], params.online[game]
+    final = -(-told.steps // told.every)  # spread over as many
+    state, update = row["seconds_collecting"] / STATES, row["seconds_distilling"] / UPDATES
     both = (1 + learns) / 2  # who rests has the same episodes
-    scoring = both * online.score_episodes * played * seconds("scoring") / (EPISODES * LENGTH)
-    print(f"{game}, {1 / without:.0f} steps/s alone; beside a student, {STEPS / seconds('learning'):.0f} while it learns")
-    parts = {"learning": learning, "collecting": collecting, "distilling": distilling, "scores": scoring}
-    print(f"the student learns at {learns:.0%} of the points")
-    print("seconds a point: " + ", ".join(f"{what} {took:.0f}" for what, took in parts.items()))
-    beside = learning + collecting + distilling
-    kept, scored = (told.every * without / total for total in (beside, beside + scoring))
-    print(f"kept: {kept:.0%} of its steps/s, or {scored:.0%} with scores of {played:,.0f} steps an episode")
+    return {
+        "learning": told.every * row["seconds_learning"] / STEPS,
+        "collecting": learns * online.states * state,
+        "distilling": learns * params.students[online.student].updates * update,
+        "final student": (online.final_states * state + online.final_updates * update) / final,
+        "scores": both * online.score_episodes * played * row["seconds_scoring"] / (EPISODES * LENGTH),
+    }
 
 
 def _share_of_bests(layout: Layout, game: str) -> float:
