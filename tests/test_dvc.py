@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
+from dvc.stage import PipelineStage
 from ruamel.yaml import YAML
 
 from stages import plan
@@ -129,13 +131,30 @@ def test_params_are_tracked_as_narrowly_as_they_decide(path: Path) -> None:
             assert params == {"environment", *(f"evaluation.{key}" for key in deciding)}
 
 
+@pytest.fixture(scope="module")
+def index() -> list[PipelineStage]:
+    """Every stage, as DVC reads dvc.yaml and dvc.lock."""
+    with Repo(str(ROOT)) as repo:
+        return [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]
+
+
 @pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # DVC's
-def test_the_plan_knows_every_dear_stage() -> None:
+def test_what_is_made_is_locked_with_every_param_that_decides(index: list[PipelineStage]) -> None:
+    """A param that dvc.yaml names since, and dvc.lock does not, makes finished students anew in a clone."""
+    made = [stage for stage in index if any(out.hash_info for out in stage.outs)]
+    assert len(made) > 100
+    for stage in made:
+        for dependency in stage.deps:
+            if isinstance(dependency, ParamsDependency):
+                assert set(dependency.params) <= set(dependency.hash_info.value or ()), stage.addressing
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # DVC's
+def test_the_plan_knows_every_dear_stage(index: list[PipelineStage]) -> None:
     """By the command that it runs, so that what is to be run can be told to take so long. Collections and teachers are planned
     where they are missing.
     """
-    with Repo(str(ROOT)) as repo:
-        commands = [(Path(stage.path), str(stage.cmd)) for stage in repo.index.stages if isinstance(stage.cmd, str)]
+    commands = [(Path(stage.path), str(stage.cmd)) for stage in index if isinstance(stage.cmd, str)]
     assert all(any(where == path for where, _ in commands) for path in FILES)
     for path in FILES:
         known = {job[:2] for job in plan.jobs(*load_project(path.with_name("params.yaml")), wanted=[])}

@@ -47,7 +47,9 @@ class DistillConfig:
     games, are the result (a student of NLL moves away from the teacher's tempered policy while it learns). `standardise`
     starts from the data-dependent initialisation of `agents.initialise`. Frames take at most `memory_gb` of memory: datasets
     that do not fit are read in windows, whose order is another (`datasets.loader`). `rmsprop` wants `squared_decay`,
-    `gradient_decay` and `squared_minimum`, as DQN's (`rl.dqn`), and nothing else does.
+    `gradient_decay` and `squared_minimum`, as DQN's (`rl.dqn`), and nothing else does. Matrices and filters, not biases, lose
+    the share `weight_decay`, times the rate, at each update, by any optimiser (Loshchilov and Hutter 2019): where states are
+    few and are seen often a student keeps to them less.
     """
 
     batch: int
@@ -65,6 +67,7 @@ class DistillConfig:
     squared_decay: float | None = None
     gradient_decay: float | None = None
     squared_minimum: float | None = None
+    weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.batch, self.validate_every, self.validation_states) < 1 or self.warmup_updates < 0:
@@ -75,6 +78,10 @@ class DistillConfig:
         if any((constant is not None) != (self.optimizer == "rmsprop") for constant in constants):
             raise ValueError(
                 f"squared_decay, gradient_decay and squared_minimum are rmsprop's, all three: the optimizer is {self.optimizer}"
+            )
+        if self.weight_decay is not None and not 0 < self.weight_decay * self.learning_rate < 1:
+            raise ValueError(
+                f"weight_decay is {self.weight_decay:g}: leave it out, or let it be above 0 and below 1 / learning_rate"
             )
 
     def settings(self) -> dict[str, Any]:
@@ -184,6 +191,7 @@ class Student:
                 self.bridge = torch.nn.Linear(spec.hidden, teacher.spec.hidden).to(compute.device)
         learned = [self.network] if self.bridge is None else [self.network, self.bridge]
         self._parameters = [p for module in learned for p in module.parameters() if p.requires_grad]
+        self._decayed = [p.detach() for p in self._parameters if p.ndim > 1] if config.weight_decay else []
         self._rate = torch.zeros((), device=compute.device) if compute.device.type == "cuda" else config.learning_rate
         self.optimizer = _optimizer(config, self.network, self._parameters, self._rate, compute)
         self._recorded = Recorded(compute.device)
@@ -328,6 +336,8 @@ class Student:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm, foreach=True)
+        if self.config.weight_decay:
+            torch._foreach_mul_(self._decayed, 1 - self.optimizer.param_groups[0]["lr"] * self.config.weight_decay)
         self.optimizer.step()
         for batch, mean in zip(batches, means, strict=True):
             since_2 = self._since_G2[list(self.lessons).index(batch.game)]

@@ -39,7 +39,10 @@ def flat(learned: Student) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in learned.network.parameters()])
 
 
-@pytest.mark.parametrize("changes", [{"optimizer": "adam"}, {"optimizer": "muon"}, {"optimizer": "rmsprop", **DECAYS}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer": "adam"}, {"optimizer": "muon", "weight_decay": 5.0}, {"optimizer": "rmsprop", **DECAYS}],
+)
 def test_a_gpu_learns_what_a_cpu_learns(dataset: Dataset, changes: dict[str, Any]) -> None:
     learning = [student(dataset, exact(torch.device(name)), **changes) for name in ("cuda", "cpu")]
     losses = np.array([[float(s.update(s.batches(update))) for update in range(10)] for s in learning])

@@ -164,6 +164,24 @@ def test_it_learns_by_other_optimisers_too(dataset: Dataset, chosen: dict[str, A
     assert last.metrics["agreement"] == 1.0
 
 
+@pytest.mark.parametrize("chosen", [{}, *OTHERS])
+def test_matrices_decay_and_biases_do_not(dataset: Dataset, chosen: dict[str, Any]) -> None:
+    begun, plain, decayed = (student(dataset, **chosen, weight_decay=decay) for decay in (None, None, 5.0))
+    for learned in (plain, decayed):
+        learned.update(learned.batches(0))
+    rate = learning_rate(plain.config, 0, plain.budget)
+    for before, without, after in zip(*(s.network.parameters() for s in (begun, plain, decayed)), strict=True):
+        lost = 5.0 * rate * before if before.ndim > 1 else torch.zeros_like(before)
+        torch.testing.assert_close(after, without - lost, rtol=0, atol=1e-6)
+    assert any(p.ndim > 1 for p in plain.network.parameters())
+
+
+def test_a_decay_that_would_take_all_is_refused() -> None:
+    for decay in (0.0, -1.0, 1 / CONFIG.learning_rate):
+        with pytest.raises(ValueError, match=r"weight_decay is .*: leave it out"):
+            dataclasses.replace(CONFIG, weight_decay=decay)
+
+
 def test_a_student_is_freed_when_it_is_done_with(dataset: Dataset) -> None:
     """At once, not when the collector of cycles comes: it may hold gigabytes of states."""
     learned = student(dataset)
