@@ -17,19 +17,23 @@ import torch
 
 from pipeline.datasets.folders import Folder
 from pipeline.progress import Progress
+from stages.runlog import say
 
 
 @contextmanager
-def alone_in(work: Path) -> Iterator[Path]:
-    """Make `work`, which it gives back, and keep other processes out of it. ValueError if one is there: two would take each
-    other's files away.
+def alone_in(work: Path, *, wait: bool = False) -> Iterator[Path]:
+    """Make `work`, which it gives back, and keep other processes out of it: two would take each other's files away. ValueError
+    if one is there, unless it is to `wait` for that.
     """
     work.mkdir(parents=True, exist_ok=True)
     with (work / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another process works in {work}: wait for it, or stop it and run this again") from None
+            if not wait:
+                raise ValueError(f"another process works in {work}: wait for it, or stop it and run this again") from None
+            say(f"another process works in {work}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield work
 
 

@@ -19,6 +19,7 @@ from pipeline.report.scores import read_curve
 from stages import params as settings
 from stages.contest import Notes, tried
 from stages.current import episodes_at_points
+from stages.evaluate import NOTES, RECIPE
 from stages.history import History, Point
 from stages.paths import CURVE, Layout
 from stages.publish import alone_in, replaced_file, write_csv
@@ -120,24 +121,24 @@ def episodes(
     device_name: str,
 ) -> list[dict[str, Any]]:
     """A row of returns.csv per episode of a point, on seeds that choose nobody. What is `known` is not played again, nor what
-    is noted by the agent's digest: whoever follows the same teacher does not play its episodes again, nor a student that rests.
+    an agent is noted for: whoever follows the same teacher does not play its episodes again, nor a student that rests.
     """
     compute, count = exact(pick_device(device_name)), params.online[game].score_episodes
-    decides = {
-        "environment": fingerprint(game, params.environment),
-        "epsilon": params.evaluation.epsilon,
-        "recipe": params.evaluation.recipe,
-    }
     here = [row for row in known if int(row["point"]) == point.number]
     found = []
-    with alone_in(layout.work("follow", f"{game}-{seed}", decides)) as work:
-        for who, folder in (("teacher", teacher), ("student", student)):
-            agent = load_agent(folder, compute.device)
-            notes = Notes(work / f"{agent.digest}.jsonl")
+    for who, folder in (("teacher", teacher), ("student", student)):
+        agent = load_agent(folder, compute.device)
+        decides = {
+            "agent": agent.digest,
+            "environment": fingerprint(game, params.environment),
+            "epsilon": params.evaluation.epsilon,
+            "recipe": RECIPE,
+        }
+        with alone_in(layout.work("follow", f"{game}-{seed}", decides), wait=True) as work:
+            notes, name = Notes(work / NOTES), f"{game} {who} at {point.steps:,}"
             told = {int(row["seed"]): float(row[who]) for row in here}
-            for noted in told.keys() - {episode.seed for episode in notes.finished}:
-                notes.finished.append(Episode(noted, told[noted], 0, stalled=False))
-            name = f"{game} {who} at {point.steps:,}"
+            others = [episode for episode in notes.finished if episode.seed not in told]
+            notes.finished = [*others, *(Episode(played, value, 0, stalled=False) for played, value in told.items())]
             found.append(tried(agent.network, compute, params, game, "follow", seed, count, name=name, notes=notes))
     return [
         {"point": point.number, "seed": t.seed, "teacher": t.episode_return, "student": s.episode_return}

@@ -224,6 +224,22 @@ def test_whoever_follows_the_same_record_plays_none_of_its_teachers_episodes_aga
     assert taught[0] == taught[1]
 
 
+def test_episodes_of_another_protocol_are_played(followed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, params = load_project(followed / "params.yaml")
+    record = history.History(layout.history("Breakout-0"))
+    agents = record.agent(record.points[0]), layout.followers("Breakout-0") / "000"
+    other = params.model_copy(update={"evaluation": params.evaluation.model_copy(update={"epsilon": 0.25})})
+    shorter = params.model_copy(update={"environment": replace(params.environment, max_episode_frames=100)})
+    played = counted(monkeypatch)
+    for asked, lacking in ((params, []), (other, [2, 2]), (shorter, [2, 2]), (other, [])):
+        played.clear()
+        for known, anew in (([], lacking), ([{"point": 0, "seed": 500_000_000, "teacher": -1.0, "student": -2.0}], [])):
+            told = score_online.episodes(layout, asked, "Breakout", 0, record.points[0], *agents, known, "cpu")
+            assert (len(told), played) == (2, anew)
+            assert all(row in told for row in known)  # what has been published stays
+            played.clear()
+
+
 @pytest.mark.parametrize(("selected", "lessons"), [((2.0, 1.0, 3.0), [0, 2]), ((3.0, 1.0, 2.0), [0])])
 def test_a_student_that_rests_learns_where_the_best_is_new(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selected: tuple[float, ...], lessons: list[int]

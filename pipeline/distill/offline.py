@@ -191,7 +191,6 @@ class Student:
                 self.bridge = torch.nn.Linear(spec.hidden, teacher.spec.hidden).to(compute.device)
         learned = [self.network] if self.bridge is None else [self.network, self.bridge]
         self._parameters = [p for module in learned for p in module.parameters() if p.requires_grad]
-        self._decayed = [p.detach() for p in self._parameters if p.ndim > 1] if config.weight_decay else []
         self._rate = torch.zeros((), device=compute.device) if compute.device.type == "cuda" else config.learning_rate
         self.optimizer = _optimizer(config, self.network, self._parameters, self._rate, compute)
         self._recorded = Recorded(compute.device)
@@ -337,7 +336,8 @@ class Student:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm, foreach=True)
         if self.config.weight_decay:
-            torch._foreach_mul_(self._decayed, 1 - self.optimizer.param_groups[0]["lr"] * self.config.weight_decay)
+            moved = [p.detach() for p in self._parameters if p.grad is not None and p.ndim > 1]  # another game's head stays
+            torch._foreach_mul_(moved, 1 - self.optimizer.param_groups[0]["lr"] * self.config.weight_decay)
         self.optimizer.step()
         for batch, mean in zip(batches, means, strict=True):
             since_2 = self._since_G2[list(self.lessons).index(batch.game)]

@@ -149,8 +149,9 @@ def test_together_every_update_is_of_all_games(pair: list[Dataset]) -> None:
 def test_a_game_is_added_without_touching_the_others(pair: list[Dataset]) -> None:
     old = student(pair[:1], updates=100)
     list(train(old))
-    for frozen in (True, False):
-        new = student(pair[1:], updates=200, start=old.network, frozen=frozen)
+    decaying = dataclasses.replace(CONFIG, weight_decay=1.0)
+    for frozen, config in ((True, decaying), (False, decaying), (False, CONFIG)):
+        new = student(pair[1:], updates=200, start=old.network, frozen=frozen, config=config)
         assert list(new.network.actions) == ["Corridor", "Mirror"]
         *_, last = train(new)
         assert last.metrics["agreement"] == 1.0
@@ -158,6 +159,16 @@ def test_a_game_is_added_without_touching_the_others(pair: list[Dataset]) -> Non
         same = {name: torch.equal(before[name], after[name]) for name in before}
         assert all(same[name] for name in before if name.startswith("heads."))
         assert all(same.values()) == frozen
+
+
+def test_the_head_of_a_game_whose_turn_it_is_not_does_not_decay(pair: list[Dataset]) -> None:
+    learning = student(pair, interleave=1, config=dataclasses.replace(CONFIG, weight_decay=1.0))
+    before = {name: weights.clone() for name, weights in learning.network.state_dict().items()}
+    (batch,) = learning.batches(0)
+    learning.update([batch])
+    for name, weights in learning.network.state_dict().items():
+        other = name.startswith("heads.") and batch.game not in name
+        assert torch.equal(weights, before[name]) == other, name
 
 
 @pytest.mark.parametrize("shrink", [0.0, 0.25, 1.0])

@@ -44,6 +44,18 @@ def test_a_second_process_is_kept_out_of_a_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_second_process_may_wait(tmp_path: Path) -> None:
+    told = f"Path({str(tmp_path)!r}), wait=True"
+    code = f"from pathlib import Path; from stages.publish import alone_in\nwith alone_in({told}): pass"
+    with alone_in(tmp_path):
+        second = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert second.stdout is not None
+        assert second.stdout.readline() == f"another process works in {tmp_path}: waiting for it\n"
+        assert second.poll() is None
+    rest, _ = second.communicate()
+    assert (rest, second.returncode) == ("", 0)
+
+
 def test_killed_between_two_renames_the_old_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def finished(text: str) -> Path:
         (tmp_path / "finished").mkdir(exist_ok=True)
