@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def run(layout: Layout, game: str, seed: int, dataset: str | None, states: int, 
     opened = open_dataset(dataset or versions[-1])
     if opened.game != find_game(game).name:
         raise ValueError(f"dataset {opened.folder} is of {opened.game}, not of {find_game(game).name}")
-    chosen = decisive(opened.read("q", 0, len(opened)), states)
+    chosen = decisive(opened.read("q", 0, len(opened)), states, lambda step: bool(np.ptp(opened.stacks([step])[0, -1])))
     state_SCHW = opened.stacks(chosen)
     q_P = []
     for point in history.points:
@@ -63,13 +64,15 @@ def run(layout: Layout, game: str, seed: int, dataset: str | None, states: int, 
     return target
 
 
-def decisive(q_NA: npt.NDArray[np.float32], count: int) -> list[int]:
+def decisive(q_NA: npt.NDArray[np.float32], count: int, shows: Callable[[int], bool]) -> list[int]:
     """The steps at which the best action stands out most, each in a stretch of the dataset of its own. Actions take turns being
-    the best: otherwise where one kind of moment decides, as when Pong's ball comes down, that moment comes again and again."""
+    the best: otherwise where one kind of moment decides, as when Pong's ball comes down, that moment comes again and again. A
+    step of which nothing `shows`, as where Q*bert's screen is black for a while, is taken only where there is no other.
+    """
     gap_N, best_N = gaps(q_NA), q_NA.argmax(axis=1)
     chosen = []
     for number, stretch in enumerate(np.array_split(np.arange(len(q_NA)), min(count, len(q_NA)))):
-        turn = stretch[best_N[stretch] == number % q_NA.shape[1]]
-        among = turn if len(turn) else stretch
-        chosen.append(int(among[gap_N[among].argmax()]))
+        turn = best_N[stretch] == number % q_NA.shape[1]
+        ordered = stretch[np.lexsort((-gap_N[stretch], ~turn))].tolist()
+        chosen.append(next(filter(shows, ordered), ordered[0]))
     return chosen

@@ -29,6 +29,12 @@ def test_the_page_tells_since_when(preferred: list[int], story: str) -> None:
 
 def test_actions_take_turns_where_they_matter_most() -> None:
     q_NA = np.array([[9, 0], [5, 0], [0, 3], [7, 0], [0, 2], [8, 0], [1, 0], [4, 0]], dtype=np.float32)
-    assert decisive(q_NA, 2) == [0, 4]  # step 5 stands out more, but is the first action's again
-    assert decisive(q_NA, 4) == [0, 2, 5, 7]  # nobody prefers the second in the last two
-    assert decisive(q_NA, 100) == list(range(8))
+
+    def chosen(count: int, *blank: int) -> list[int]:
+        return decisive(q_NA, count, lambda step: step not in blank)
+
+    assert chosen(2) == [0, 4]  # step 5 stands out more, but is the first action's again
+    assert chosen(4) == [0, 2, 5, 7]  # nobody prefers the second in the last two
+    assert chosen(100) == list(range(8))
+    assert chosen(2, 0, 4) == [3, 5]
+    assert chosen(2, *range(8)) == [0, 4]
