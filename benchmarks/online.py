@@ -74,14 +74,14 @@ def _costs(params: settings.Params, game: str, row: Mapping[str, Any], learns: f
     (the published student, spread over the points), and the scores.
     """
     told, online = params.history[game], params.online[game]
-    final = -(-told.steps // told.every)  # spread over as many
+    points = -(-told.steps // told.every)
     state, update = row["seconds_collecting"] / STATES, row["seconds_distilling"] / UPDATES
     both = (1 + learns) / 2  # who rests has the same episodes
     return {
         "learning": told.every * row["seconds_learning"] / STEPS,
         "collecting": learns * online.states * state,
         "distilling": learns * params.students[online.student].updates * update,
-        "final student": (online.final_states * state + online.final_updates * update) / final,
+        "final student": (online.final_states * state + online.final_updates * update) / points,
         "scores": both * online.score_episodes * played * row["seconds_scoring"] / (EPISODES * LENGTH),
     }
 
