@@ -78,7 +78,7 @@ def earlier_settings(layout: Layout, params: settings.Params, cell: settings.Cel
         return ""
     card = load_card(folder)
     if cell.kind == "multitask":
-        return _told(_differing(*_baseline_settings(layout, params, cell, card)))
+        return _told(_otherwise(*_baseline_settings(layout, params, cell, card)))
     variant = settings.pick(params.students, cell.variant, "student")
     different = _student_differences(params, variant, card)
     begun, start = card.get("begins_with"), beginning(params, cell.mix, variant)
@@ -103,7 +103,7 @@ def earlier_following(layout: Layout, params: settings.Params, game: str, seed: 
     steps = int(read_curve(folder / CURVE)[-1]["steps"])
     if steps < settings.pick(params.history, game, "history").steps:
         different["steps"] = steps
-    different |= {name: then for name, _, then in differing(followed(params, game), told)}
+    different |= _otherwise(followed(params, game), told)
     return _told(different)
 
 
@@ -148,7 +148,7 @@ def _student_differences(params: settings.Params, variant: settings.StudentParam
     }
     then = {**objective, **card["objective"], **card["settings"]}  # older cards lack what there was not
     then |= {name: card[name] for name in ("network", "interleave", "frozen", "updates") if name in card}
-    different = _differing(*({k: v for k, v in told.items() if k not in WATCHING} for told in (now, then)))
+    different = _otherwise(*({k: v for k, v in told.items() if k not in WATCHING} for told in (now, then)))
     if different.keys() > {"updates"}:  # of other settings another number goes without saying
         del different["updates"]
     return different
@@ -177,9 +177,9 @@ def _baseline_settings(
     )
 
 
-def _differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
-    """What was another then."""
-    return {name: then.get(name) for name in sorted(now.keys() | then.keys()) if now.get(name) != then.get(name)}
+def _otherwise(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """What was another then, as it was."""
+    return {name: earlier for name, _, earlier in differing(now, then)}
 
 
 def _told(different: Mapping[str, Any]) -> str:
