@@ -1,7 +1,7 @@
 """A teacher's training steps/s with a student that follows it, against without: which share is kept.
 
 Two learners of `experiments/online` take turns, from point to point; one has a student. Points are close here and the student
-does little at each, in short episodes: what a step, a state and an update take is put together as the experiment has them. A
+does less at each, in short episodes: what a step, a state and an update take is put together as the experiment has them. A
 student that rests learns as often as the recorded histories have a new best. The making of the published student, when the
 teacher has learned, and scores, which distilling does not want, are told apart. Each point is compared with its neighbour, so
 that a machine which is slower for a while is so for both.
@@ -29,9 +29,11 @@ from stages.history import History, live
 from stages.paths import Layout
 from stages.plan import steps_of_episode
 
-STEPS, STATES, UPDATES, EPISODES, LENGTH = 2048, 16_384, 150, 16, 300
-"""A point's, and an episode's steps. Fewer episodes at once would take as long: states are valued 16 at a time."""
-POINTS = 6
+STEPS, STATES, UPDATES, EPISODES, LENGTH = 2048, 49_152, 400, 16, 300
+"""A point's, and an episode's steps. To begin a collection takes as long as 2,000 states of it: of few states that would count
+several times. Fewer episodes at once would take as long: states are valued 16 at a time.
+"""
+POINTS = 5
 """The first is not counted."""
 BESIDE = ("learning", "collecting", "distilling")
 
