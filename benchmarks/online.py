@@ -3,7 +3,8 @@
 Two learners of `experiments/online` take turns, from point to point; one has a student. Points are close here and the student
 does less at each, in short episodes: what a step, a state and an update take is put together as the experiment has them. A
 student that rests learns as often as the recorded histories have a new best. The making of the published student, when the
-teacher has learned, and scores, which distilling does not want, are told apart. Each point is compared with its neighbour, so
+teacher has learned, and scores, which distilling does not want, are told apart; the episodes that choose the best are not told:
+a record of the teacher alone has them too. Each point is compared with its neighbour, so
 that a machine which is slower for a while is so for both.
 
     python -m benchmarks.online [GAME]
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import command
+from pipeline.atari.games import find_game
 from stages import params as settings
 from stages.cluster import cluster
 from stages.distill_online import Follower
@@ -40,6 +42,9 @@ BESIDE = ("learning", "collecting", "distilling")
 
 def main(game: str) -> None:
     layout, params = settings.load_project(Path("experiments/online/params.yaml"))
+    game = find_game(game).name
+    for name, section in (("history", params.history), ("online", params.online)):
+        settings.pick(section, game, name)
     small = _small(params, game)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core a run, as the experiment's hours are told

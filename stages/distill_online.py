@@ -58,7 +58,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     making = work_folder(layout, params, game, seed)
     made = made_with(params, game)
     if replay:
-        _check_recorded(recorded, made, f"train-history --game {game} --seed {seed}")
+        _check_recorded(recorded, made, params.history[game].steps, f"train-history --game {game} --seed {seed}")
     decides = {
         "online": told.following() | {"recipe": told.recipe},
         "variant": variant.model_dump(),
@@ -87,7 +87,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
         else:
             stack.enter_context(alone_in(making))
             history = History(making / "history")
-            history.check_replaces(recorded)
+            history.check_replaces(recorded, "follow it with --replay")
             points = live(params, game, seed, making, history, device_name)
         prepare_to_learn()
         follower = Follower(layout, params, game, seed, work, history, device_name)
@@ -126,8 +126,8 @@ def _check(variant: settings.StudentParams, name: str, game: str) -> None:
         raise ValueError(f"students.{name}.temperatures name {', '.join(unknown)}, the game is {game}: leave them out")
 
 
-def _check_recorded(recorded: History, made: Mapping[str, Any], command: str) -> None:
-    """ValueError if there is no record, or one of other settings than these."""
+def _check_recorded(recorded: History, made: Mapping[str, Any], steps: int, command: str) -> None:
+    """ValueError if there is no record, or one of other settings than these, or of fewer steps."""
     if not recorded.points:
         raise ValueError(f"{recorded.folder} has no history: run `pd-pipeline {command}`")
     if not recorded.made:
@@ -136,6 +136,10 @@ def _check_recorded(recorded: History, made: Mapping[str, Any], command: str) ->
         raise ValueError(
             f"{recorded.folder} was made with {', '.join(others)}: set params.yaml back, "
             f"or run `pd-pipeline {command}` to record another"
+        )
+    if (there := recorded.points[-1].steps) < steps:
+        raise ValueError(
+            f"{recorded.folder} has {there:,} of {steps:,} steps: run `pd-pipeline {command}` to go on, or set params.yaml back"
         )
 
 

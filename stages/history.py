@@ -74,11 +74,10 @@ class History:
         self.points.append(point)
         self._write(self.folder)
 
-    def check_replaces(self, recorded: History) -> None:
+    def check_replaces(self, recorded: History, remedy: str) -> None:
         """ValueError where a record would be replaced by another than what it has become."""
         if [p.digest for p in recorded.points] != [p.digest for p in self.points[: len(recorded.points)]]:
-            told = "is a record that a teacher learning now would replace: follow it with --replay, or remove it"
-            raise ValueError(f"{recorded.folder} {told}")
+            raise ValueError(f"{recorded.folder} is a record that a teacher learning now would replace: {remedy}, or remove it")
 
     def _write(self, folder: Path) -> None:
         told = {"made": self.made, "points": [p._asdict() for p in self.points]}
@@ -113,7 +112,7 @@ def run(layout: Layout, params: settings.Params, game: str, seed: int, device_na
     with alone_in(work):
         history = History(work / "history")
         if same:
-            history.check_replaces(recorded)
+            history.check_replaces(recorded, f"bring {work} from where it was made, set history.{game}.steps back")
         for _ in live(params, game, seed, work, history, device_name):
             pass
         target = layout.history(f"{game}-{seed}")

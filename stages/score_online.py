@@ -37,13 +37,14 @@ class Spent:
         self._seconds: dict[str, float] = json.loads(self._path.read_text()) if self._path.is_file() else {}
 
     @contextmanager
-    def on(self, part: str) -> Iterator[None]:
-        """Whatever is done here counts, also when it is stopped."""
+    def on(self, part: str, before: float = 0.0) -> Iterator[None]:
+        """Whatever is done here counts, also when it is stopped, and is added to what was spent `before` the first sitting."""
+        self._seconds.setdefault(part, before)
         began = time.monotonic()
         try:
             yield
         finally:
-            self._seconds[part] = self._seconds.get(part, 0.0) + time.monotonic() - began
+            self._seconds[part] += time.monotonic() - began
             with replaced_file(self._path) as written:
                 written.write_text(json.dumps(self._seconds))
 
@@ -94,12 +95,11 @@ def score_more(layout: Layout, params: settings.Params, recorded: History, game:
         spent = Spent(work)
         for row, point in zip(rows, recorded.points, strict=True):
             agents = recorded.agent(point), layout.followers(name) / f"{point.number:03}"
-            with spent.on(f"scoring {point.number}"):
+            with spent.on(f"scoring {point.number}", float(row["seconds_scoring"]) if there else 0.0):
                 returns += episodes(layout, params, game, seed, point, *agents, known, device_name)
             row.update(mean_returns(returns, point.number))
             row["best_return"] = rows[int(row["best_point"])]["teacher_return"]
-            before = float(row["seconds_scoring"]) if there else 0.0
-            row["seconds_scoring"] = round(before + spent.told(f"scoring {point.number}"), 1)
+            row["seconds_scoring"] = spent.told(f"scoring {point.number}")
         # By the last one it is told whether there are enough: killed between them, the same command makes both again.
         for table, lines in ((CURVE, rows), (RETURNS, returns)):
             with replaced_file(folder / table) as part:

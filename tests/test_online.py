@@ -449,11 +449,8 @@ def test_a_record_whose_best_are_others_is_another_record(followed: Path, tmp_pa
         in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
     )
     path.write_text(json.dumps(told | {"points": json.loads((followed / path.relative_to(folder)).read_text())["points"][:2]}))
-    shutil.rmtree(folder / "data/online")
-    assert (
-        "follows another history: remove it to start afresh"
-        in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
-    )
+    result = invoke(folder, "distill-online", "--game", "Breakout", "--replay")
+    assert "has 128 of 192 steps: run `pd-pipeline train-history --game Breakout --seed 0` to go on" in result.output
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *at: int) -> None:
@@ -467,6 +464,15 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *at: int) -> None:
             return real(*arguments, **named)
 
         monkeypatch.setattr(module, "tried", tried)
+
+
+def test_seconds_of_earlier_sittings_count_once(tmp_path: Path) -> None:
+    """Killed after the curve has them, the next sitting is told of more than there was before the first."""
+    for before in (100.0, 250.0):
+        spent = score_online.Spent(tmp_path)
+        with spent.on("scoring 0", before):
+            pass
+        assert spent.told("scoring 0") == 100.0
 
 
 def test_more_episodes_at_each_point_are_played_without_learning_anew(
@@ -529,7 +535,8 @@ def test_a_record_in_a_clone_is_not_made_anew(recorded: Path, tmp_path: Path) ->
     path.write_text(json.dumps(json.loads(before) | {"made": made_with(load_project(folder / "params.yaml")[1], "Breakout")}))
     result = invoke(folder, "train-history", "--game", "Breakout")
     assert result.exit_code == 1
-    assert "is a record that a teacher learning now would replace" in result.output
+    assert "is a record that a teacher learning now would replace: bring " in result.output
+    assert "has 192 of 256 steps" in invoke(folder, "distill-online", "--game", "Breakout", "--replay").output
 
 
 def test_the_student_of_a_point_may_be_evaluated(followed: Path) -> None:

@@ -25,6 +25,12 @@ def resampled_means(values: npt.ArrayLike, name: str = "episodes") -> Values:
     return np.asarray(values_N[pick_RN].mean(axis=1))
 
 
+def resampled_counts(episodes: int, name: str) -> Values:
+    """How often each of so many episodes is in each bootstrap resample (R, N)."""
+    counts_RN = stream(0, "bootstrap", name).multinomial(episodes, np.full(episodes, 1 / episodes), size=RESAMPLES)
+    return counts_RN.astype(np.float64)
+
+
 def percentiles(drawn_R: Values) -> tuple[float, float]:
     """The 95 % percentile interval of resampled numbers."""
     low, high = np.quantile(drawn_R, [0.025, 0.975])

@@ -1,6 +1,6 @@
 """How steadily a student follows a teacher that is still learning, in numbers.
 
-Dimensions: P points of a history, N episodes, R resamples.
+Dimensions: P points of a history, N episodes, R resamples, H ways to halve the episodes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from pipeline.report.bootstrap import Values, percentiles, resampled_means
+from pipeline.report.bootstrap import Values, percentiles, resampled_counts, resampled_means
+from pipeline.seeding import stream
 
 RETURNS: Final = "returns.csv"
 """Beside a follower's curve: at each `point`, under each `seed`, the return of the `teacher` and of the `student`."""
+HALVINGS: Final = 1000
+HALVINGS_OF_RESAMPLES: Final = 50
+"""Of how many ways to halve the episodes a worst drop is the mean, and that of a resample."""
 
 
 class Steadiness(NamedTuple):
@@ -34,7 +39,8 @@ def steadiness(return_PN: Values, best_PN: Values) -> Steadiness:
     own greatest value every curve drops by noise, and one that never rises does not.
 
     The greatest of several noisy drops is more than any of them is. So half of the episodes say at which point the drop is
-    worst, and the other half how far it goes there, both ways round: without a drop that is 0 on average, or a little less.
+    worst, and the other half how far it goes there, over many ways to halve them: without a drop that is 0 on average, or a
+    little less.
     ValueError for fewer than two points or episodes.
     """
     if len(return_PN) < 2:
@@ -48,21 +54,36 @@ def steadiness(return_PN: Values, best_PN: Values) -> Steadiness:
 
 
 def _drop(below_PN: Values) -> float:
-    first_PN, other_PN = _halves(below_PN)
-    return float(_worst(first_PN.mean(axis=1)[:, None], other_PN.mean(axis=1)[:, None])[0])
+    return float(_drop_R(below_PN, np.ones((1, below_PN.shape[1])), HALVINGS)[0])
 
 
-def _halves(below_PN: Values) -> tuple[Values, Values]:
-    if below_PN.shape[1] < 2:
+def _drop_R(below_PN: Values, count_RN: Values, halvings: int) -> Values:
+    """The worst drop (R,) where each episode counts so often: the mean over so many ways (H) to halve the episodes, of each
+    half's mean at the point where the other has its greatest. All counts of an episode are in the same half.
+    """
+    episodes = below_PN.shape[1]
+    if episodes < 2:
         raise ValueError("one episode at a point cannot tell how far a drop goes: a score wants two at least")
-    return below_PN[:, ::2], below_PN[:, 1::2]
+    side_HN = np.tile(np.arange(episodes) < episodes // 2, (halvings, 1))
+    half_NH = stream(0, "halves").permuted(side_HN, axis=1).T.astype(np.float64)
+    mean_PRH = [[_mean_RH(below_N * count_RN, count_RN, of_NH) for below_N in below_PN] for of_NH in (half_NH, 1.0 - half_NH)]
+    first_PRH, other_PRH = (np.stack(mean) for mean in mean_PRH)
+    found_RH = (_at(other_PRH, first_PRH.argmax(axis=0)) + _at(first_PRH, other_PRH.argmax(axis=0))) / 2
+    return np.asarray(found_RH.mean(axis=1))
 
 
-def _worst(first_PR: Values, other_PR: Values) -> Values:
-    """Each one's value (R,) at the point where the other has its greatest; the mean of both."""
-    at_R = np.arange(first_PR.shape[1])
-    found: Values = (other_PR[first_PR.argmax(axis=0), at_R] + first_PR[other_PR.argmax(axis=0), at_R]) / 2
-    return found
+def _mean_RH(total_RN: Values, count_RN: Values, of_NH: Values) -> Values:
+    """Means over parts of the episodes, or over all of them where none of a part is counted."""
+    all_R = total_RN.sum(axis=1) / count_RN.sum(axis=1)
+    counted_RH = count_RN @ of_NH
+    mean_RH: Values = np.repeat(all_R[:, None], of_NH.shape[1], axis=1)
+    np.divide(total_RN @ of_NH, counted_RH, out=mean_RH, where=counted_RH > 0)
+    return mean_RH
+
+
+def _at(value_PRH: Values, point_RH: npt.NDArray[np.intp]) -> Values:
+    """The values (R, H) at these points."""
+    return np.asarray(np.take_along_axis(value_PRH, point_RH[None], axis=0)[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,15 +129,13 @@ class Run:
         """Of `teacher` and `student` the worst drop with other episodes, which understates small ones, and the greatest
         difference of means, which overstates them.
         """
-        return {who: self._drop_R(who) for who in ("teacher", "student")}
+        return {who: self._drops_R(who) for who in ("teacher", "student")}
 
-    def _drop_R(self, who: str) -> tuple[Values, Values]:
-        halves = _halves(self.returns("best") - self.returns(who))
-        first_PR, other_PR = (
-            np.stack([resampled_means(below_N, f"{half} of {self.game}-{self.seed}") for below_N in below_PN])
-            for half, below_PN in enumerate(halves)
-        )
-        return _worst(first_PR, other_PR), ((first_PR + other_PR) / 2).max(axis=0)
+    def _drops_R(self, who: str) -> tuple[Values, Values]:
+        below_PN = self.returns("best") - self.returns(who)
+        count_RN = resampled_counts(below_PN.shape[1], f"{self.game}-{self.seed}")
+        greatest_R = (count_RN @ below_PN.T / below_PN.shape[1]).max(axis=1)
+        return _drop_R(below_PN, count_RN, HALVINGS_OF_RESAMPLES), greatest_R
 
     @property
     def zero(self) -> float:
@@ -157,7 +176,7 @@ def told_share(runs: Sequence[Run], digits: int = 2) -> str:
 
 def share_within(runs: Sequence[Run]) -> tuple[float, float]:
     """An interval of `share_of_drop` over episodes that covers 95 % at least: each end of drops that err to its side. Where in
-    some resamples teachers do not drop its end is infinite.
+    more than one of forty resamples teachers do not drop its upper end is infinite.
     """
     (student_R, most_R), (teacher_R, of_most_R) = (
         np.sum([run.drops_R[who] for run in runs], axis=0) for who in ("student", "teacher")

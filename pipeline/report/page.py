@@ -187,10 +187,7 @@ def _online(runs: Sequence[Run]) -> str:
         )
         for game in dict.fromkeys(run.game for run in runs)
     ]
-    ends = ", ".join(
-        f"{count} episodes each in {game}" for game, count in {run.game: len(run.student_N) for run in runs}.items()
-    )
-    table = tables.online(runs).html(f"{tables.FOLLOWED} Those at the end: {ends}.")
+    table = tables.online(runs).html(tables.followed(runs))
     return f"<section><h2>Following a teacher that is still learning</h2>{table}<div class='figures'>{''.join(drawn)}</div></section>"
 
 

@@ -153,7 +153,7 @@ def _following(results: Results) -> str:
 At each point of the teacher's learning, or where a student `rests` at each new best, the policy that did best on the seeds that
 choose labels a new version of the dataset, and the student goes on learning from what that policy has labelled; teacher, best
 so far and student are scored on other seeds.
-{tables.FOLLOWED}
+{tables.followed(results.online)}
 
 {tables.online(results.online).markdown()}{_asked(tables.bars_of_online(results.online, unmade))}"""
 

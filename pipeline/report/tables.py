@@ -215,16 +215,6 @@ TYPICAL: Final = (
     "each game, where there are several, and their episodes; what teacher and random score is taken as it is, but for the "
     "last column, where the teacher's episodes are resampled, too."
 )
-FOLLOWED: Final = (
-    "Change is the root mean square of the changes from point to point. The worst drop is below the best policy so far, "
-    "which other seeds chose, at the point that half of the episodes find the worst, measured on the other half; the next "
-    "column counts only points at which the best policy had not just changed. The students' is also given over their "
-    "teachers', of means over seeds, with an interval over episodes that covers 95 % at least and has no upper end where in "
-    "some resamples the teachers do not drop. Over several seeds: their mean, least and greatest. "
-    "At the end: the teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is "
-    "(student - random) / (best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, "
-    "paired by seed."
-)
 CORRELATED: Final = (
     "Kendall's rank correlation with the normalised score, over the pairs of students that were measured on the same held-out "
     "episodes, in brackets how many. Students are resampled for the 95 % intervals (none where the order is perfect: all "
@@ -308,6 +298,26 @@ def of_training(summaries: Sequence[Summary]) -> str:
     return (
         "where a student has several runs in a game, runs are resampled as well, and the interval includes the variance of "
         "training as far as two or three runs can tell; where it has one, it does not"
+    )
+
+
+def followed(runs: Sequence[Run]) -> str:
+    """What the table below tells, and of how many episodes."""
+    at_points, at_end = (
+        " or ".join(f"{count} ({game})" for game, count in counts.items())
+        for counts in ({run.game: run.student_PN.shape[1] for run in runs}, {run.game: len(run.student_N) for run in runs})
+    )
+    return (
+        f"Every point is scored by {at_points} episodes, the end by {at_end}. "
+        "Change is the root mean square of the changes from point to point, progress among them. The worst drop is below the "
+        "best policy so far, which other seeds chose, at the point that half of the episodes find the worst, measured on the "
+        "other half, the mean over many ways to halve them; it is below zero where a curve stays above the best. The next "
+        "column counts only points at which the best policy had not just changed. The students' is also given over their "
+        "teachers', of means over seeds, with an interval over episodes that covers 95 % at least and has no upper end where "
+        "in more than one of forty resamples the teachers do not drop. Over several seeds: their mean, least and greatest. At"
+        " the end: the teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is "
+        "(student - random) / (best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, "
+        "paired by seed."
     )
 
 

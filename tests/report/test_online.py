@@ -29,9 +29,15 @@ def test_by_hand() -> None:
 
 
 def test_each_half_of_the_episodes_measures_where_the_other_is_worst() -> None:
-    """The halves are every other episode: below the best by (6, 2) and (1, 4)."""
+    below = np.array([[6.0, 2.0], [1.0, 4.0]])
+    assert steadiness(-below, np.zeros((2, 2))).drop == (2.0 + 1.0) / 2
+
+
+def test_the_drop_is_over_all_ways_to_halve_the_episodes() -> None:
+    """Two of three ways find the first point worst, by 4, the third, as above, by 1.5. Their order is all the same."""
     below = np.array([[6.0, 2.0, 6.0, 2.0], [1.0, 4.0, 1.0, 4.0]])
-    assert steadiness(-below, np.zeros((2, 4))).drop == (2.0 + 1.0) / 2
+    found = [steadiness(-below[:, order], np.zeros((2, 4))).drop for order in ([0, 1, 2, 3], [0, 2, 1, 3])]
+    assert found == pytest.approx([(4.0 + 4.0 + 1.5) / 3] * 2, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +54,12 @@ def test_each_half_of_the_episodes_measures_where_the_other_is_worst() -> None:
     ],
 )
 def test_noise_is_no_drop_and_a_drop_like_the_noise_is_measured_as_less(
-    episodes: int, true: float, found: float, greatest: float
+    monkeypatch: pytest.MonkeyPatch, episodes: int, true: float, found: float, greatest: float
 ) -> None:
     """Ten points of so many new episodes each, at one of them worse than the best by so many deviations of an episode: the drop
     as measured, and what the greatest difference of means would be. docs/distilling.md tells of these.
     """
+    monkeypatch.setattr("pipeline.report.online.HALVINGS", 10)  # of how many it is the mean does not change what is expected
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(400, 2, 10, episodes))
     noise[:, 1, 4] -= true
@@ -155,7 +162,9 @@ def test_what_was_asked_is_of_the_means_over_seeds() -> None:
     assert tables.bars_of_online(hopeless).cells[1][2:] == ["", "open"]
 
 
-def test_what_the_episodes_do_not_tell_is_not_sure() -> None:
+def test_what_the_episodes_do_not_tell_is_not_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.report.bootstrap.RESAMPLES", 1000)
+
     def noisy(seed: int, student: float, final: float) -> Run:
         rng = np.random.default_rng(seed)
         noise = [rng.normal(scale=4.0, size=(2, 60)) for _ in range(2)]
@@ -173,7 +182,7 @@ def test_what_the_episodes_do_not_tell_is_not_sure() -> None:
 
     assert held(10.0, 10.0) == ["met", "met"]
     assert held(8.0, 9.75) == ["met, not surely", "met, not surely"]
-    assert held(7.0, 9.65) == ["missed, not surely", "missed, not surely"]
+    assert held(7.3, 9.65) == ["missed, not surely", "missed, not surely"]
     assert held(3.0, 9.0) == ["missed", "missed"]
 
 
