@@ -19,7 +19,7 @@ repro: $(SETUP)  ## run whatever is missing of the quick road; the report is dat
 	dvc repro
 	@echo "report: $(CURDIR)/data/report/index.html"
 
-test: $(SETUP)  ## the default suite, under 3 minutes on two cores
+test: $(SETUP)  ## the default suite, under 5 minutes on two cores
 	$(PYTEST)
 
 test-end-to-end: $(SETUP)  ## whole roads over several stages, from teachers to reports
