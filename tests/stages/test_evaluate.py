@@ -20,8 +20,6 @@ from stages.cli import main
 from stages.params import load
 from tests.fakes import ENVIRONMENT, edited_params
 
-pytestmark = pytest.mark.end_to_end
-
 SCORES = "data/scores/random/Breakout.json"
 
 

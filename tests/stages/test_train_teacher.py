@@ -17,8 +17,6 @@ from stages.cli import main
 from tests import processes
 from tests.fakes import edited_params
 
-pytestmark = pytest.mark.end_to_end
-
 DQN = {
     "envs": 8,
     "replay": 4000,
