@@ -4,8 +4,8 @@ Two learners of `experiments/online` take turns, from point to point; one has a 
 does less at each, in short episodes: what a step, a state and an update take is put together as the experiment has them. A
 student that rests learns as often as the recorded histories have a new best. The making of the published student, when the
 teacher has learned, and scores, which distilling does not want, are told apart; the episodes that choose the best are not told:
-a record of the teacher alone has them too. Each point is compared with its neighbour, so
-that a machine which is slower for a while is so for both.
+a record of the teacher alone has them too. Each point is compared with its neighbour, so that a machine which is slower for a
+while is so for both.
 
     python -m benchmarks.online [GAME]
 """

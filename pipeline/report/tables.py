@@ -314,8 +314,8 @@ def followed(runs: Sequence[Run]) -> str:
         "other half, the mean over many ways to halve them; it is below zero where a curve stays above the best. The next "
         "column counts only points at which the best policy had not just changed. The students' is also given over their "
         "teachers', of means over seeds, with an interval over episodes that covers 95 % at least and has no upper end where "
-        "in more than one of forty resamples the teachers do not drop. Over several seeds: their mean, least and greatest. At"
-        " the end: the teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is "
+        "in more than one of forty resamples the teachers do not drop. Over several seeds: their mean, least and greatest. "
+        "At the end: the teacher's last policy, its best and the final student on seeds that nothing else has seen. Kept is "
         "(student - random) / (best - random) of these, with the 95 % bootstrap interval of the seeds' mean over episodes, "
         "paired by seed."
     )
